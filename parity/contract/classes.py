@@ -1,0 +1,80 @@
+"""ImageNet's 1000 labels, and a class given by index or by label."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+
+
+class ClassError(ValueError):
+    """No such class, or more than one; the message names the nearest."""
+
+
+@lru_cache(maxsize=1)
+def labels() -> tuple[str, ...]:
+    """The 1000 ImageNet labels in index order, as torchvision spells them (`tabby` is 281, `espresso` 967)."""
+    text = resources.files("parity.contract").joinpath("data/imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
+
+
+def label(index: int, n_classes: int = 1000) -> str:
+    """The label of a class; `class 3` where the network is not one of ImageNet's 1000 classes."""
+    return labels()[index] if n_classes == len(labels()) else f"class {index}"
+
+
+def index(value: int | str, n_classes: int = 1000) -> int:
+    """The index of a class.
+
+    Args:
+        value: an index, also as text, or a label; case, underscores and hyphens do not matter.
+        n_classes: of the network. Labels are known for 1000 only.
+
+    Raises:
+        ClassError: out of range, unknown or ambiguous.
+    """
+    text = str(value).strip()
+    if re.fullmatch(r"[+-]?\d+", text):
+        if not 0 <= int(text) < n_classes:
+            raise ClassError(f"class {text} does not exist: give 0 to {n_classes - 1}, or a label")
+        return int(text)
+    if n_classes != len(labels()):
+        raise ClassError(f"class {text!r}: this network has {n_classes} classes without labels; give 0 to {n_classes - 1}")
+    folded = [_fold(name) for name in labels()]
+    wanted = _fold(text)
+    exact = [i for i, name in enumerate(folded) if name == wanted]
+    if len(exact) == 1:
+        return exact[0]
+    if exact:
+        raise ClassError(f"class {text!r} is ambiguous: {_listed(exact)}; give the index")
+    words = [i for i, name in enumerate(folded) if wanted and wanted in name.split(" ")]
+    close = [folded.index(name) for name in difflib.get_close_matches(wanted, folded, n=5, cutoff=0.0)]
+    nearest = list(dict.fromkeys(words + close))[:5]
+    raise ClassError(f"class {text!r} is not an ImageNet label; nearest: {_listed(nearest)}")
+
+
+def per_photograph(values: Sequence[int | str], n_photographs: int, n_classes: int = 1000) -> list[int]:
+    """One class for all photographs, or one for each.
+
+    Raises:
+        ClassError: a class that does not exist, or their number is neither 1 nor `n_photographs`.
+    """
+    found = [index(value, n_classes) for value in values]
+    if len(found) == 1:
+        return found * n_photographs
+    if len(found) != n_photographs:
+        raise ClassError(
+            f"{len(found)} classes for {n_photographs} photograph{'s' * (n_photographs != 1)}: "
+            "give one for all, or one for each"
+        )
+    return found
+
+
+def _fold(text: str) -> str:
+    return re.sub(r"[\s_\-']+", " ", text).strip().casefold()
+
+
+def _listed(indices: Sequence[int]) -> str:
+    return ", ".join(f"{labels()[i]} ({i})" for i in indices)

@@ -1,0 +1,36 @@
+"""A file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary name in the same folder; on success it replaces `path`, on any error it is removed.
+
+    Args:
+        path: the file that shall exist, complete, after the block. Its folder must exist.
+
+    Yields:
+        The temporary path, with `path`'s suffix: write there.
+
+    Raises:
+        OSError: as the file system says (no space, no permission); then `path` is as it was before.
+    """
+    target = Path(path)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix="".join(target.suffixes[-2:]))
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets; this is a file like any other
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

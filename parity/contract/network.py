@@ -1,0 +1,240 @@
+"""A network's weights in canonical form, their fingerprint, and the networks that need no download."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from parity.contract.architecture import VGG16, Architecture
+from parity.contract.files import whole
+
+INPUTS = ("caffe", "torchvision")
+"""Kinds of preprocessing. caffe: BGR minus (103.939, 116.779, 123.68). torchvision: RGB / 255, mean and std."""
+
+FORMAT = "attention-maps network 1"
+"""What a canonical safetensors file says of itself."""
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, read or used; one line that says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Weights that either framework can load.
+
+    Attributes:
+        tensors: canonical name → float32 array: torchvision's names (`features.0.weight`, `classifier.6.bias`) and layouts
+            (convolutions OIHW; dense (out, in), the first reading (C, H, W)), in the order of the computation.
+        architecture: whose they are.
+        source: where they came from, in words for a reader: `offline`, `seeded:3`, a path.
+        input: the preprocessing that these weights were trained with, one of `INPUTS`.
+        remark: one line that belongs beside every result, or "".
+    """
+
+    tensors: Mapping[str, np.ndarray] = field(repr=False)
+    architecture: Architecture
+    source: str
+    input: str
+    remark: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over names, shapes and values: equal for equal networks, whatever file or layout they came from."""
+        digest = hashlib.sha256()
+        for name, array in self.tensors.items():
+            digest.update(f"{name} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array, dtype="<f4").data)
+        return digest.hexdigest()
+
+
+def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remark: str = "") -> Network:
+    """Make a `Network`, strictly: nothing missing, nothing left over, every shape right, every value finite.
+
+    Args:
+        tensors: canonical names and layouts; any floating type (converted to float32).
+        source: for messages and manifests.
+        input: one of `INPUTS`.
+        remark: see `Network`.
+
+    Raises:
+        WeightsError: names the first tensor that is wrong.
+    """
+    if input not in INPUTS:
+        raise WeightsError(f"{source}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
+    try:
+        architecture = Architecture.of({name: tuple(array.shape) for name, array in tensors.items()})
+    except ValueError as error:
+        raise WeightsError(f"{source}: not the weights of a VGG16: {error}") from None
+    ordered: dict[str, np.ndarray] = {}
+    for name in architecture.tensor_shapes:
+        array = tensors[name]
+        if array.dtype.kind != "f":
+            raise WeightsError(f"{source}: tensor {name} holds {array.dtype}, expected floating point")
+        ordered[name] = np.asarray(array, dtype=np.float32)
+        # A sum is finite only if every term is, and costs no copy; an overflow of finite terms is told apart below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(ordered[name].sum())
+        if suspicious and not np.isfinite(ordered[name]).all():
+            raise WeightsError(f"{source}: tensor {name} holds NaN or infinity")
+    return Network(ordered, architecture, source, input, remark)
+
+
+def offline() -> Network:
+    """The embedded network: ImageNet convolutions of VGG16 (int8) under a distilled linear classifier.
+
+    Not the ImageNet VGG16: its classifier is linear in the mean of the last pool. Expanded here to the full VGG16 of
+    138,357,544 parameters, exactly in float32.
+    """
+    packed = _embedded()
+    tensors = _convolutions(packed)
+    shapes = VGG16.tensor_shapes
+    channels, height, width = VGG16.flatten_chw
+    tensors.update({name: np.zeros(shape, np.float32) for name, shape in shapes.items() if "classifier" in name})
+    first = tensors["classifier.0.weight"].reshape(-1, channels, height * width)
+    units = np.arange(channels)
+    first[units, units] = np.float32(1 / (height * width))  # unit c: the mean of channel c
+    tensors["classifier.3.weight"][units, units] = 1
+    tensors["classifier.6.weight"][:, :channels] = packed["probe.weight"].astype(np.float32)
+    tensors["classifier.6.bias"][:] = packed["probe.bias"]
+    return Network(
+        tensors,
+        VGG16,
+        "offline",
+        "caffe",
+        "embedded weights: ImageNet convolutions, distilled linear classifier (not the ImageNet VGG16)",
+    )
+
+
+def offline_random(seed: int) -> Network:
+    """The embedded convolutions under random dense layers: a network on which a wrong Grad-CAM++ shows.
+
+    Args:
+        seed: of `numpy.random.RandomState`, 0 to 2**32 − 1.
+    """
+    tensors = _convolutions(_embedded())
+    dense = {name: shape for name, shape in VGG16.tensor_shapes.items() if name.startswith("classifier")}
+    tensors.update(_he_normal(dense, seed))
+    return Network(tensors, VGG16, f"offline-random:{seed}", "caffe", "embedded convolutions, random dense layers")
+
+
+def seeded(seed: int, architecture: Architecture = VGG16) -> Network:
+    """Every weight random: the same on every machine.
+
+    Args:
+        seed: of `numpy.random.RandomState`, 0 to 2**32 − 1.
+        architecture: VGG16, or a smaller one for tests.
+    """
+    tensors = _he_normal(architecture.tensor_shapes, seed)
+    return Network(tensors, architecture, f"seeded:{seed}", "caffe", "random weights")
+
+
+def from_source(source: str) -> Network | None:
+    """The networks that need no framework: `offline`, `offline-random:N`, `seeded:N`, a canonical safetensors file.
+
+    Returns:
+        The network; None where `source` names something else (a download, another kind of file).
+
+    Raises:
+        WeightsError: it names one of these, and it cannot be had.
+    """
+    if source == "offline":
+        return offline()
+    if match := re.fullmatch(r"(offline-random|seeded):(.*)", source):
+        if not re.fullmatch(r"\d{1,10}", match[2]) or int(match[2]) >= 2**32:
+            raise WeightsError(f"{source}: the seed must be 0 to 4294967295, as in {match[1]}:0")
+        return (offline_random if match[1] == "offline-random" else seeded)(int(match[2]))
+    if source.endswith(".safetensors") and os.path.isfile(source):
+        return read(source)
+    return None
+
+
+def read(path: str | os.PathLike[str]) -> Network | None:
+    """Read a canonical safetensors file, as `write` writes it.
+
+    Returns:
+        The network; None where the file is a sound safetensors file that does not say it is canonical.
+
+    Raises:
+        WeightsError: the file is damaged, or holds something else than a VGG.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({_line(error)})") from None
+    return checked(
+        tensors,
+        source=metadata.get("source") or os.fspath(path),
+        input=metadata.get("input", "caffe"),
+        remark=metadata.get("remark", ""),
+    )
+
+
+def write(network: Network, path: str | os.PathLike[str]) -> None:
+    """Write the canonical safetensors file: the tensors, and in its metadata format, source, input and remark.
+
+    Raises:
+        OSError: as the file system says; then nothing is left at `path`.
+    """
+    metadata = {"format": FORMAT, "source": network.source, "input": network.input, "remark": network.remark}
+    with whole(path) as temporary:
+        try:
+            save_file({name: np.ascontiguousarray(a) for name, a in network.tensors.items()}, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(_line(error)) from None
+
+
+def _embedded() -> dict[str, np.ndarray]:
+    with resources.as_file(resources.files("parity.contract").joinpath("data/vgg16_offline.safetensors")) as path:
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
+        except (safetensors.SafetensorError, OSError) as error:
+            raise WeightsError(f"the embedded weights are damaged ({_line(error)}): install the package again") from None
+
+
+def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """int8 times one scale per output channel, in float32."""
+    tensors: dict[str, np.ndarray] = {}
+    for name in VGG16.tensor_shapes:
+        if name.startswith("features") and name.endswith("weight"):
+            scale = packed[f"{name}.scale"][:, None, None, None]
+            tensors[name] = packed[name].astype(np.float32) * scale
+        elif name.startswith("features"):
+            tensors[name] = packed[name]
+    return tensors
+
+
+def _he_normal(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Weights N(0, 2 / fan_in), biases N(0, 1), drawn in float64 in the order of the computation, kept as float32."""
+    generator = np.random.RandomState(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for name, shape in shapes.items():
+        scale = math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else 1.0
+        tensors[name] = np.empty(shape, np.float32)
+        flat = tensors[name].reshape(-1)
+        for start in range(0, flat.size, 2**20):  # in pieces: fc1 at once in float64 would be 822 MB
+            piece = flat[start : start + 2**20]
+            piece[:] = generator.standard_normal(piece.size) * scale
+    return tensors
+
+
+def _line(error: BaseException) -> str:
+    """An error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+

@@ -1,0 +1,256 @@
+"""Grad-CAM and Grad-CAM++: the formulas as pure functions, and pytorch-grad-cam's `BaseCAM` around them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from pytorch_grad_cam.base_cam import BaseCAM
+from torch import Tensor, nn
+
+from torch_impl.arrays import Cams, ChannelWeights, FeatureMaps, Images, Target
+from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.precision import at_least_fp32, score_scale
+from torch_impl.preserve import preserved
+
+
+class LayerError(ValueError):
+    """The target layer does not exist, or cannot carry a class activation map."""
+
+
+def grad_cam_weights(gradients: FeatureMaps) -> ChannelWeights:
+    """Mean gradient of each feature map.
+
+    Args:
+        gradients: G = ∂score/∂A.
+
+    Source: arXiv:1610.02391, Equation 1.
+    """
+    return gradients.mean(dim=(-2, -1))
+
+
+def grad_cam_plus_plus_alpha(activations: FeatureMaps, gradients: FeatureMaps) -> FeatureMaps:
+    """α of each place: 1 / (2 + G·ΣA) where G ≠ 0, else 0; then divided by its own sum over the map (by 1 where that is 0).
+
+    The reference writes e·G² / (2·e·G² + e·G³·ΣA) with e = exp(score). e and G² are cancelled here, so that no score
+    overflows and no small gradient underflows. Where a denominator is exactly 0 the reference divides 0 by 0; here α is
+    its limit: those places share the whole map's weight.
+
+    Args:
+        activations: A, of the target layer.
+        gradients: G = ∂score/∂A.
+
+    Returns:
+        Sums to 1 over each map, or is 0 everywhere. Single values may be negative or above 1.
+
+    Source: arXiv:1710.11063, Equation 19.
+    Matches: tf-keras-vis 0.8.7.
+    Differs: pytorch-grad-cam adds 1e-6 to the denominator, about 1e-8 itself, and does not divide α by its sum.
+    """
+    used = gradients != 0
+    denominator = 2 + gradients * activations.sum(dim=(-2, -1), keepdim=True)
+    pole = used & (denominator == 0)
+    alpha = torch.where(used, 1 / torch.where(denominator == 0, 1, denominator), 0)
+    alpha = torch.where(pole.any(dim=-1, keepdim=True).any(dim=-2, keepdim=True), pole.to(alpha.dtype), alpha)
+    total = alpha.sum(dim=(-2, -1), keepdim=True)
+    return alpha / torch.where(total == 0, 1, total)
+
+
+def grad_cam_plus_plus_weights(activations: FeatureMaps, gradients: FeatureMaps) -> ChannelWeights:
+    """Σ relu(G)·α of each feature map.
+
+    Args:
+        activations: A, of the target layer.
+        gradients: G = ∂score/∂A.
+
+    Source: arXiv:1710.11063, Equations 5 and 7.
+    Matches: tf-keras-vis 0.8.7, up to the factor exp(score), which cancels out of the normalized map.
+    """
+    alpha = grad_cam_plus_plus_alpha(activations, gradients)
+    return (gradients.relu() * alpha).sum(dim=(-2, -1))
+
+
+def class_activation_map(activations: FeatureMaps, channel_weights: ChannelWeights) -> Cams:
+    """relu(Σ w·A) over the feature maps."""
+    return torch.einsum("nkhw,nk->nhw", activations, channel_weights).relu()
+
+
+class _Score:
+    """A pytorch-grad-cam target: one class's logit, scaled where float16 needs it."""
+
+    def __init__(self, category: int, scale: float) -> None:
+        self.category, self.scale = category, scale
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if not logits.requires_grad:
+            raise LayerError("the target layer does not lie on the way to the logits: choose one that does")
+        score = logits[self.category]
+        return score if self.scale == 1 else score.float() * self.scale
+
+
+class ReferenceCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no type information
+    """pytorch-grad-cam's engine with the reference's arithmetic.
+
+    The library captures activations and gradients; what it does to them on the way out (NumPy in float32, min–max before
+    and after a half-pixel resize) is replaced, so that a call returns the raw map (N, h, w) as a tensor.
+
+    Two hooks stand around the library's own. The one before them cuts the graph at the target layer: the backward pass
+    ends there, and a frozen network with a plain input works. The one after them hands a copy to the rest of the network,
+    so that an in-place layer that follows cannot overwrite what was captured.
+
+    Close it in a `finally`: as a `with` block the library swallows an IndexError.
+    """
+
+    def __init__(self, model: nn.Module, target_layer: nn.Module) -> None:
+        self._around = [target_layer.register_forward_hook(_cut)]
+        super().__init__(model, [target_layer])
+        self._around.append(target_layer.register_forward_hook(_copy))
+
+    def close(self) -> None:
+        """Remove every hook."""
+        self.activations_and_grads.release()
+        for handle in self._around:
+            handle.remove()
+
+    def raw(self, inputs: Images, target: Target) -> Cams:
+        """The map at the layer's resolution, ≥ 0; float32, or float64 for float64 inputs.
+
+        Raises:
+            LayerError: the layer did not run exactly once, or its output is not (N, K, h, w).
+        """
+        self._scale = score_scale(inputs.dtype)
+        cam: Tensor = self(inputs, [_Score(int(category), self._scale) for category in target])
+        return cam.to(inputs.device)
+
+    def get_cam_weights(
+        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
+    ) -> ChannelWeights:
+        """Channel weights of this method."""
+        raise NotImplementedError
+
+    def compute_cam_per_layer(self, input_tensor: Tensor, targets: Any, eigen_smooth: bool) -> list[Cams]:
+        """The library's extension point after its capture: here, formulas and nothing else."""
+        captured = self.activations_and_grads
+        if len(captured.activations) != 1 or len(captured.gradients) != 1:
+            raise LayerError(
+                f"the target layer ran {len(captured.activations)} times in one pass: choose a layer that runs once"
+            )
+        dtype = at_least_fp32(input_tensor.dtype)
+        activations = captured.activations[0].to(dtype)
+        gradients = captured.gradients[0].to(dtype) / self._scale
+        weights = self.get_cam_weights(input_tensor, self.target_layers, targets, activations, gradients)
+        return [class_activation_map(activations, weights)]
+
+    def aggregate_multi_layers(self, cam_per_target_layer: list[Cams]) -> Cams:
+        """One layer: its map, unchanged."""
+        return cam_per_target_layer[0]
+
+
+class GradCAM(ReferenceCAM):
+    """Source: arXiv:1610.02391."""
+
+    def get_cam_weights(
+        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
+    ) -> ChannelWeights:
+        """See `grad_cam_weights`."""
+        return grad_cam_weights(grads)
+
+
+class GradCAMPlusPlus(ReferenceCAM):
+    """Source: arXiv:1710.11063."""
+
+    def get_cam_weights(
+        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
+    ) -> ChannelWeights:
+        """See `grad_cam_plus_plus_weights`."""
+        return grad_cam_plus_plus_weights(activations, grads)
+
+
+def grad_cam(
+    model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
+) -> Cams:
+    """Grad-CAM at the layer's resolution; raw: neither upsampled nor normalized.
+
+    Args:
+        model: gives logits (N, classes). Comes back as it was.
+        inputs: preprocessed.
+        target: class indices.
+        target_layer: a module of the model, or its name; its output must be (N, K, h, w).
+        batch_size: images in one pass.
+
+    Returns:
+        ≥ 0.
+
+    Raises:
+        LayerError: no such layer, or one that cannot carry a map.
+
+    Source: arXiv:1610.02391, Equations 1 and 2.
+    Matches: tf-keras-vis 0.8.7, `Gradcam` with `expand_cam=False, normalize_cam=False`.
+    """
+    return _raw_cam(GradCAM, model, inputs, target, target_layer, batch_size)
+
+
+def grad_cam_plus_plus(
+    model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
+) -> Cams:
+    """Grad-CAM++ at the layer's resolution; raw: neither upsampled nor normalized.
+
+    Arguments, result and errors as `grad_cam`.
+
+    Source: arXiv:1710.11063, Equations 5, 7 and 19.
+    Matches: tf-keras-vis 0.8.7, `GradcamPlusPlus`, divided by exp(score).
+    """
+    return _raw_cam(GradCAMPlusPlus, model, inputs, target, target_layer, batch_size)
+
+
+def find_layer(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """A module of the model by its name, as in `dict(model.named_modules())`.
+
+    Raises:
+        LayerError: no such name; the message lists the nearest.
+    """
+    if isinstance(name, nn.Module):
+        if all(name is not module for module in model.modules()):
+            raise LayerError("the target layer is not a module of this model")
+        return name
+    modules = dict(model.named_modules())
+    if not name or name not in modules:
+        nearest = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or [n for n in modules if n][-5:]
+        raise LayerError(f"the model has no layer {name!r}; nearest: {', '.join(nearest)}")
+    return modules[name]
+
+
+def _raw_cam(
+    method: type[ReferenceCAM],
+    model: nn.Module,
+    inputs: Images,
+    target: Target,
+    target_layer: str | nn.Module,
+    batch_size: BatchSize,
+) -> Cams:
+    layer = find_layer(model, target_layer)
+    found: list[Cams] = []
+    with preserved(model):
+        engine = method(model, layer)
+        try:
+            micro_batches(
+                range(len(inputs)),
+                batch_size,
+                inputs.device,
+                lambda rows: found.append(engine.raw(inputs[rows], target[rows])),
+            )
+        finally:
+            engine.close()
+    return torch.cat(found)
+
+
+def _cut(module: nn.Module, args: Any, output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        shape = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise LayerError(f"the target layer's output is {shape}; a class activation map needs (N, K, h, w)")
+    return output.detach().requires_grad_()
+
+
+def _copy(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output.clone()

@@ -1,0 +1,183 @@
+"""Each map as a function of tensors, and the table of all of them: the only place where the parts are put together.
+
+For people who already have a model and inputs. Every function leaves the model as it was, and returns maps (N, H, W) in
+[0, 1], float32 (float64 for float64 inputs), on the inputs' device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from torch_impl import cam, saliency, stock
+from torch_impl.arrays import Images, Maps, Target
+from torch_impl.batching import BatchSize
+from torch_impl.names import METHOD_NAMES, canonical_name
+from torch_impl.postprocess import normalize, upsample
+from torch_impl.precision import at_least_fp32
+from torch_impl.saliency import Progress
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a method may need beside model, inputs and target.
+
+    Attributes:
+        target_layer: of the CAMs: a module of the model, or its name.
+        noise_level: SmoothGrad's σ as a fraction of each image's range.
+        n_samples: SmoothGrad's noisy copies.
+        seed: of the noise.
+        batch_size: images, or noisy copies, in one pass; "auto" or a number.
+        progress: called with (passes done, passes in all).
+    """
+
+    target_layer: str | nn.Module = ""
+    noise_level: float = 0.2
+    n_samples: int = 20
+    seed: int = 0
+    batch_size: BatchSize = "auto"
+    progress: Progress | None = None
+
+
+class MapError(ArithmeticError):
+    """A map is not finite; the message says which and what to do."""
+
+
+Raw = Callable[[nn.Module, Images, Target, Settings], Tensor]
+
+
+def _vanilla(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return saliency.vanilla_saliency(model, inputs, target, batch_size=s.batch_size, progress=s.progress)
+
+
+def _smoothgrad(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return saliency.smoothgrad(
+        model,
+        inputs,
+        target,
+        noise_level=s.noise_level,
+        n_samples=s.n_samples,
+        seed=s.seed,
+        batch_size=s.batch_size,
+        progress=s.progress,
+    )
+
+
+def _gradcam(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return cam.grad_cam(model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size)
+
+
+def _gradcam_plus_plus(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return cam.grad_cam_plus_plus(model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size)
+
+
+def _stock_gradcam(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return stock.pytorch_grad_cam_map(
+        "gradcam", model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size
+    )
+
+
+def _stock_gradcam_plus_plus(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return stock.pytorch_grad_cam_map(
+        "gradcam_plus_plus", model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size
+    )
+
+
+def _stock_smoothgrad(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    return stock.captum_smoothgrad(
+        model, inputs, target, noise_level=s.noise_level, n_samples=s.n_samples, seed=s.seed
+    )
+
+
+METHODS: dict[str, Raw] = {
+    "vanilla": _vanilla,
+    "smoothgrad": _smoothgrad,
+    "gradcam": _gradcam,
+    "gradcam_plus_plus": _gradcam_plus_plus,
+    "gradcam@pytorch-grad-cam": _stock_gradcam,
+    "gradcam_plus_plus@pytorch-grad-cam": _stock_gradcam_plus_plus,
+    "smoothgrad@captum": _stock_smoothgrad,
+}
+"""Name → raw map, at the layer's or the image's resolution. The last three are the libraries' own, for comparison."""
+
+assert tuple(METHODS) == METHOD_NAMES
+
+
+def raw_maps(method: str, model: nn.Module, inputs: Images, target: Target, settings: Settings) -> Tensor:
+    """A method's map before `finish`: (N, h, w) or (N, H, W), ≥ 0.
+
+    Args:
+        method: a name of `METHODS`, or the alias `gradcam++`.
+        model: gives logits (N, classes). Comes back as it was.
+        inputs: preprocessed.
+        target: class indices.
+        settings: for this method.
+
+    Raises:
+        ValueError: unknown method, or settings that the method cannot use.
+        MapError: a value is not finite.
+    """
+    raw = METHODS[canonical_name(method)](model, inputs, target, settings)
+    broken = [str(i) for i, one in enumerate(raw) if not torch.isfinite(one).all()]
+    if broken:
+        raise MapError(
+            f"{method}: the map of photograph {', '.join(broken)} (counted from 0) is not finite: "
+            "the inputs hold NaN, or the number format is too narrow; try fp32"
+        )
+    return raw
+
+
+def finish(raw: Tensor, size: tuple[int, int]) -> Maps:
+    """Enlarge to the image's size where the map is smaller, then min–max each map.
+
+    Args:
+        raw: (N, h, w), any range.
+        size: (H, W) of the image.
+
+    Returns:
+        In [0, 1]; a constant map is 0.
+    """
+    full = raw.to(at_least_fp32(raw.dtype))
+    return normalize(full if tuple(raw.shape[-2:]) == tuple(size) else upsample(full, size))
+
+
+def _drawn(method: str, model: nn.Module, inputs: Images, target: Target, settings: Settings) -> Maps:
+    size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+    return finish(raw_maps(method, model, inputs, target, settings), size)
+
+
+def vanilla(model: nn.Module, inputs: Images, target: Target, *, batch_size: BatchSize = "auto") -> Maps:
+    """Vanilla saliency: see `saliency.vanilla_saliency`; normalized."""
+    return _drawn("vanilla", model, inputs, target, Settings(batch_size=batch_size))
+
+
+def smoothgrad(
+    model: nn.Module,
+    inputs: Images,
+    target: Target,
+    *,
+    noise_level: float = 0.2,
+    n_samples: int = 20,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+) -> Maps:
+    """SmoothGrad: see `saliency.smoothgrad`; normalized."""
+    settings = Settings(noise_level=noise_level, n_samples=n_samples, seed=seed, batch_size=batch_size)
+    return _drawn("smoothgrad", model, inputs, target, settings)
+
+
+def gradcam(
+    model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
+) -> Maps:
+    """Grad-CAM: see `cam.grad_cam`; enlarged to the image, then normalized."""
+    return _drawn("gradcam", model, inputs, target, Settings(target_layer=target_layer, batch_size=batch_size))
+
+
+def gradcam_plus_plus(
+    model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
+) -> Maps:
+    """Grad-CAM++: see `cam.grad_cam_plus_plus`; enlarged to the image, then normalized."""
+    return _drawn("gradcam_plus_plus", model, inputs, target, Settings(target_layer=target_layer, batch_size=batch_size))

@@ -1,0 +1,47 @@
+"""The methods' names, known without importing PyTorch."""
+
+from __future__ import annotations
+
+import difflib
+
+REFERENCE_METHODS = ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
+"""The four maps of tf-keras-vis."""
+
+STOCK_METHODS = ("gradcam@pytorch-grad-cam", "gradcam_plus_plus@pytorch-grad-cam", "smoothgrad@captum")
+"""What the libraries draw by themselves, for comparison."""
+
+METHOD_NAMES = (*REFERENCE_METHODS, *STOCK_METHODS)
+
+TITLES = {
+    "vanilla": "Vanilla saliency",
+    "smoothgrad": "SmoothGrad",
+    "gradcam": "Grad-CAM",
+    "gradcam_plus_plus": "Grad-CAM++",
+    "gradcam@pytorch-grad-cam": "pytorch-grad-cam's GradCAM",
+    "gradcam_plus_plus@pytorch-grad-cam": "pytorch-grad-cam's GradCAMPlusPlus",
+    "smoothgrad@captum": "Captum's NoiseTunnel",
+}
+
+
+def canonical_name(name: str) -> str:
+    """The key of a method: `gradcam++` is an alias of `gradcam_plus_plus`.
+
+    Raises:
+        ValueError: unknown; the message lists what is known.
+    """
+    key = name.strip().lower().replace("gradcam++", "gradcam_plus_plus")
+    if key not in METHOD_NAMES:
+        nearest = difflib.get_close_matches(key, METHOD_NAMES, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"method {name!r} is unknown{hint} (known: {', '.join(METHOD_NAMES)})")
+    return key
+
+
+def is_cam(name: str) -> bool:
+    """Whether the method draws on feature maps, and so is shown over the photograph."""
+    return canonical_name(name).startswith("gradcam")
+
+
+def title(name: str) -> str:
+    """The method's name for a reader."""
+    return TITLES[canonical_name(name)]

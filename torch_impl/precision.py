@@ -1,0 +1,55 @@
+"""Number formats by name, and the switches that go with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+"""fp32 is strict: TF32 off. tf32 is float32 storage with TF32 products, on CUDA only."""
+
+_DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The storage type of weights and activations.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if precision not in _DTYPES:
+        raise ValueError(f"precision {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
+    return _DTYPES[precision]
+
+
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """The type in which maps are summed, upsampled and normalized: float64 stays, everything else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def score_scale(dtype: torch.dtype) -> float:
+    """Factor on the score before its gradient is taken, so that small gradients survive float16 (smallest: 6e-8)."""
+    return 2.0**10 if dtype == torch.float16 else 1.0
+
+
+@contextlib.contextmanager
+def numerics(precision: str) -> Iterator[None]:
+    """TF32 on for tf32 and off for everything else, within the block.
+
+    cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU.
+    """
+    allow = precision == "tf32"
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

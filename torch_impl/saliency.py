@@ -1,0 +1,165 @@
+"""Vanilla saliency and SmoothGrad, on Captum's `Saliency`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from captum.attr import Saliency
+from torch import Tensor, nn
+
+from parity.contract.noise import unit_noise
+from torch_impl.arrays import Images, Maps, Target
+from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.precision import at_least_fp32, score_scale
+from torch_impl.preserve import preserved
+
+Progress = Callable[[int, int], None]
+"""Called with (passes done, passes in all)."""
+
+
+def absolute_gradients(model: nn.Module, inputs: Images, target: Target) -> Images:
+    """|∂score/∂inputs|, where the score is image i's logit `target[i]`.
+
+    Args:
+        model: gives logits (N, classes); frozen and in eval mode, see `preserve.preserved`.
+        inputs: preprocessed.
+        target: class indices.
+
+    Returns:
+        The inputs' shape and device; float32, or float64 for float64 inputs. ≥ 0.
+
+    Source: arXiv:1312.6034, Section 3.
+    """
+    scale = score_scale(inputs.dtype)
+
+    def score(x: Images) -> Tensor:
+        logits: Tensor = model(x)
+        return logits if scale == 1 else logits.float() * scale
+
+    leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    gradients: Tensor = Saliency(score).attribute(leaf, target=target, abs=True)
+    return gradients.detach().to(at_least_fp32(inputs.dtype)) / scale
+
+
+def channel_maximum(absolute: Images) -> Maps:
+    """The largest of the colour channels at each pixel."""
+    return absolute.amax(dim=1)
+
+
+def vanilla_saliency(
+    model: nn.Module, inputs: Images, target: Target, *, batch_size: BatchSize = "auto", progress: Progress | None = None
+) -> Maps:
+    """The largest |∂score/∂inputs| over the colour channels; raw, not yet normalized.
+
+    Args:
+        model: gives logits (N, classes). Comes back as it was.
+        inputs: preprocessed.
+        target: class indices.
+        batch_size: images in one pass.
+        progress: called after each pass.
+
+    Returns:
+        ≥ 0, logits per unit of the preprocessed input.
+
+    Source: arXiv:1312.6034, Section 3.1.
+    Matches: tf-keras-vis 0.8.7, `Saliency` with `normalize_map=False`.
+    """
+    maps = torch.zeros(
+        (len(inputs), *inputs.shape[-2:]), dtype=at_least_fp32(inputs.dtype), device=inputs.device
+    )
+
+    def one_pass(rows: list[int]) -> None:
+        maps[rows] = channel_maximum(absolute_gradients(model, inputs[rows], target[rows]))
+        if progress:
+            progress(rows[-1] + 1, len(inputs))
+
+    with preserved(model):
+        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
+    return maps
+
+
+def smoothgrad(
+    model: nn.Module,
+    inputs: Images,
+    target: Target,
+    *,
+    noise_level: float = 0.2,
+    n_samples: int = 20,
+    seed: int = 0,
+    batch_size: BatchSize = "auto",
+    progress: Progress | None = None,
+) -> Maps:
+    """Mean of |∂score/∂inputs| over noisy copies, then the largest over the colour channels; raw.
+
+    A map depends on its own photograph, class and the seed alone: not on its neighbours, the batch size or the device
+    (beyond rounding), because the noise is drawn for each photograph from the start of the seed's stream.
+
+    Args:
+        model: gives logits (N, classes). Comes back as it was.
+        inputs: preprocessed.
+        target: class indices.
+        noise_level: σ as a fraction of each image's own range (maximum minus minimum over all its values).
+        n_samples: noisy copies of each image.
+        seed: of the noise, 0 to 2**32 − 1.
+        batch_size: noisy copies in one pass.
+        progress: called after each pass.
+
+    Returns:
+        ≥ 0, logits per unit of the preprocessed input.
+
+    Raises:
+        ValueError: `n_samples` < 1, or `noise_level` negative or not finite.
+
+    Source: arXiv:1706.03825, Equation 1, with |·| before the mean.
+    Matches: tf-keras-vis 0.8.7, `Saliency(smooth_samples=n, smooth_noise=s)` on one image after `np.random.seed(seed)`.
+    Differs: Captum's `NoiseTunnel` takes one absolute σ for all images, and draws from PyTorch's generator.
+    """
+    if n_samples < 1:
+        raise ValueError(f"n_samples is {n_samples}: SmoothGrad needs at least 1")
+    if not 0 <= noise_level < float("inf"):
+        raise ValueError(f"noise_level is {noise_level}: give a fraction of the image's range, 0 or more")
+    dtype = at_least_fp32(inputs.dtype)
+    total = torch.zeros(inputs.shape, dtype=dtype, device=inputs.device)
+    done = 0
+
+    def one_pass(copies: list[tuple[int, Tensor]]) -> None:
+        nonlocal done
+        rows = torch.tensor([row for row, _ in copies], device=inputs.device)
+        noisy = torch.stack([image for _, image in copies])
+        if inputs.is_contiguous(memory_format=torch.channels_last):
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        total.index_add_(0, rows, absolute_gradients(model, noisy, target[rows]))
+        done += len(copies)
+        if progress:
+            progress(done, n_samples * len(inputs))
+
+    with preserved(model):
+        copies = noisy_copies(inputs, noise_level=noise_level, n_samples=n_samples, seed=seed)
+        micro_batches(copies, batch_size, inputs.device, one_pass)
+    return channel_maximum(total / n_samples)
+
+
+def noisy_copies(inputs: Images, *, noise_level: float, n_samples: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """All noisy copies, image by image.
+
+    Args:
+        inputs: preprocessed.
+        noise_level: σ as a fraction of each image's own range.
+        n_samples: copies of each image.
+        seed: of the noise.
+
+    Yields:
+        The image's row and a copy (C, H, W) of the inputs' type: unit noise times σ in float64, cast, then added.
+    """
+    _, channels, height, width = inputs.shape
+    for row, sigma in enumerate(standard_deviations(inputs, noise_level)):
+        for unit in unit_noise(seed, n_samples, (height, width, channels)):
+            noise = torch.tensor(unit, device=inputs.device).permute(2, 0, 1) * sigma.double()
+            yield row, inputs[row] + noise.to(inputs.dtype)
+
+
+def standard_deviations(inputs: Images, noise_level: float) -> Tensor:
+    """σ of each image (N,): `noise_level` times its range over height, width and channels together."""
+    flat = inputs.flatten(1).to(at_least_fp32(inputs.dtype))
+    return noise_level * (flat.amax(dim=1) - flat.amin(dim=1))
