@@ -8,6 +8,9 @@ from torch import Tensor
 Images = Float[Tensor, "N C H W"]
 """The network's input, preprocessed."""
 
+Image = Float[Tensor, "C H W"]
+"""One photograph, preprocessed."""
+
 FeatureMaps = Float[Tensor, "N K h w"]
 """Activations of a layer, or the score's gradients with respect to them."""
 

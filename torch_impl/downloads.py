@@ -1,11 +1,12 @@
 """The two official weight files: fetched once, checked by hash, kept where torchvision and Keras themselves keep them.
 
-`torch.hub.download_url_to_file` and `keras.utils.get_file` were considered: neither has a timeout (a silent server holds
-them forever) nor resumes, the first knows only sha256, and the second downloads into the final name.
+`torch.hub.download_url_to_file` and `keras.utils.get_file` were considered: neither has a timeout (a silent server
+holds them forever) nor resumes, the first knows only sha256, and the second downloads into the final name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
@@ -19,13 +20,13 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO
 
 from parity.contract.files import whole
 from parity.contract.network import WeightsError
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all); the second is 0 where the server does not say."""
+Progress = Callable[[str, int, int], None]
+"""Called with (what is done, bytes so far, bytes in all); the last is 0 where the server does not say."""
 
 STALL_SECONDS = 20.0
 """A server that sends nothing for this long, or less than `SLOWEST` on average over it, counts as gone."""
@@ -104,7 +105,7 @@ IMAGENET = Remote(
     folder=_torch_folder,
     folder_variable="TORCH_HOME",
 )
-"""torchvision's `VGG16_Weights.IMAGENET1K_V1`. torchvision knows the first 8 digits of the hash (they are in the name)."""
+"""torchvision's `VGG16_Weights.IMAGENET1K_V1`; torchvision knows the hash's first 8 digits, which are in the name."""
 
 KERAS = Remote(
     source="keras",
@@ -151,16 +152,14 @@ def fetch(remote: Remote, progress: Progress | None = None) -> Path:
             holder.acquire(timeout=0)
         except filelock.Timeout:
             _log.warning("another process is downloading %s: waiting for it", remote.name)
-            try:
+            with contextlib.suppress(filelock.Timeout):
                 holder.acquire(timeout=LOCK_SECONDS)
-            except filelock.Timeout:
-                pass
         try:
-            if not cached(remote):  # nobody else has fetched it in the meantime
+            if cached(remote) is None:  # nobody else has fetched it in the meantime
                 with whole(path) as temporary, temporary.open("wb") as file:
                     _transfer(remote, file, progress)
         finally:
-            if holder.is_locked():
+            if holder.is_locked:
                 # Somebody who waits on the removed file may download a second time; nothing can be damaged by that.
                 lock.unlink(missing_ok=True)
             holder.release()
@@ -193,7 +192,9 @@ def unreachable(remote: Remote) -> str:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(PROBE_SECONDS)
-    return f"{_host(url)}: {answer[0]}" if answer and answer[0] else "" if answer else f"{_host(url)} does not answer"
+    if not answer:
+        return f"{_host(url)} does not answer"
+    return answer[0] and f"{_host(url)}: {answer[0]}"
 
 
 def address(remote: Remote) -> str:
@@ -213,38 +214,11 @@ def address(remote: Remote) -> str:
     return url
 
 
-def console(stream: TextIO, what: str = "downloading weights") -> Progress:
-    """A progress that writes: a bar on a terminal; on a pipe one line at the start and at each tenth.
-
-    Args:
-        stream: where to.
-        what: the words before the figures.
-    """
-    shown = -1
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        terminal = stream.isatty()
-        # Without a total: a step is 16 MB. A restart goes back to the beginning, so "different", not "more".
-        step = done * (100 if terminal else 10) // total if total else done >> 24
-        if step == shown:
-            return
-        shown = step
-        size = f"{done / 2**20:.0f} of {total / 2**20:.0f} MB" if total else f"{done / 2**20:.0f} MB"
-        if terminal:
-            bar = f"[{'#' * (30 * done // total):<30}] " if total else ""
-            stream.write(f"\r{what} {bar}{size} " + "\n" * (done == total))
-        else:
-            stream.write(f"{what}: {size}\n")
-        stream.flush()
-
-    return show
-
-
 def _transfer(remote: Remote, file: BinaryIO, progress: Progress | None) -> None:
     """Write the whole file, taking a broken transfer up again; its hash is right, or WeightsError."""
     url = address(remote)
     failed = f"{remote.source}: downloading from {_host(url)} failed"
+    what = f"downloading {remote.name} from {_host(url)}"
     hasher, done = _hasher(remote), 0
     for attempt in range(ATTEMPTS):
         if attempt:
@@ -258,7 +232,7 @@ def _transfer(remote: Remote, file: BinaryIO, progress: Progress | None) -> None
                 total = done + int(response.getheader("Content-Length") or -done)
                 _room(remote, file, total, done)
                 if progress:
-                    progress(done, total)
+                    progress(what, done, total)
                 since, before = time.monotonic(), done
                 while chunk := response.read1(CHUNK):
                     _write(remote, file, chunk)
@@ -267,7 +241,7 @@ def _transfer(remote: Remote, file: BinaryIO, progress: Progress | None) -> None
                     if done > LARGEST:
                         raise WeightsError(f"{failed}: it sends more than {LARGEST >> 20} MB")
                     if progress:
-                        progress(done, total)
+                        progress(what, done, total)
                     if (now := time.monotonic()) - since > STALL_SECONDS:
                         if done - before < SLOWEST * STALL_SECONDS:
                             raise TimeoutError(f"slower than {SLOWEST} bytes per second")

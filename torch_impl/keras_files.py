@@ -11,6 +11,7 @@ import math
 import re
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ DEPTH = 12
 TABLE = tuple(layer.keras for layer in VGG16.layers if layer.kind in ("conv", "dense"))
 """Keras's names of the layers that have weights, in order."""
 
+_H5PY_ERRORS = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
+"""What h5py raises for a damaged file, depending on where the damage is."""
+
 _CONVOLUTIONS = sum(map(len, VGG16.blocks))
 
 
@@ -51,7 +55,7 @@ def conv_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def keras_conv_kernel(weight: np.ndarray) -> np.ndarray:
-    """torch (out, in, kh, kw) → Keras (kh, kw, in, out)."""
+    """Torch (out, in, kh, kw) → Keras (kh, kw, in, out)."""
     return _copy(weight.transpose(2, 3, 1, 0))
 
 
@@ -61,7 +65,7 @@ def dense_kernel(kernel: np.ndarray) -> np.ndarray:
 
 
 def keras_dense_kernel(weight: np.ndarray) -> np.ndarray:
-    """torch (out, in) → Keras (in, out)."""
+    """Torch (out, in) → Keras (in, out)."""
     return _copy(weight.T)
 
 
@@ -77,7 +81,7 @@ def dense_after_flatten(kernel: np.ndarray, chw: tuple[int, int, int]) -> np.nda
 
 
 def keras_dense_after_flatten(weight: np.ndarray, chw: tuple[int, int, int]) -> np.ndarray:
-    """torch (out, c·h·w) → Keras (h·w·c, out)."""
+    """Torch (out, c·h·w) → Keras (h·w·c, out)."""
     c, h, w = chw
     return _copy(weight.reshape(-1, c, h, w).transpose(2, 3, 1, 0)).reshape(h * w * c, -1)
 
@@ -121,8 +125,8 @@ def canonical(stored: Sequence[Stored]) -> dict[str, np.ndarray]:
     """The canonical tensors of a Keras VGG16.
 
     Args:
-        stored: kernel, bias, kernel, bias, …; by name where every layer's name is VGG16's, otherwise in the order of the
-            layers, as Keras itself loads them.
+        stored: kernel, bias, kernel, bias, …; by name where every layer's name is VGG16's, otherwise in the order of
+            the layers, as Keras itself loads them.
 
     Raises:
         WeightsError: it is not a VGG16; names the first difference.
@@ -224,8 +228,8 @@ def _floats(tensor: Stored) -> np.ndarray:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file, or the one inside a `.keras` archive, whose config is never looked at.
+def opened(path: Path, *, archive: bool) -> Iterator[h5py.File]:
+    """Open an HDF5 file, or (`archive`) the one inside a `.keras` file, whose config is never looked at.
 
     Raises:
         WeightsError: it cannot be read.
@@ -233,15 +237,15 @@ def opened(path: Path) -> Iterator[h5py.File]:
     import h5py
 
     try:
-        if not zipfile.is_zipfile(path) or h5py.is_hdf5(path):
+        if archive:
+            with zipfile.ZipFile(path) as members, _member(members) as stream, h5py.File(stream, "r") as file:
+                yield file
+        else:
             with h5py.File(path, "r") as file:
                 yield file
-            return
-        with zipfile.ZipFile(path) as archive, _member(archive) as stream, h5py.File(stream, "r") as file:
-            yield file
     except WeightsError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_H5PY_ERRORS, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise WeightsError(f"damaged or not a Keras file ({' '.join(str(error).split())[:200]})") from None
 
 
@@ -328,7 +332,7 @@ def _reader(dataset: Any) -> Callable[[], np.ndarray]:
 
 
 def _names(group: Any, attribute: str) -> list[str] | None:
-    """An attribute that lists names; Keras splits long lists over `layer_names0`, `layer_names1`, …"""
+    """An attribute that lists names; a list too long for one is split over `layer_names0`, `layer_names1` and so on."""
     keys = [attribute] if attribute in group.attrs else []
     while not keys or keys[0] != attribute:
         if f"{attribute}{len(keys)}" not in group.attrs:
@@ -384,13 +388,14 @@ def write_legacy(file: h5py.File, tensors: Mapping[str, np.ndarray], architectur
 
 def write_counted(file: h5py.File, tensors: Mapping[str, np.ndarray], architecture: Architecture) -> None:
     """Keras 3's layout: `model.load_weights` of a functional or sequential VGG16 loads it."""
-    classes = {"input": "input_layer", "conv": "conv2d", "pool": "max_pooling2d", "flatten": "flatten", "dense": "dense"}
-    counts = dict.fromkeys(classes.values(), 0)
+    classes = {"input": "input_layer", "conv": "conv2d", "pool": "max_pooling2d"}
+    counts: Counter[str] = Counter()
     file.create_group("vars").attrs["name"] = "vgg16"
     for row in architecture.layers:
-        name = classes[row.kind]
+        name = classes.get(row.kind, row.kind)
+        counter = f"_{counts[name]}" if counts[name] else ""
         counts[name] += 1
-        group = file.create_group(f"layers/{name}" + (f"_{counts[name] - 1}" if counts[name] > 1 else "") + "/vars")
+        group = file.create_group(f"layers/{name}{counter}/vars")
         group.attrs["name"] = row.keras
         for i, part in enumerate(("weight", "bias") if row.torch else ()):
             canonical_name = f"{row.torch}.{part}"

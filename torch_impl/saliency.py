@@ -9,7 +9,7 @@ from captum.attr import Saliency
 from torch import Tensor, nn
 
 from parity.contract.noise import unit_noise
-from torch_impl.arrays import Images, Maps, Target
+from torch_impl.arrays import Image, Images, Maps, Target
 from torch_impl.batching import BatchSize, micro_batches
 from torch_impl.precision import at_least_fp32, score_scale
 from torch_impl.preserve import preserved
@@ -65,18 +65,16 @@ def vanilla_saliency(
     Source: arXiv:1312.6034, Section 3.1.
     Matches: tf-keras-vis 0.8.7, `Saliency` with `normalize_map=False`.
     """
-    maps = torch.zeros(
-        (len(inputs), *inputs.shape[-2:]), dtype=at_least_fp32(inputs.dtype), device=inputs.device
-    )
+    found: list[Maps] = []
 
     def one_pass(rows: list[int]) -> None:
-        maps[rows] = channel_maximum(absolute_gradients(model, inputs[rows], target[rows]))
+        found.append(channel_maximum(absolute_gradients(model, inputs[rows], target[rows])))
         if progress:
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
         micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
-    return maps
+    return torch.cat(found)
 
 
 def smoothgrad(
@@ -119,8 +117,6 @@ def smoothgrad(
         raise ValueError(f"n_samples is {n_samples}: SmoothGrad needs at least 1")
     if not 0 <= noise_level < float("inf"):
         raise ValueError(f"noise_level is {noise_level}: give a fraction of the image's range, 0 or more")
-    dtype = at_least_fp32(inputs.dtype)
-    total = torch.zeros(inputs.shape, dtype=dtype, device=inputs.device)
     done = 0
 
     def one_pass(copies: list[tuple[int, Tensor]]) -> None:
@@ -135,6 +131,7 @@ def smoothgrad(
             progress(done, n_samples * len(inputs))
 
     with preserved(model):
+        total = torch.zeros(inputs.shape, dtype=at_least_fp32(inputs.dtype), device=inputs.device)
         copies = noisy_copies(inputs, noise_level=noise_level, n_samples=n_samples, seed=seed)
         micro_batches(copies, batch_size, inputs.device, one_pass)
     return channel_maximum(total / n_samples)
@@ -150,13 +147,25 @@ def noisy_copies(inputs: Images, *, noise_level: float, n_samples: int, seed: in
         seed: of the noise.
 
     Yields:
-        The image's row and a copy (C, H, W) of the inputs' type: unit noise times σ in float64, cast, then added.
+        The image's row and a copy (C, H, W) of the inputs' type.
     """
-    _, channels, height, width = inputs.shape
     for row, sigma in enumerate(standard_deviations(inputs, noise_level)):
-        for unit in unit_noise(seed, n_samples, (height, width, channels)):
-            noise = torch.tensor(unit, device=inputs.device).permute(2, 0, 1) * sigma.double()
-            yield row, inputs[row] + noise.to(inputs.dtype)
+        for noise in scaled_noise(inputs[row], sigma, n_samples=n_samples, seed=seed):
+            yield row, inputs[row] + noise
+
+
+def scaled_noise(image: Image, sigma: Tensor, *, n_samples: int, seed: int) -> Iterator[Image]:
+    """Noise for one image: unit noise times σ in float64, then cast to the image's type.
+
+    Args:
+        image: gives shape, type and device.
+        sigma: a scalar.
+        n_samples: how many.
+        seed: every image's noise starts here.
+    """
+    channels, height, width = image.shape
+    for unit in unit_noise(seed, n_samples, (height, width, channels)):
+        yield (torch.tensor(unit, device=image.device).permute(2, 0, 1) * sigma.double()).to(image.dtype)
 
 
 def standard_deviations(inputs: Images, noise_level: float) -> Tensor:

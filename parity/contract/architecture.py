@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +69,9 @@ class Architecture:
             module += 1
         units = side * side * channels
         rows.append(Layer("flatten", "", "", "flatten", (units,), 0))
-        for name, index, width in zip(("fc1", "fc2", "predictions"), (0, 3, 6), (*self.dense, self.classes), strict=True):
+        for name, index, width in zip(
+            ("fc1", "fc2", "predictions"), (0, 3, 6), (*self.dense, self.classes), strict=True
+        ):
             after = index if name == "predictions" else index + 1  # the last layer has no ReLU
             rows.append(
                 Layer(name, f"classifier.{index}", f"classifier.{after}", "dense", (width,), (units + 1) * width)
@@ -116,42 +119,42 @@ class Architecture:
             shapes: tensor name → shape, canonical names and layouts (torchvision's).
 
         Raises:
-            ValueError: no VGG of this family has exactly these names and shapes; the message names the first difference.
+            ValueError: no VGG of this family has exactly these names and shapes; names the first difference.
         """
         indices = sorted(
-            int(name.split(".")[1])
-            for name in shapes
-            if name.startswith("features.") and name.endswith(".weight") and name.split(".")[1].isdigit()
+            int(match[1]) for name in shapes if (match := re.fullmatch(r"features\.(0|[1-9][0-9]{0,3})\.weight", name))
         )
-        needed = [f"features.{indices[0]}.weight" if indices else "features.0.weight", "classifier.0.weight"]
-        needed += ["classifier.3.weight", "classifier.6.weight"]
-        for name in needed:
-            if name not in shapes or not shapes[name]:
+        heads = [f"classifier.{index}.weight" for index in (0, 3, 6)]
+        for name in (*(f"features.{index}.weight" for index in (0, *indices)), *heads):
+            if name not in shapes:
                 raise ValueError(f"tensor {name} is missing")
+            if not shapes[name] or min(shapes[name]) < 1:
+                raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}")
         blocks: list[list[int]] = [[]]
-        for position, index in enumerate(indices):
-            if position and index - indices[position - 1] == 3:  # a pool lies between
+        for before, index in zip([0, *indices], indices, strict=False):
+            if index - before == 1:  # where the ReLU should be: batch normalization, for one
+                raise ValueError(f"tensor features.{index}.weight does not belong to a VGG")
+            if index - before > 3:
+                raise ValueError(f"a convolution is missing between features.{before} and features.{index}")
+            if index - before == 3:  # a pool lies between
                 blocks.append([])
             blocks[-1].append(int(shapes[f"features.{index}.weight"][0]))
-        hidden = [int(shapes[f"classifier.{i}.weight"][0]) for i in (0, 3, 6)]
-        flat = int(shapes["classifier.0.weight"][-1])
-        side = math.isqrt(max(flat, 0) // max(blocks[-1][-1], 1))
+        hidden = [int(shapes[name][0]) for name in heads]
+        side = math.isqrt(int(shapes["classifier.0.weight"][-1]) // blocks[-1][-1])
         found = cls(
             blocks=tuple(map(tuple, blocks)),
             dense=(hidden[0], hidden[1]),
             classes=hidden[2],
             size=side * 2 ** len(blocks),
         )
-        expected = found.tensor_shapes
-        for name in sorted(expected.keys() | shapes.keys()):
+        for name, expected in found.tensor_shapes.items():
             if name not in shapes:
                 raise ValueError(f"tensor {name} is missing")
-            if name not in expected:
+            if tuple(shapes[name]) != expected:
+                raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {expected}")
+        for name in shapes:
+            if name not in found.tensor_shapes:
                 raise ValueError(f"tensor {name} does not belong to a VGG")
-            if tuple(shapes[name]) != expected[name]:
-                raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {expected[name]}")
-        if side < 1:
-            raise ValueError("the last pool would be empty")
         return found
 
 

@@ -387,7 +387,14 @@ def build(
     Args:
         stages_by_precision: precision → stage name → (N, *shape), channels last. Any subset of the stages.
         pixels: uint8 (N, H, W, 3), RGB.
-        program, photographs, weights, settings, versions, flags, warnings, seconds: see `Artifact`.
+        program: see `Artifact`, as the following.
+        photographs: one for each row.
+        weights: `Weights.of(network)`.
+        settings: whose methods, samples and sample size decide which stages there are.
+        versions: free names.
+        flags: free names.
+        warnings: one line each.
+        seconds: free names.
 
     Raises:
         ArtifactError: an unknown stage or precision, a wrong shape, or parts that do not belong together.
@@ -482,7 +489,7 @@ def _assembled(
     size = weights.architecture.size
     if pixels.dtype != np.uint8 or pixels.shape != (len(photographs), size, size, 3) or not len(photographs):
         raise ArtifactError(
-            f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {(len(photographs), size, size, 3)}, one at least"
+            f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {(len(photographs), size, size, 3)}, at least 1"
         )
     for photograph in photographs:
         if not 0 <= photograph.class_index < weights.architecture.classes:
@@ -679,7 +686,7 @@ def _described(manifest: dict[str, Any]) -> Artifact:
         Weights(_text(w["source"]), _text(w["input"]), _text(w["fingerprint"]), _text(w["remark"]), architecture),
         settings,
         {_text(k): _text(v) for k, v in manifest["versions"].items()},
-        {_text(k): v for k, v in manifest["flags"].items() if isinstance(v, str | int | bool)},
+        {_text(k): _flag(v) for k, v in manifest["flags"].items()},
         tuple(_text(line) for line in manifest["warnings"]),
         {_text(k): float(v) for k, v in manifest["seconds"].items()},
         {},
@@ -687,7 +694,7 @@ def _described(manifest: dict[str, Any]) -> Artifact:
 
 
 def _expected(manifest: dict[str, Any], described: Artifact) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Member name → (dtype, shape) that must be there: from the settings, not from what the arrays say of themselves."""
+    """Member name → (dtype, shape) that must be there: from the settings, not from what arrays say of themselves."""
     n, size = len(described.photographs), described.weights.architecture.size
     expected: dict[str, tuple[str, tuple[int, ...]]] = {"pixels": ("|u1", (n, size, size, 3))}
     used: set[str] = set()
@@ -782,6 +789,12 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def _flag(value: object) -> str | int | bool:
+    if not isinstance(value, str | int):  # bool is an int
+        raise TypeError(f"{value!r} is not a flag")
     return value
 
 

@@ -36,12 +36,14 @@ def index(value: int | str, n_classes: int = 1000) -> int:
         ClassError: out of range, unknown or ambiguous.
     """
     text = str(value).strip()
-    if re.fullmatch(r"[+-]?\d+", text):
+    if re.fullmatch(r"[+-]?[0-9]{1,100}", text):  # Python itself refuses thousands of digits, in its own words
         if not 0 <= int(text) < n_classes:
             raise ClassError(f"class {text} does not exist: give 0 to {n_classes - 1}, or a label")
         return int(text)
     if n_classes != len(labels()):
-        raise ClassError(f"class {text!r}: this network has {n_classes} classes without labels; give 0 to {n_classes - 1}")
+        raise ClassError(
+            f"class {text!r}: this network has {n_classes} classes without labels; give 0 to {n_classes - 1}"
+        )
     folded = [_fold(name) for name in labels()]
     wanted = _fold(text)
     exact = [i for i, name in enumerate(folded) if name == wanted]

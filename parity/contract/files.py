@@ -23,7 +23,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: as the file system says (no space, no permission); then `path` is as it was before.
     """
     target = Path(path)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix="".join(target.suffixes[-2:]))
+    # Short ones only: what follows a dot in a long name is no suffix, and would make the temporary name too long.
+    suffix = "".join(part for part in target.suffixes[-2:] if len(part) <= 16)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix=suffix)
     os.close(handle)
     temporary = Path(name)
     try:

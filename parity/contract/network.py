@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 
@@ -34,8 +34,8 @@ class Network:
     """Weights that either framework can load.
 
     Attributes:
-        tensors: canonical name → float32 array: torchvision's names (`features.0.weight`, `classifier.6.bias`) and layouts
-            (convolutions OIHW; dense (out, in), the first reading (C, H, W)), in the order of the computation.
+        tensors: canonical name → float32 array: torchvision's names (`features.0.weight`, `classifier.6.bias`) and
+            layouts (convolutions OIHW; dense (out, in), the first reading (C, H, W)), in the order of the computation.
         architecture: whose they are.
         source: where they came from, in words for a reader: `offline`, `seeded:3`, a path.
         input: the preprocessing that these weights were trained with, one of `INPUTS`.
@@ -81,7 +81,8 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
         array = tensors[name]
         if array.dtype.kind != "f":
             raise WeightsError(f"{source}: tensor {name} holds {array.dtype}, expected floating point")
-        ordered[name] = np.asarray(array, dtype=np.float32)
+        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinity, and is refused below
+            ordered[name] = np.asarray(array, dtype=np.float32)
         # A sum is finite only if every term is, and costs no copy; an overflow of finite terms is told apart below.
         with np.errstate(over="ignore", invalid="ignore"):
             suspicious = not np.isfinite(ordered[name].sum())
@@ -152,7 +153,7 @@ def from_source(source: str) -> Network | None:
         return offline()
     if match := re.fullmatch(r"(offline-random|seeded):(.*)", source):
         if not re.fullmatch(r"\d{1,10}", match[2]) or int(match[2]) >= 2**32:
-            raise WeightsError(f"{source}: the seed must be 0 to 4294967295, as in {match[1]}:0")
+            raise WeightsError(f"{source!r}: the seed must be 0 to 4294967295, as in {match[1]}:0")
         return (offline_random if match[1] == "offline-random" else seeded)(int(match[2]))
     if source.endswith(".safetensors") and os.path.isfile(source):
         return read(source)
@@ -173,15 +174,13 @@ def read(path: str | os.PathLike[str]) -> Network | None:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The last two: NumPy has no bfloat16 and no float8.
         raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({_line(error)})") from None
-    return checked(
-        tensors,
-        source=metadata.get("source") or os.fspath(path),
-        input=metadata.get("input", "caffe"),
-        remark=metadata.get("remark", ""),
-    )
+    said = {key: _line(metadata.get(key, "")) for key in ("source", "input", "remark")}
+    network = checked(tensors, source=repr(os.fspath(path)), input=said["input"] or "caffe", remark=said["remark"])
+    return replace(network, source=said["source"] or os.fspath(path))
 
 
 def write(network: Network, path: str | os.PathLike[str]) -> None:
@@ -202,9 +201,11 @@ def _embedded() -> dict[str, np.ndarray]:
     with resources.as_file(resources.files("parity.contract").joinpath("data/vgg16_offline.safetensors")) as path:
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (safetensors.SafetensorError, OSError) as error:
-            raise WeightsError(f"the embedded weights are damaged ({_line(error)}): install the package again") from None
+            raise WeightsError(
+                f"the embedded weights are damaged ({_line(error)}): install the package again"
+            ) from None
 
 
 def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -233,8 +234,7 @@ def _he_normal(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np
     return tensors
 
 
-def _line(error: BaseException) -> str:
-    """An error's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
+def _line(said: BaseException | str) -> str:
+    """What an error or a file says, on one printable line of bounded length."""
+    text = " ".join(str(said).split()) or ("" if isinstance(said, str) else type(said).__name__)
+    return "".join(c if c.isprintable() else "?" for c in text)[:400]

@@ -1,0 +1,92 @@
+"""The reference's formulas in NumPy float64, one photograph at a time, channels last: the judge's own arithmetic.
+
+Used to recompute a stage from the one before it, and to see which wrong formula would explain a wrong map. Independent
+of both sides: it imports neither framework.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parity.contract.network import INPUTS
+
+CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
+    """uint8 (H, W, 3) RGB → the network's input (H, W, 3) float64.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if input not in INPUTS:
+        raise ValueError(f"preprocessing {input!r} is unknown")
+    rgb = pixels.astype(np.float64)
+    if input == "caffe":
+        return rgb[..., ::-1] - np.array(CAFFE_MEAN_BGR)
+    return (rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD)
+
+
+def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:
+    """(h, w, K) → (K,)."""
+    return np.asarray(gradients, np.float64).mean(axis=(0, 1))
+
+
+def grad_cam_plus_plus_alpha(
+    activations: np.ndarray,
+    gradients: np.ndarray,
+    *,
+    epsilon: float = 0.0,
+    normalized: bool = True,
+    mean_of_activations: bool = False,
+) -> np.ndarray:
+    """(h, w, K), (h, w, K) → (h, w, K), exp(score) cancelled; the keywords are known mistakes, all off by default."""
+    a, g = np.asarray(activations, np.float64), np.asarray(gradients, np.float64)
+    total = a.mean(axis=(0, 1)) if mean_of_activations else a.sum(axis=(0, 1))
+    denominator = 2 * g**2 + g**3 * total + epsilon
+    alpha = np.divide(g**2, denominator, out=np.zeros_like(g), where=(g != 0) & (denominator != 0))
+    if normalized:
+        sums = alpha.sum(axis=(0, 1))
+        alpha = alpha / np.where(sums == 0, 1, sums)
+    return alpha
+
+
+def grad_cam_plus_plus_weights(gradients: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """(h, w, K), (h, w, K) → (K,)."""
+    return np.asarray((np.maximum(gradients, 0) * np.asarray(alpha, np.float64)).sum(axis=(0, 1)))
+
+
+def class_activation_map(activations: np.ndarray, channel_weights: np.ndarray) -> np.ndarray:
+    """(h, w, K), (K,) → (h, w), ≥ 0."""
+    return np.maximum(np.asarray(activations, np.float64) @ np.asarray(channel_weights, np.float64), 0)
+
+
+def upsample(cam: np.ndarray, size: int, *, half_pixel: bool = False) -> np.ndarray:
+    """(h, w) → (size, size), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
+    return _stretched(_stretched(np.asarray(cam, np.float64), size, half_pixel).T, size, half_pixel).T
+
+
+def normalize(drawn: np.ndarray) -> np.ndarray:
+    """Min–max, with 1e-7 on the range."""
+    low = drawn.min()
+    return np.asarray((drawn - low) / (drawn.max() - low + 1e-7))
+
+
+def finish(raw: np.ndarray, size: int) -> np.ndarray:
+    """A raw map (h, w) of either resolution → (size, size) in [0, 1]."""
+    wide = np.asarray(raw, np.float64)
+    return normalize(wide if wide.shape == (size, size) else upsample(wide, size))
+
+
+def _stretched(rows: np.ndarray, size: int, half_pixel: bool) -> np.ndarray:
+    """Linear interpolation along the first axis."""
+    count = len(rows)
+    if half_pixel:
+        place = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
+    else:
+        place = np.linspace(0, count - 1, size) if size > 1 else np.zeros(1)
+    below = np.minimum(place.astype(np.int64), max(count - 2, 0))
+    part = (place - below)[:, None]
+    above = np.minimum(below + 1, count - 1)
+    return np.asarray(rows[below] * (1 - part) + rows[above] * part)

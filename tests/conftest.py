@@ -1,0 +1,88 @@
+"""Fixtures of the whole suite: the devices, the tiny networks, shape checks on every annotated function."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+# Before anything of torch_impl is imported: in tests every jaxtyping signature is checked at each call.
+CHECKED = ["saliency", "cam", "postprocess", "methods", "stock"]
+install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.beartype")
+
+import torch  # noqa: E402
+
+from parity.contract.architecture import TINY  # noqa: E402
+from parity.contract.network import Network, seeded  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+
+DEVICES = [
+    pytest.param("cpu", id="cpu"),
+    pytest.param(
+        "cuda",
+        id="cuda",
+        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
+    ),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and CUDA where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Network:
+    """A VGG of 24,826 random parameters at 64×64, all thirteen convolutions, biases nonzero."""
+    return seeded(0, TINY)
+
+
+@pytest.fixture
+def model(tiny: Network, device: torch.device) -> torch.nn.Module:
+    """The tiny network in float64."""
+    from torch_impl.vgg16 import build
+
+    return build(tiny).to(device, torch.float64)
+
+
+@pytest.fixture
+def inputs(device: torch.device) -> torch.Tensor:
+    """Three pictures as the tiny network sees them: smooth, within the range of preprocessed photographs."""
+    generator = np.random.RandomState(5)
+    coarse = torch.tensor(generator.uniform(-120, 150, (3, 3, 9, 9)))
+    smooth = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")
+    return (smooth + torch.tensor(generator.normal(0, 10, smooth.shape))).to(device)
+
+
+@pytest.fixture
+def target(device: torch.device) -> torch.Tensor:
+    """A class for each picture: those for which both CAMs find something."""
+    return torch.tensor([2, 7, 5], device=device)
+
+
+def run_program(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` as a user would: in another folder, with no terminal."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Equal to `tolerance` of the largest expected value."""
+    assert actual.shape == expected.shape
+    scale = float(expected.abs().max())
+    error = float((actual.to(expected) - expected).abs().max())
+    assert error <= tolerance * scale, f"off by {error / scale:.2e} of the largest value, allowed {tolerance:.0e}"

@@ -1,0 +1,22 @@
+"""Every tolerance of the suite, each with its reason. None is loosened for one case."""
+
+EXACT = 0.0
+"""The same operations on the same numbers."""
+
+FLOAT64 = 1e-12
+"""Relative to the largest value: float64's 2e-16 times the few thousand terms of the longest sum, rounded up."""
+
+FLOAT64_ALPHA = 1e-9
+"""Grad-CAM++ divides by 2 + G·ΣA, which may come close to 0 and then magnifies FLOAT64."""
+
+FLOAT32 = 1e-5
+"""Relative to the largest value: float32's 6e-8 times the longest sum's growth; no ReLU near 0 flips in these cases."""
+
+DIFFERENCE_QUOTIENT = 1e-6
+"""Central differences in float64 of a piecewise linear network: rounding 1e-16 / step 1e-6 · score, no truncation."""
+
+LOGITS_ACROSS_FRAMEWORKS = 1e-5
+"""Relative, float32: two implementations sum in different orders; measured 1e-6."""
+
+NORMALIZE = 1e-7
+"""normalize()'s own constant, against the map's range."""
