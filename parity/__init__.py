@@ -1,1 +1,34 @@
-"""Do two programs draw the same attention maps? The comparison, and where it first fails."""
+"""Do two programs draw the same attention maps? The comparison, and the first place where they part.
+
+    from parity import assert_parity
+    assert_parity(my_candidate, "reference.npz")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parity.candidate import Job
+    from parity.compare import assert_parity, compare
+    from parity.contract.artifact import Artifact
+    from parity.report import ParityReport
+
+__all__ = ["Artifact", "Job", "ParityReport", "assert_parity", "compare"]
+
+_HOMES = {
+    "assert_parity": "parity.compare",
+    "compare": "parity.compare",
+    "Artifact": "parity.contract.artifact",
+    "Job": "parity.candidate",
+    "ParityReport": "parity.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on demand: `parity.contract` is imported by programs that need nothing else of this package."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

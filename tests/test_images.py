@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
+import math
 import os
 import pickle
 import socket
@@ -616,7 +617,7 @@ def test_bombs_are_refused_from_the_header(read: Callable[..., Photograph], monk
     monkeypatch.setattr(ImageFile.ImageFile, "load", decode)
     for limit in (Image.MAX_IMAGE_PIXELS, None, 10**12):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        for side in (10_955, 13_000, 60_000):
+        for side in (math.isqrt(images.MAX_PIXELS) + 1, 13_000, 60_000):
             with pytest.raises(ImageError, match="decompression bomb"):
                 read(png(side, side, 8, 2, b"\0"))
         assert limit == Image.MAX_IMAGE_PIXELS

@@ -1,0 +1,216 @@
+"""The answer, frozen, with where it comes from: → JSON, a table, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from parity.contract.artifact import Artifact, Photograph
+from parity.verdict import DESCRIBED, DIFFERENT, NETWORK, Figure, Verdict
+
+FORMAT = "attention-maps parity report 1"
+
+
+@dataclass(frozen=True)
+class PixelsRow:
+    """How the port read a photograph, beside how Keras read it.
+
+    Attributes:
+        photograph: its row.
+        differing: share of pixels that differ, 0 to 1; NaN where the two were not compared.
+        notes: what the port did on purpose: turned by EXIF, alpha flattened, …
+        judged: False where a note says that the port reads better on purpose.
+        within: no pixel differs.
+        cause: the probable cause in words, or "".
+    """
+
+    photograph: int
+    differing: float
+    notes: tuple[str, ...]
+    judged: bool
+    within: bool
+    cause: str = ""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step from the libraries' plain calls to the port.
+
+    Attributes:
+        method: which ladder.
+        what: the call, or the one thing changed.
+        pearson: with the reference's float64 final map, photograph by photograph; NaN where a map is constant.
+    """
+
+    method: str
+    what: str
+    pearson: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Native:
+    """torchvision's own network beside Keras's own: described, never judged.
+
+    Attributes:
+        remark: one line: what was compared, or why it could not be.
+        rows: photograph name → method → Pearson correlation of the two maps.
+    """
+
+    remark: str
+    rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the page shows of one method, photograph and precision: float64 maps (H, W) in [0, 1]."""
+
+    reference: np.ndarray
+    candidate: np.ndarray
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """See the module.
+
+    Attributes:
+        photographs: in the order of every row.
+        pixels: uint8 (N, H, W, 3), what both sides saw.
+        verdicts: one for each method (and the network's own stages) and precision.
+        figures: every stage of every photograph.
+        pixels_rows: how photographs were read.
+        ladder: from plain library calls to the port.
+        native: only where asked for.
+        reference: provenance: program, versions, flags, seconds, weights, settings, warnings.
+        candidate: precision → the same of the candidate.
+        pictures: (method, photograph, precision) → the two maps.
+    """
+
+    photographs: tuple[Photograph, ...]
+    pixels: np.ndarray = field(repr=False)
+    verdicts: tuple[Verdict, ...]
+    figures: tuple[Figure, ...] = field(repr=False)
+    pixels_rows: tuple[PixelsRow, ...]
+    ladder: tuple[Rung, ...]
+    native: Native | None
+    reference: Mapping[str, Any] = field(repr=False)
+    candidate: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    pictures: Mapping[tuple[str, int, str], Pictures] = field(repr=False, default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing that is judged differs."""
+        return all(v.word != DIFFERENT for v in self.verdicts) and all(r.within or not r.judged for r in self.pixels_rows)
+
+    @property
+    def word(self) -> str:
+        """The answer in one sentence."""
+        if not self.holds:
+            return "different"
+        words = [v.word for v in self.verdicts]
+        judged = [w for w in dict.fromkeys(words) if w != DESCRIBED]
+        parts = [f"{w} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == w))})" for w in judged]
+        if DESCRIBED in words:
+            parts.append(f"{DESCRIBED} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == DESCRIBED))})")
+        return "; ".join(parts)
+
+    def as_json(self) -> str:
+        """Everything but the pictures; numbers that are not finite become null."""
+        return json.dumps(
+            _plain(
+                {
+                    "format": FORMAT,
+                    "holds": self.holds,
+                    "verdict": self.word,
+                    "photographs": self.photographs,
+                    "verdicts": self.verdicts,
+                    "pixels": self.pixels_rows,
+                    "ladder": self.ladder,
+                    "native": self.native,
+                    "figures": self.figures,
+                    "reference": self.reference,
+                    "candidate": self.candidate,
+                }
+            ),
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+
+    def as_table(self) -> str:
+        """For a terminal: a line for each method and precision, then where it parts, then the ladder."""
+        rows = [("", "precision", "verdict", "worst error", "limit", "at", "Pearson")]
+        for v in self.verdicts:
+            rows.append(
+                (
+                    "network" if v.method == NETWORK else v.method,
+                    v.precision,
+                    v.word,
+                    f"{v.worst:.1e}",
+                    f"{v.limit:.0e}",
+                    v.worst_stage,
+                    "" if math.isnan(v.pearson) else f"{v.pearson:.6f}",
+                )
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        names = [_printable(p.name) for p in self.photographs]
+        for r in self.pixels_rows:
+            if not r.within:
+                lines.append(f"pixels: {names[r.photograph]}: {r.differing:.1%} differ from Keras's load_img"
+                             + (f" on purpose: {', '.join(r.notes)}" if not r.judged else f" · {r.cause}" * bool(r.cause)))  # fmt: skip
+        for v in self.verdicts:
+            for d in v.divergences:
+                lines.append(
+                    f"{v.method}, {names[d.photograph]}, {v.precision}: parts first at {d.stage} "
+                    f"({d.figure:.1e}, limit {d.limit:.0e})"
+                    + (f": {d.cause}" if d.cause else "")
+                    + (f" [{d.not_given} earlier stages not given]" if d.not_given else "")
+                )
+        if self.ladder:
+            lines += ["", "From the libraries' plain calls to the reference's map (Pearson, photograph by photograph):"]
+            width = max(len(rung.what) for rung in self.ladder)
+            for rung in self.ladder:
+                lines.append(f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in rung.pearson))
+        lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
+        lines += ["", f"Verdict: {self.word}"]
+        return "\n".join(lines)
+
+
+def provenance(artifact: Artifact) -> dict[str, Any]:
+    """Where an artifact comes from, in plain JSON types."""
+    w = artifact.weights
+    return {
+        "program": artifact.program,
+        "versions": dict(artifact.versions),
+        "flags": dict(artifact.flags),
+        "warnings": list(artifact.warnings),
+        "seconds": dict(artifact.seconds),
+        "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
+        "settings": dataclasses.asdict(artifact.settings),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
