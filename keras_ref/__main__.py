@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from keras_ref import KerasRefError
 from parity.contract import classes, network
 from parity.contract.architecture import Architecture
 from parity.contract.artifact import Artifact, ArtifactError, Photograph, Recorder, Settings, Weights, merge
-from parity.contract.network import INPUTS, Network, WeightsError
+from parity.contract.files import whole
+from parity.contract.network import INPUTS, WeightsError
 from parity.contract.stages import METHODS, SAMPLE
 from parity.contract.stages import methods as method_names
 
@@ -186,15 +188,22 @@ def _both(options: argparse.Namespace) -> None:
     """One child for each precision, one after the other (each uses every core), then one artifact."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="keras_ref-") as folder:
-        first = _child(options, "fp32", Path(folder) / "fp32.npz", options.classes, options.figures)
+        drawn = Path(folder) / "figures" if options.figures else None
+        first = _child(options, "fp32", Path(folder) / "fp32.npz", options.classes, drawn)
         # Both must explain the same class, also where rounding decides which is top-1.
         chosen = ",".join(map(str, first.classes))
         second = _child(options, "fp64", Path(folder) / "fp64.npz", chosen, None)
-    _written(merge(first, second), options, started)
+        merged = merge(first, second)
+        if drawn:  # only now: a run that fails later leaves no figures behind
+            Path(options.figures).mkdir(parents=True, exist_ok=True)
+            for figure in sorted(drawn.iterdir()):
+                with whole(Path(options.figures) / figure.name) as temporary:
+                    shutil.copyfile(figure, temporary)
+    _written(merged, options, started)
 
 
 def _child(
-    options: argparse.Namespace, precision: str, out: Path, classes: str | None, figures: str | None
+    options: argparse.Namespace, precision: str, out: Path, classes: str | None, figures: Path | None
 ) -> Artifact:
     command = [sys.executable, "-m", "keras_ref", f"--weights={options.weights}", f"--precision={precision}"]
     command += [f"--methods={','.join(options.methods)}", f"--samples={options.samples}", f"--noise={options.noise!r}"]
@@ -230,13 +239,17 @@ def _one(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # the libraries' deprecations are not our reader's business
     from keras_ref import maps, model
 
+    found = network.from_source(options.weights)  # most mistakes are seen before TensorFlow takes its four seconds
+    if found is None:
+        _refuse_unknown(options.weights)
+    elif options.photographs:
+        _classes(options, len(options.photographs), found.architecture)
     model.load_frameworks(options.precision)
-    net = _network(options.weights, options.input)
+    net = found or model.from_keras_file(options.weights, options.input or "caffe")
+    del found
     kind = options.input or net.input
     read = _given_pixels(options, net.architecture) if options.pixels else _photographs(options, net.architecture)
-    chosen: list[int | None] = [None] * len(read.names)
-    if options.classes is not None:
-        chosen = list(classes.per_photograph(options.classes.split(","), len(chosen), net.architecture.classes))
+    chosen = _classes(options, len(read.names), net.architecture)
     settings = Settings(
         methods=options.methods,
         n_samples=options.samples,
@@ -324,19 +337,17 @@ def _stages(
     return stages, index, remark
 
 
-def _network(source: str, kind: str | None) -> Network:
-    """The weights, from any source that the reference takes.
+def _classes(options: argparse.Namespace, n_photographs: int, architecture: Architecture) -> list[int | None]:
+    """The classes asked for; None, the top-1 prediction, where none was."""
+    if options.classes is None:
+        return [None] * n_photographs
+    return list(classes.per_photograph(options.classes.split(","), n_photographs, architecture.classes))
 
-    Raises:
-        WeightsError: an unknown source, or one that cannot be read.
-    """
-    found = network.from_source(source)
-    if found is not None:
-        return found
+
+def _refuse_unknown(source: str) -> None:
+    """Raise WeightsError unless it is a Keras file, going by its name."""
     if os.path.isfile(source) and source.endswith(KERAS_SUFFIXES):
-        from keras_ref import model
-
-        return model.from_keras_file(source, kind or "caffe")
+        return
     known = (
         "give offline, offline-random:N, seeded:N, a Keras file (.h5, .weights.h5, .keras) or a canonical .safetensors"
     )

@@ -133,6 +133,8 @@ def test_equal_artifacts_are_equal_bytes(artifact, file, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == file.read_bytes()
     Artifact.read(file).write(tmp_path / "copy.npz")
     assert (tmp_path / "copy.npz").read_bytes() == file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # no clock
 
 
 def test_numpy_and_json_alone_can_read_it(file):
@@ -193,6 +195,8 @@ def test_a_constant_map_has_no_correlation_and_no_error():
     floor = floor_between(np.zeros((1, 4), np.float32), np.zeros((1, 4)), is_map=True)
     assert (floor[0, 0], floor[0, 1]) == (0, 0)
     assert math.isnan(floor[0, 2])
+    tenth = np.full((1, 49), 0.1)
+    assert math.isnan(floor_between(tenth.astype(np.float32), tenth, is_map=True)[0, 2])
     assert floor_between(np.ones((1, 4), np.float32), np.zeros((1, 4)), is_map=True)[0, 0] == math.inf
 
 

@@ -167,6 +167,12 @@ def test_a_cut_transfer_starts_again_where_the_server_cannot_resume(server: Serv
     assert server.ranges == ["", "bytes=300000-"]
 
 
+def test_what_a_longer_first_answer_left_behind_is_cut_away(server: Server, remote: downloads.Remote) -> None:
+    longer = b"?" * (len(BODY) + 500)
+    server.script = lambda handler, n: handler.send(longer, length=2 * len(longer)) if n == 1 else handler.send(BODY)
+    assert downloads.fetch(remote).read_bytes() == BODY
+
+
 def test_a_server_that_always_cuts_is_given_up(server: Server, remote: downloads.Remote) -> None:
     server.script = lambda handler, _: handler.send(BODY[:1000], length=len(BODY))
     assert "cut off after 1000 of 1000003 bytes" in refusal(remote)

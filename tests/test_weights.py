@@ -169,6 +169,7 @@ def test_other_floating_types_become_float32(tiny: Network, tmp_path: Path, suff
     path = tmp_path / f"net{suffix}"
     torch.save(state, path) if suffix == ".pt" else save_file(state, path)
     loaded = load_network(str(path))
+    assert loaded.input == "torchvision"
     for name, array in loaded.tensors.items():
         assert array.dtype == np.float32
         assert np.array_equal(array, state[name].float().numpy())

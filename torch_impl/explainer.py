@@ -175,6 +175,33 @@ class Explanation:
         return {name: [name in p["constant_maps"] for p in self.manifest["photographs"]] for name in self.maps}
 
 
+def _transformed(transform: Transform, photographs: Sequence[images.Photograph]) -> Images:
+    from PIL import Image as Pillow
+
+    found = []
+    for one in photographs:
+        made = transform(Pillow.fromarray(one.pixels))
+        if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
+            shape = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(f"preprocess gave {shape} for {one.name!r}; expected a floating-point tensor (C, H, W)")
+        if found and made.shape != found[0].shape:
+            raise ValueError(
+                f"preprocess gave {tuple(made.shape)} for {one.name!r}, and {tuple(found[0].shape)} before; "
+                "let it resize to one size, or explain photographs one by one"
+            )
+        found.append(made)
+    return torch.stack(found)
+
+
+def _visible(inputs: Images) -> np.ndarray:
+    """Inputs (N, C, H, W) → uint8 (N, H, W, 3), each image's channels stretched to the whole range."""
+    wide = inputs.detach().float()
+    low, high = wide.amin(dim=(2, 3), keepdim=True), wide.amax(dim=(2, 3), keepdim=True)
+    shown = ((wide - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
+    shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    return shown.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
 def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> set[str]:
     """Whether results may be written here; asked before the work, so that nobody waits in vain.
 
@@ -459,14 +486,17 @@ class Explainer:
 
     def _prepared(self, photographs: list[Any]) -> tuple[list[images.Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
+        resize = self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
+        fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
+        loaded = iter(images.load_all(fresh, size=self.size, resize=resize)[0] if fresh else [])
+        read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
         if isinstance(self.preprocess, str):
-            fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
-            loaded = iter(images.load_all(fresh, size=self.size, resize=self.resize)[0] if fresh else [])
-            read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
             pixels = np.stack([p.pixels for p in read])
             inputs = images.preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
-            raise NotImplementedError
+            inputs = _transformed(self.preprocess, read).to(self.device, self.dtype)
+            # What a function did to the picture cannot be undone; its own output, stretched to [0, 255], lies under the map.
+            pixels = _visible(inputs)
         return read, pixels, inputs.contiguous(memory_format=self._memory_format)
 
     def _logits(self, inputs: Images) -> Logits:

@@ -42,6 +42,9 @@ Source: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image.Image"
 RESIZES = ("lab", "torchvision")
 """lab: Keras's ``load_img``, nearest neighbour to a square. torchvision: shorter side to 256, bilinear, centre crop."""
 
+AS_IT_IS = "none"
+"""In place of a resize: the photograph's own size, for those who resize it themselves."""
+
 INPUTS = ("caffe", "torchvision")
 """caffe: BGR minus a mean, as Keras's VGG16 wants it. torchvision: RGB in [0, 1], minus a mean, over a deviation."""
 
@@ -146,7 +149,7 @@ class Photograph:
         path: The file as it was given; None for arrays and Pillow images.
         sha256: Of the file's bytes; of the pixels' bytes for arrays and Pillow images.
         original_size: (width, height) as a viewer shows it, that is after the EXIF turn.
-        pixels: uint8 (size, size, 3), RGB.
+        pixels: uint8 (size, size, 3), RGB; (H, W, 3) where it was not resized.
         notes: What was done on purpose that Keras's ``load_img`` would not do; empty for a plain photograph.
     """
 
@@ -222,7 +225,7 @@ def load(source: Source, *, size: int = 224, resize: str = "lab") -> Photograph:
         source: A file; an array (H, W), (H, W, 3) or (H, W, 4) of uint8 in [0, 255] or floats in [0, 1]; or a Pillow
             image, which is taken at its current frame.
         size: Side of the result, in pixels.
-        resize: One of `RESIZES`.
+        resize: One of `RESIZES`, or `AS_IT_IS`.
 
     Returns:
         The photograph, its pixels (size, size, 3).
@@ -390,7 +393,7 @@ def _read(path: str) -> bytes:
 
 
 def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
-    if resize not in RESIZES:
+    if resize not in (*RESIZES, AS_IT_IS):
         raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
     if not isinstance(size, int | np.integer) or not 1 <= size <= 4096:
         raise ValueError(f"size is a number of pixels from 1 to 4096, not {size!r}")
@@ -682,6 +685,8 @@ def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:
     Matches: keras.utils.load_img(target_size=(size, size)) for "lab"; torchvision's Resize and CenterCrop on Pillow
         images for "torchvision", their roundings included.
     """
+    if resize == AS_IT_IS:
+        return image
     if resize == "lab":
         return image.resize((size, size), Image.Resampling.NEAREST)
     shorter = round(256 * size / 224)

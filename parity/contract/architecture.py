@@ -154,6 +154,9 @@ class Architecture:
                 raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {expected}")
         for name in shapes:
             if name not in found.tensor_shapes:
+                weight = f"{name.removesuffix('.bias')}.weight"
+                if name.endswith(".bias") and weight not in shapes:  # the last of its block, so that nobody missed it
+                    raise ValueError(f"tensor {weight} is missing")
                 raise ValueError(f"tensor {name} does not belong to a VGG")
         return found
 

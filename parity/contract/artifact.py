@@ -455,7 +455,7 @@ def floor_between(single: np.ndarray, double: np.ndarray, is_map: bool) -> np.nd
         for a, b in zip(single.astype(np.float64), double.astype(np.float64), strict=True):
             error, spread = a - b, float(b.max(initial=-math.inf) - b.min(initial=math.inf))
             pearson = math.nan
-            if is_map and a.std() > 0 and b.std() > 0:
+            if is_map and a.max() > a.min() and b.max() > b.min():  # the std of a constant need not be 0
                 pearson = float(np.mean((a - a.mean()) / a.std() * ((b - b.mean()) / b.std())))
             largest = float(np.abs(error).max(initial=0))
             l2 = _ratio(float(np.linalg.norm(error)), float(np.linalg.norm(b)))

@@ -29,7 +29,8 @@ def index(value: int | str, n_classes: int = 1000) -> int:
     """The index of a class.
 
     Args:
-        value: an index, also as text, or a label; case, underscores and hyphens do not matter.
+        value: an index, also as text, or a label; case, underscores and hyphens do not matter, unless only
+            they tell two labels apart.
         n_classes: of the network. Labels are known for 1000 only.
 
     Raises:
@@ -44,6 +45,8 @@ def index(value: int | str, n_classes: int = 1000) -> int:
         raise ClassError(
             f"class {text!r}: this network has {n_classes} classes without labels; give 0 to {n_classes - 1}"
         )
+    if labels().count(text) == 1:  # as it is spelt: "Cardigan" is a dog (264), "cardigan" a garment (474)
+        return labels().index(text)
     folded = [_fold(name) for name in labels()]
     wanted = _fold(text)
     exact = [i for i, name in enumerate(folded) if name == wanted]
