@@ -48,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 the port holds; 1 it differs; 2 it could not be compared; 130 interrupted.",
     )
     add = top.add_argument
-    add("photographs", nargs="*", metavar="PHOTO|FOLDER", help="none: four that scikit-image and scikit-learn bring along")
+    add(
+        "photographs",
+        nargs="*",
+        metavar="PHOTO|FOLDER",
+        help="none: four that scikit-image and scikit-learn bring along",
+    )
     add("--weights", default="auto", metavar="SOURCE", help="as of attention-maps explain (%(default)s)")
     add("--classes", metavar="CLASS[,CLASS…]", help="one for all or one for each, index or label; default: the top-1")
     add("--methods", metavar="METHOD[,METHOD…]", help=f"default: {','.join(stages.METHODS)}")
@@ -58,9 +63,22 @@ def parser() -> argparse.ArgumentParser:
     add("--noise", type=float, metavar="F", help="SmoothGrad's σ, a fraction of the image's range (0.2)")
     add("--seed", type=int, metavar="N", help="of SmoothGrad's noise (0)")
     add("--device", default="auto", help="of the candidate: auto, cpu, cuda, cuda:1 (%(default)s)")
-    add("--precision", default="fp64,fp32", metavar="P[,P…]", help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)")
-    add("--reference", metavar="ARTIFACT", help="made by python -m keras_ref --floor, here or elsewhere; default: make it now")
-    add("--candidate", metavar="MODULE:NAME|ARTIFACT", help="a function candidate(job), or what a program wrote; default: this port")
+    add(
+        "--precision",
+        default="fp64,fp32",
+        metavar="P[,P…]",
+        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
+    )
+    add(
+        "--reference",
+        metavar="ARTIFACT",
+        help="made by python -m keras_ref --floor, here or elsewhere; default: make it now",
+    )
+    add(
+        "--candidate",
+        metavar="MODULE:NAME|ARTIFACT",
+        help="a function candidate(job), or what a program wrote; default: this port",
+    )
     add("--native", action="store_true", help="also torchvision's own ImageNet network beside Keras's own; no verdict")
     add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
     add("--quiet", action="store_true", help="print the verdict alone")
@@ -139,7 +157,9 @@ def _compared(options: argparse.Namespace) -> int:
                     arguments += ["--ladder", str(ladder_file)]
                 run("parity.worker", arguments, quiet=options.quiet)
                 found[precision] = Artifact.read(written)
-        ladder = [Rung(m, w, tuple(p)) for m, w, p in json.loads(ladder_file.read_text())] if ladder_file.exists() else []
+        ladder = (
+            [Rung(m, w, tuple(p)) for m, w, p in json.loads(ladder_file.read_text())] if ladder_file.exists() else []
+        )
         report = compare(reference, found, pixels_rows=rows, ladder=ladder, native=_native(options, folder))
         _write(out, report, reference if not options.reference else None)
     if options.quiet:
@@ -151,9 +171,7 @@ def _compared(options: argparse.Namespace) -> int:
     return HOLDS if report.holds else DIFFERS
 
 
-def _make_reference(
-    options: argparse.Namespace, methods: tuple[str, ...], folder: Path, path: Path
-) -> list[PixelsRow]:
+def _make_reference(options: argparse.Namespace, methods: tuple[str, ...], folder: Path, path: Path) -> list[PixelsRow]:
     """Read the photographs with the port, start the reference on them, and compare how each was read."""
     from torch_impl import images
 
@@ -161,14 +179,21 @@ def _make_reference(
     # Bad photographs and classes are told before minutes of work; the port's reading is the candidate's first stage.
     paths = images.find(options.photographs, skip_bad=True) if options.photographs else images.defaults()
     if options.classes is not None and options.classes.count(",") + 1 not in (1, len(paths)):
-        raise ValueError(f"--classes: {options.classes.count(',') + 1} classes for {len(paths)} photographs: one, or one for each")
+        raise ValueError(
+            f"--classes: {options.classes.count(',') + 1} classes for {len(paths)} photographs: one, or one for each"
+        )
     read, _ = images.load_all(paths, resize=options.resize)
     weights, size = _weights_for_both(options, folder)
     if size != 224:
         read, _ = images.load_all(paths, size=size, resize=options.resize)
     arguments = [f"--weights={weights}", "--floor", f"--out={path}"]
     arguments += [f"--samples={options.samples or SAMPLES}", f"--resize={options.resize}"]
-    for name, value in (("noise", options.noise), ("seed", options.seed), ("classes", options.classes), ("input", options.input)):
+    for name, value in (
+        ("noise", options.noise),
+        ("seed", options.seed),
+        ("classes", options.classes),
+        ("input", options.input),
+    ):
         if value is not None:
             arguments.append(f"--{name}={value}")
     if methods:
@@ -185,9 +210,7 @@ def _make_reference(
     return [_pixels_row(i, one, keras.get(one.sha256), options.resize) for i, one in enumerate(read)]
 
 
-def _given_reference(
-    options: argparse.Namespace, reference: Artifact, methods: tuple[str, ...]
-) -> list[PixelsRow]:
+def _given_reference(options: argparse.Namespace, reference: Artifact, methods: tuple[str, ...]) -> list[PixelsRow]:
     """Refuse, by name, what does not fit an artifact that was made elsewhere; compare the photographs where they are here."""
     from torch_impl import images
 
@@ -199,7 +222,9 @@ def _given_reference(
         ("--input", options.input, s.input),
     ):
         if wanted is not None and wanted != held:
-            raise ValueError(f"{option} {wanted}: the reference artifact was made with {held}; leave it out, or make another")
+            raise ValueError(
+                f"{option} {wanted}: the reference artifact was made with {held}; leave it out, or make another"
+            )
     if missing := [m for m in methods if m not in s.methods]:
         raise ValueError(f"--methods: the reference artifact does not hold {', '.join(missing)}")
     if options.classes is not None:
@@ -286,7 +311,15 @@ def _native(options: argparse.Namespace, folder: Path) -> Native | None:
         out = folder / source
         _progress(options, f"native weights: {source}")
         try:
-            arguments = ["explain", "--weights", source, "--out", str(out), "--samples", str(options.samples or SAMPLES)]
+            arguments = [
+                "explain",
+                "--weights",
+                source,
+                "--out",
+                str(out),
+                "--samples",
+                str(options.samples or SAMPLES),
+            ]
             arguments += ["--device", options.device, "--quiet"]
             if options.classes:
                 arguments += ["--classes", options.classes]
@@ -319,7 +352,9 @@ def _check_output(out: Path) -> None:
     earlier = out / "report.json"
     if earlier.exists():
         try:
-            ours = str(json.loads(earlier.read_text(encoding="utf-8"))["format"]).startswith("attention-maps parity report")
+            ours = str(json.loads(earlier.read_text(encoding="utf-8"))["format"]).startswith(
+                "attention-maps parity report"
+            )
         except (ValueError, KeyError, TypeError, OSError):
             ours = False
         if not ours:

@@ -118,7 +118,9 @@ def job_of(reference: Artifact, network: Network, *, precision: str, device: str
     s = reference.settings
     missing = [m for m in methods if m not in s.methods]
     if missing:
-        raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(s.methods)}")
+        raise CandidateError(
+            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(s.methods)}"
+        )
     return Job(
         pixels=reference.pixels,
         classes=reference.classes,

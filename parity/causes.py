@@ -89,7 +89,10 @@ def _wrong_inputs(pixels: np.ndarray, input: str) -> Iterator[tuple[str, np.ndar
         yield "channel order: RGB for BGR, with the mean in BGR order", rgb - caffe
         yield "the mean was not subtracted", rgb[..., ::-1]
         yield "scaled to [0, 1] before the mean was subtracted", rgb[..., ::-1] / 255 - caffe
-        yield "torchvision's statistics (RGB / 255, mean, deviation) for a caffe-trained network", (rgb / 255 - mean) / std
+        yield (
+            "torchvision's statistics (RGB / 255, mean, deviation) for a caffe-trained network",
+            (rgb / 255 - mean) / std,
+        )
     else:
         yield "caffe statistics (BGR minus mean) for a network trained on torchvision's", rgb[..., ::-1] - caffe
         yield "not divided by the standard deviation", rgb / 255 - mean
@@ -111,8 +114,9 @@ def _wrong_maps(reference: Artifact, i: int, stage: Stage, size: int) -> Iterato
                 yield "resize grid: half-pixel centres (cv2.resize, align_corners=False) for corner on corner", half
                 yield "normalized before it was enlarged", formulas.upsample(formulas.normalize(raw), size)
             else:
-                yield "resize grid: half-pixel centres (cv2.resize, align_corners=False) for corner on corner", (
-                    formulas.normalize(half)
+                yield (
+                    "resize grid: half-pixel centres (cv2.resize, align_corners=False) for corner on corner",
+                    (formulas.normalize(half)),
                 )
         if quantity == "final":
             plain = raw if raw.shape == (size, size) else formulas.upsample(raw, size)
@@ -159,7 +163,10 @@ def _wrong_maps(reference: Artifact, i: int, stage: Stage, size: int) -> Iterato
         yield words, weights if quantity == "weights" else formulas.class_activation_map(a, weights)
     if quantity != "alpha":
         plain = formulas.grad_cam_weights(g)
-        yield "Grad-CAM's weights for Grad-CAM++'s", plain if quantity == "weights" else formulas.class_activation_map(a, plain)
+        yield (
+            "Grad-CAM's weights for Grad-CAM++'s",
+            plain if quantity == "weights" else formulas.class_activation_map(a, plain),
+        )
         right = formulas.grad_cam_plus_plus_alpha(a, g)
         signed = np.asarray((g * right).sum(axis=(0, 1)))
         yield "no ReLU on the gradients", signed if quantity == "weights" else formulas.class_activation_map(a, signed)
@@ -186,17 +193,23 @@ def _pattern(
         if kind == "dense" and stage.layer != "predictions" and _dropped(actual, expected):
             return "dropout is on: some units are 0, the others larger (call eval())"
         if kind == "dense" and stage.layer == "fc1":
-            return "look for the flatten order of fc1's inputs ((H, W, C) in Keras, (C, H, W) in torch), or a missing bias"
+            return (
+                "look for the flatten order of fc1's inputs ((H, W, C) in Keras, (C, H, W) in torch), or a missing bias"
+            )
         if kind == "dense":
             return "look for a transposed kernel, a missing bias, or dropout left on"
         if kind == "conv":
-            return "look for the kernel's layout (HWIO, OIHW), a flipped kernel, a missing bias, the padding, or the ReLU"
+            return (
+                "look for the kernel's layout (HWIO, OIHW), a flipped kernel, a missing bias, the padding, or the ReLU"
+            )
         return "look for the pooling: its window, stride, padding, or average for maximum"
     if quantity == "logits":
         offset = actual - expected
         if np.ptp(offset) < 1e-3 * max(float(np.ptp(expected)), 1e-30):
             return "a constant was added to every logit"
-        return "look for a transposed kernel or a missing bias of the last layer, softmax left on, or another class order"
+        return (
+            "look for a transposed kernel or a missing bias of the last layer, softmax left on, or another class order"
+        )
     if quantity == "score":
         logits = reference.whole("logits", "fp64")[i]
         nearest = int(np.abs(logits - actual[0]).argmin())

@@ -117,20 +117,28 @@ def assert_parity(
 def _same_job(reference: Artifact, one: Artifact, precision: str) -> None:
     """Refuse, by name, artifacts that did different jobs."""
     if precision not in one.precisions:
-        raise CandidateError(f"the candidate's artifact holds {', '.join(one.precisions) or 'nothing'}, not {precision}")
+        raise CandidateError(
+            f"the candidate's artifact holds {', '.join(one.precisions) or 'nothing'}, not {precision}"
+        )
     if one.weights.fingerprint != reference.weights.fingerprint:
         raise CandidateError(
             f"different weights: the candidate's have fingerprint {one.weights.fingerprint[:12]}, "
             f"the reference's {reference.weights.fingerprint[:12]}"
         )
     if one.classes != reference.classes:
-        raise CandidateError(f"different classes: the candidate explains {one.classes}, the reference {reference.classes}")
+        raise CandidateError(
+            f"different classes: the candidate explains {one.classes}, the reference {reference.classes}"
+        )
     if not np.array_equal(one.pixels, reference.pixels):
-        raise CandidateError("different pixels: the candidate's artifact is of other photographs, or reads them otherwise")
+        raise CandidateError(
+            "different pixels: the candidate's artifact is of other photographs, or reads them otherwise"
+        )
     s, t = one.settings, reference.settings
     for what in ("n_samples", "noise_level", "seed", "input", "sample"):
         if getattr(s, what) != getattr(t, what):
-            raise CandidateError(f"different {what}: the candidate has {getattr(s, what)}, the reference {getattr(t, what)}")
+            raise CandidateError(
+                f"different {what}: the candidate has {getattr(s, what)}, the reference {getattr(t, what)}"
+            )
     if missing := [m for m in s.methods if m not in t.methods]:
         raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}")
     for method in s.methods:

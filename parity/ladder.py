@@ -103,9 +103,7 @@ def _smoothgrad(job: Job, model: nn.Module, inputs: Tensor, target: Tensor) -> l
         return finish(torch.cat(drawn), size)
 
     def port() -> Tensor:
-        return finish(
-            saliency.smoothgrad(model, inputs, target, noise_level=level, n_samples=n, seed=seed), size
-        )
+        return finish(saliency.smoothgrad(model, inputs, target, noise_level=level, n_samples=n, seed=seed), size)
 
     return [
         (f"captum NoiseTunnel(stdevs={level:g})", plain),

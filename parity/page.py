@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML file: no script, no network, readable on a phone, in print and by a screen reader.
+"""The report as one self-contained HTML file: no script, no network; for a phone, for print and for a screen reader.
 
 Text that comes from outside (file names, labels, remarks, versions) goes through `_text` and nothing else does, so a
 photograph may be called whatever it likes. The page's own policy forbids every load but its one style block and the
@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -51,11 +51,14 @@ LOSSLESS_SIDE = 128
 """Photographs up to this many pixels wide are kept exactly; larger ones become JPEG."""
 
 MEANINGS = {
-    SAME_FUNCTION: "With 64-bit numbers every stage agrees with the reference but for the last digits: both compute the same function.",
-    SAME_ROUNDING: "The maps are as near to the reference's float64 maps as the reference's own float32 is, within the stated factor: "
-    "what is left is rounding.",
-    DIFFERENT: "At least one stage is farther from the reference than rounding explains. The first such stage is named below.",
-    DESCRIBED: "This precision rounds more than float32 does. It is measured against the same float64 maps, and no verdict rests on it.",
+    SAME_FUNCTION: "With 64-bit numbers every stage agrees with the reference but for the last digits: "
+    "both compute the same function.",
+    SAME_ROUNDING: "The maps are as near to the reference's float64 maps as the reference's own float32 is, "
+    "within the stated factor: what is left is rounding.",
+    DIFFERENT: "At least one stage is farther from the reference than rounding explains. "
+    "The first such stage is named below.",
+    DESCRIBED: "This precision rounds more than float32 does. It is measured against the same float64 maps, "
+    "and no verdict rests on it.",
 }
 
 LIGHT = {
@@ -114,7 +117,8 @@ def render(report: ParityReport) -> str:
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     links = "".join(f'<li><a href="#{name}">{_text(title)}</a></li>' for name, title, _ in sections)
     bodies = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{_text(title)}</h2>{body}</section>\n'
+        f'<section id="{name}" aria-labelledby="{name}-title">'
+        f'<h2 id="{name}-title">{_text(title)}</h2>{body}</section>\n'
         for name, title, body in sections
     )
     return (
@@ -128,7 +132,7 @@ def render(report: ParityReport) -> str:
         f"<header>{_header(report)}</header>\n"
         f'<nav aria-label="Contents"><ul>{links}</ul></nav>\n'
         f'<main id="content" tabindex="-1">\n{bodies}</main>\n'
-        "<footer><p>Written by the attention-maps parity check. This file loads nothing and runs nothing.</p></footer>\n"
+        "<footer><p>Written by attention-maps' parity check. This file loads nothing and runs nothing.</p></footer>\n"
         "</body>\n</html>\n"
     )
 
@@ -150,6 +154,11 @@ def _error(value: float, nan: str = "–") -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
+def _cell(value: float, nan: str = "–") -> str:
+    """The same for a table, as HTML: never broken at its minus sign."""
+    return f'<span class="number">{_error(value, nan)}</span>'
+
+
 def _pearson(value: float, nan: str = "constant map") -> str:
     """A correlation, six decimals; words where there is none."""
     return nan if math.isnan(value) else f"{value:.6f}"
@@ -160,6 +169,11 @@ def _share(value: float) -> str:
     if math.isnan(value):
         return "not compared"
     return "none" if value == 0 else "under 0.1 %" if value < 0.001 else f"{100 * value:.1f} %"
+
+
+def _code(stage: str) -> str:
+    """A stage's name, as HTML that may break after its group."""
+    return f"<code>{_text(stage).replace('/', '/<wbr>')}</code>"
 
 
 def _method(name: str) -> str:
@@ -177,6 +191,10 @@ def _counted(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"
 
 
+def _photographs(report: ParityReport) -> str:
+    return _counted(len(report.photographs), "photograph", "photographs")
+
+
 def _criterion_of(precision: str) -> str:
     return "of the range" if precision == "fp64" else "relative L2"
 
@@ -188,7 +206,7 @@ def _word(report: ParityReport) -> str:
 # --- building blocks --------------------------------------------------------------------------------------------------
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = "") -> str:
+def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
     """A table in a box of its own that scrolls sideways.
 
     Args:
@@ -197,13 +215,15 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], *, 
         rows: cells as HTML; the first of each is the row's header.
         kind: a class of the table.
     """
+    if not rows:
+        return ""
     columns = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
     lines = "".join(
         f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
     )
     return (
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_text(caption)} (table)">'
-        f'<table class="{kind or "plain"}"><caption>{_text(caption)}</caption>'
+        f'<table class="{kind or "plain"}"><caption><span>{_text(caption)}</span></caption>'
         f"<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 
@@ -222,7 +242,9 @@ def _listed(items: Iterable[str], kind: str = "") -> str:
 
 def _badge(word: str) -> str:
     """A verdict's word with a sign; the colour says nothing that they do not."""
-    kind, sign = {SAME_FUNCTION: ("good", "✓"), SAME_ROUNDING: ("good", "✓"), DIFFERENT: ("bad", "✗")}.get(word, ("note", "–"))
+    kind, sign = {SAME_FUNCTION: ("good", "✓"), SAME_ROUNDING: ("good", "✓"), DIFFERENT: ("bad", "✗")}.get(
+        word, ("note", "–")
+    )
     return f'<span class="badge {kind}"><span aria-hidden="true">{sign} </span>{_text(word)}</span>'
 
 
@@ -231,13 +253,15 @@ def _badge(word: str) -> str:
 
 def _header(report: ParityReport) -> str:
     word = _word(report)
-    kind, sign = ("bad", "✗") if not report.holds else ("good", "✓") if report.verdicts else ("note", "–")
+    judged = any(v.word in (SAME_FUNCTION, SAME_ROUNDING) for v in report.verdicts)
+    kind, sign = ("bad", "✗") if not report.holds else ("good", "✓") if judged else ("note", "–")
     programs = "; ".join(
-        f"port in {_text(precision)}: {_text(one.get('program', 'not stated'))}" for precision, one in report.candidate.items()
+        f"port in {_text(precision)}: {_text(one.get('program', 'not stated'))}"
+        for precision, one in report.candidate.items()
     )
     weights = report.reference.get("weights", {})
     about = (
-        f"{_counted(len(report.photographs), 'photograph', 'photographs')}; reference: "
+        f"{_photographs(report)}; reference: "
         f"{_text(report.reference.get('program', 'not stated'))}"
         + (f"; {programs}" if programs else "")
         + f"; weights: {_text(weights.get('source', 'not stated'))} "
@@ -269,7 +293,16 @@ def _verdict(report: ParityReport) -> str:
         + _partings(report)
         + _table(
             "Each method in each precision, over all photographs",
-            ("Method", "Precision", "Verdict", "Worst error", "Limit", "At stage", "Lowest Pearson", "Parts first at, and probable cause"),
+            (
+                "Method",
+                "Precision",
+                "Verdict",
+                "Worst error",
+                "Limit",
+                "At stage",
+                "Lowest Pearson",
+                "Parts first at, and probable cause",
+            ),
             [_verdict_row(v) for v in report.verdicts],
             kind="verdicts",
         )
@@ -283,11 +316,11 @@ def _verdict_row(v: Verdict) -> list[str]:
         _method(v.method),
         _text(v.precision),
         _badge(v.word),
-        f"{_error(v.worst)} <small>{unit}</small>",
-        _error(v.limit, "none"),
-        f"<code>{_text(v.worst_stage)}</code>",
+        f"{_cell(v.worst)} <small>{unit}</small>",
+        _cell(v.limit, "none"),
+        _code(v.worst_stage),
         _pearson(v.pearson, "no map" if v.method == NETWORK else "constant map"),
-        "<br>".join(f"<code>{_text(stage)}</code>: {_text(cause)}" for stage, cause in _grouped(v.divergences)) or "nowhere",
+        "<br>".join(f"{_code(stage)}: {_text(cause)}" for stage, cause in _grouped(v.divergences)) or "nowhere",
     ]
 
 
@@ -305,25 +338,32 @@ def _partings(report: ParityReport) -> str:
     for row in report.pixels_rows:
         if row.judged and not row.within:
             cause = f" Probable cause: {_text(row.cause)}." if row.cause else ""
-            items.append(f"<code>pixels</code> of {_photograph(report, row.photograph)}: {_share(row.differing)} differ.{cause}")
-    groups = _grouped(d for v in report.verdicts for d in v.divergences)
+            items.append(
+                f"<code>pixels</code> of {_photograph(report, row.photograph)}: {_share(row.differing)} differ.{cause}"
+            )
+    groups = _grouped(d for v in report.verdicts if v.word == DIFFERENT for d in v.divergences)
     order = {name: i for i, name in enumerate(_stage_names(report))}
     for (stage, cause), found in sorted(groups.items(), key=lambda item: order.get(item[0][0], len(order))):
-        worst = max(found, key=lambda d: math.inf if math.isnan(d.figure) else d.figure / d.limit if d.limit > 0 else 0.0)
+        worst = max(
+            found, key=lambda d: math.inf if math.isnan(d.figure) else d.figure / d.limit if d.limit > 0 else 0.0
+        )
         who = ", ".join(
             f"{_method(method)} ({_text(', '.join(dict.fromkeys(d.precision for d in found if d.method == method)))})"
             for method in dict.fromkeys(d.method for d in found)
         )
         missing = max(d.not_given for d in found)
         items.append(
-            f"<strong><code>{_text(stage)}</code></strong>. Probable cause: <strong>{_text(cause)}</strong>. "
+            f"<strong>{_code(stage)}</strong>. Probable cause: <strong>{_text(cause)}</strong>. "
             f"Worst: {_error(worst.figure)} {_criterion_of(worst.precision)}, limit {_error(worst.limit, 'none')}, "
             f"on {_photograph(report, worst.photograph)}; "
-            f"{_counted(len({d.photograph for d in found}), 'photograph', 'photographs')} of {len(report.photographs)}. "
-            f"Concerns {who}."
-            + (f" {_counted(missing, 'earlier stage was', 'earlier stages were')} not given: it may begin before." if missing else "")
+            f"{len({d.photograph for d in found})} of {_photographs(report)}. Concerns: {who}."
+            + (
+                f" {_counted(missing, 'earlier stage was', 'earlier stages were')} not given: it may begin before."
+                if missing
+                else ""
+            )
         )
-    return f'<h3>Where it parts first</h3>{_listed(items, "partings")}' if items else ""
+    return f"<h3>Where it parts first</h3>{_listed(items, 'partings')}" if items else ""
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -419,17 +459,21 @@ def _maps(report: ParityReport) -> str:
         return "<p>The report holds no pictures.</p>"
     methods = list(dict.fromkeys(key[0] for key in report.pictures))
     return (
-        "<p>For each method and photograph: the photograph as both sides saw it, the reference's map in float64, the port's map, and "
-        "how far they are apart. Maps run from 0 to 1. The difference is |port − reference|, "
-        "<strong>each on a scale of its own</strong>: dark blue is 0 and bright yellow is the largest difference of that picture, "
-        "however small; the number beside the scale says how small.</p>"
-        + "".join(f"<h3>{_method(method)}</h3>{_how_drawn(report, method)}{_rows_of(report, method)}" for method in methods)
+        "<p>For each method and photograph: the photograph as both sides saw it, the reference's map in float64, "
+        "the port's map, and how far they are apart. Maps run from 0 to 1. The difference is |port − reference|, "
+        "<strong>each on a scale of its own</strong>: dark blue is 0 and bright yellow is the largest difference "
+        "of that picture, however small; the number beside the scale says how small.</p>"
+        + "".join(
+            f"<h3>{_method(method)}</h3>{_how_drawn(report, method)}{_rows_of(report, method)}" for method in methods
+        )
     )
 
 
 def _how_drawn(report: ParityReport, method: str) -> str:
     if method.startswith("gradcam"):
-        return f"<p>Drawn in {MAP_COLOURS} over the photograph, half and half (alpha {OVERLAY}), as the lab draws it.</p>"
+        return (
+            f"<p>Drawn in {MAP_COLOURS} over the photograph, half and half (alpha {OVERLAY}), as the lab draws it.</p>"
+        )
     settings = report.reference.get("settings", {})
     noise = ""
     if method == "smoothgrad" and "n_samples" in settings:
@@ -485,7 +529,9 @@ def _map_figures(report: ParityReport, method: str, i: int, precision: str, *, w
     figures = []
     if with_reference:
         alt = f"{title} of {name} by the reference in float64: {_described(pair.reference)}"
-        figures.append(_figure(_drawn(pair.reference, over), alt, size, "Reference" + _constant(pair.reference), unit_scale))
+        figures.append(
+            _figure(_drawn(pair.reference, over), alt, size, "Reference" + _constant(pair.reference), unit_scale)
+        )
     alt = f"{title} of {name} by the port in {precision}: {_described(pair.candidate)}"
     caption = f"Port, {_text(precision)}" + _constant(pair.candidate)
     if raw is not None and math.isinf(raw.relative_l2):
@@ -511,7 +557,9 @@ def _difference_figure(pair: Pictures, what: str, precision: str) -> str:
 
 
 def _constant(values: np.ndarray) -> str:
-    return ": <strong>constant map</strong>" if values.size and np.isfinite(values).all() and np.ptp(values) == 0 else ""
+    return (
+        ": <strong>constant map</strong>" if values.size and np.isfinite(values).all() and np.ptp(values) == 0 else ""
+    )
 
 
 def _found(report: ParityReport, stage: str, i: int, precision: str) -> Figure | None:
@@ -526,16 +574,26 @@ def _map_table(report: ParityReport, method: str, i: int) -> str:
     name = report.photographs[i].name
     return _table(
         f"{TITLES.get(method, method)} of {i + 1} · {name}, in figures",
-        ("Map", "Precision", "Relative L2", "Max error of range", "Pearson", "Reference's float32: L2, max, Pearson", "Limit", "Within"),
+        (
+            "Map",
+            "Precision",
+            "Relative L2",
+            "Max error of range",
+            "Pearson",
+            "Reference's float32: L2, max, Pearson",
+            "Limit",
+            "Within",
+        ),
         [
             [
-                f"{_text(f.stage.partition('/')[2])}",
+                _text(_short(f.stage)),
                 _text(f.precision),
-                _error(f.relative_l2),
-                _error(f.max_error),
+                _cell(f.relative_l2),
+                _cell(f.max_error),
                 _map_pearson(f.pearson, f.relative_l2),
-                f"{_error(f.floor_l2, 'not kept')}, {_error(f.floor_max, 'not kept')}, {_map_pearson(f.floor_pearson, f.floor_l2)}",
-                f"{_error(f.limit, 'none')} <small>{_criterion_of(f.precision)}</small>",
+                f"{_cell(f.floor_l2, 'not kept')}, {_cell(f.floor_max, 'not kept')}, "
+                f"{_map_pearson(f.floor_pearson, f.floor_l2)}",
+                f"{_cell(f.limit, 'none')} <small>{_criterion_of(f.precision)}</small>",
                 _within(f.within, f.judged),
             ]
             for f in rows
@@ -583,7 +641,11 @@ class _Axis:
     low: int
     high: int
 
-    LABELS, ZERO, LEFT, RIGHT, INFINITE = 34.0, 38.0, 42.0, 93.0, 97.0
+    LABELS: ClassVar[float] = 33.0
+    ZERO: ClassVar[float] = 36.5
+    LEFT: ClassVar[float] = 45.0
+    RIGHT: ClassVar[float] = 89.0
+    INFINITE: ClassVar[float] = 98.5
 
     def place(self, value: float) -> float:
         """Where a value stands; 0 and what is not finite have places of their own."""
@@ -607,8 +669,8 @@ def _stages(report: ParityReport) -> str:
         return "<p>The report holds no stages.</p>"
     several = len(report.photographs) > 1
     parts = [
-        "<p>Every stage in the order of the computation, downwards, and its error against the reference's float64, on a logarithmic "
-        "scale: further right is worse. Where the candidate gave no such stage there is a gap.</p>",
+        "<p>Every stage in the order of the computation, downwards, and its error against the reference's float64, "
+        "on a logarithmic scale: further right is worse. Where the candidate gave no such stage there is a gap.</p>",
         _legend(),
     ]
     for precision in precisions:
@@ -674,6 +736,12 @@ def _axis(points: Sequence[_Point]) -> _Axis:
     return _Axis(max(low, -20), max(min(high, 12), low + 1, -19))
 
 
+def _short(stage: str) -> str:
+    """A stage's name without its group."""
+    name = stage.partition("/")[2] or stage
+    return "final × exp(score)" if name == "final_with_exp" else name
+
+
 def _group(stage: str) -> str:
     """What part of the computation a stage belongs to, as HTML."""
     first = stage.partition("/")[0]
@@ -701,7 +769,9 @@ def _chart(report: ParityReport, precision: str, photograph: int | None) -> str:
         before = (axis.place(point.error), middle) if point.given and 0 < point.error < math.inf else None
         y += row
         if point.parting:
-            shapes.append(f'<text class="parting" x="100%" y="{y + 13}">▲ parts first: {_some(point.parting, everyone)}</text>')
+            shapes.append(
+                f'<text class="parting" x="100%" y="{y + 13}">▲ parts first: {_some(point.parting, everyone)}</text>'
+            )
             y, before = y + row, None
     bottom = y + 4
     lines = "".join(
@@ -716,7 +786,8 @@ def _chart(report: ParityReport, precision: str, photograph: int | None) -> str:
         f'<text class="tick" x="{_at(x)}" y="{at}">{label}</text>' for at in (18, bottom + 16) for x, label in labels
     )
     return (
-        f'<svg class="chart" width="100%" height="{bottom + 24}" role="img" aria-label="{_summary(report, points, precision, photograph)}">'
+        f'<svg class="chart" width="100%" height="{bottom + 24}" role="img" '
+        f'aria-label="{_summary(report, points, precision, photograph)}">'
         f"{lines}{texts}{''.join(shapes)}</svg>"
     )
 
@@ -728,7 +799,7 @@ def _at(percent: float) -> str:
 def _mark(point: _Point, axis: _Axis, y: int, row: int, before: tuple[float, int] | None) -> str:
     """One stage's line of the chart."""
     middle = y + row // 2
-    label = point.stage.partition("/")[2] or point.stage
+    label = _short(point.stage)
     shapes = [f'<rect class="first" x="0" y="{y}" width="100%" height="{row}"/>'] if point.parting else []
     shapes.append(f'<text class="label" x="{axis.LABELS}%" y="{middle + 4}">{_text(label)}</text>')
     if not point.given:
@@ -743,7 +814,10 @@ def _mark(point: _Point, axis: _Axis, y: int, row: int, before: tuple[float, int
         shapes.append(f'<line class="limit {judged}" x1="{at}" x2="{at}" y1="{y + 1}" y2="{y + row - 1}"/>')
     if not math.isnan(point.floor):
         shapes.append(_diamond(_at(axis.place(point.floor)), middle))
-    words = f"{point.stage}: error {_error(point.error)}, reference's own float32 {_error(point.floor, 'not kept')}, limit {_error(point.limit, 'none')}"
+    words = (
+        f"{point.stage}: error {_error(point.error)}, "
+        f"reference's own float32 {_error(point.floor, 'not kept')}, limit {_error(point.limit, 'none')}"
+    )
     mark = _dot(x, middle, judged) if point.within else _cross(x, middle, judged)
     shapes.append(f"<g><title>{_text(words)}</title>{mark}</g>")
     return "".join(shapes)
@@ -772,12 +846,17 @@ def _some(methods: Sequence[str], everyone: set[str]) -> str:
 
 def _summary(report: ParityReport, points: Sequence[_Point], precision: str, photograph: int | None) -> str:
     """The chart in words, escaped."""
-    of = "worst of all photographs" if photograph is None else f"photograph {photograph + 1}, {report.photographs[photograph].name}"
+    of = (
+        "worst of all photographs"
+        if photograph is None
+        else f"photograph {photograph + 1}, {report.photographs[photograph].name}"
+    )
     given = [p for p in points if p.given]
     beyond = [p for p in given if p.judged and not p.within]
     first = [p.stage for p in points if p.parting]
     worst = max(given, key=lambda p: p.error, default=None)
-    words = f"Stage chart, {precision}, {of}: {len(given)} of {_counted(len(points), 'stage', 'stages')} given, {len(beyond)} beyond the limit"
+    words = f"Stage chart, {precision}, {of}: {len(given)} of {_counted(len(points), 'stage', 'stages')} given"
+    words += f", {len(beyond)} beyond the limit"
     words += f"; parts first at {', '.join(first)}" if first else ""
     words += f"; largest error {_error(worst.error)} at {worst.stage}" if worst else ""
     return _text(words + ". The table that follows has every figure.")
@@ -802,27 +881,32 @@ def _legend() -> str:
 
 def _stage_table(report: ParityReport, precision: str, photograph: int | None) -> str:
     if photograph is None:
-        of = "worst of all photographs" if len(report.photographs) > 1 else f"1 · {report.photographs[0].name}" if report.photographs else ""
+        of = (
+            "worst of all photographs"
+            if len(report.photographs) > 1
+            else f"1 · {report.photographs[0].name}"
+            if report.photographs
+            else ""
+        )
     else:
         of = f"{photograph + 1} · {report.photographs[photograph].name}"
-    known = {
-        (f.stage, f.photograph): f for f in report.figures if f.precision == precision
-    }
+    known = {(f.stage, f.photograph): f for f in report.figures if f.precision == precision}
     rows = []
     for point in _points(report, precision, photograph):
         if not point.given:
-            rows.append([f"<code>{_text(point.stage)}</code>", "not given", "", "", "", "", ""])
+            rows.append([_code(point.stage), "not given", "", "", "", "", ""])
             continue
         figures = [f for (stage, i), f in known.items() if stage == point.stage and photograph in (None, i)]
         correlations = [f.pearson for f in figures if not math.isnan(f.pearson)]
         blank = _map_pearson(math.nan, point.error) if _is_map(point.stage) else "–"
         rows.append(
             [
-                f"<code>{_text(point.stage)}</code>" + (f" <strong>▲ parts first: {_some(point.parting, set())}</strong>" if point.parting else ""),
-                _error(point.error),
-                _error(point.floor, "not kept"),
-                _error(point.limit, "none"),
-                _error(_largest(f.alone for f in figures), "–"),
+                f"{_code(point.stage)}"
+                + (f" <strong>▲ parts first: {_some(point.parting, set())}</strong>" if point.parting else ""),
+                _cell(point.error),
+                _cell(point.floor, "not kept"),
+                _cell(point.limit, "none"),
+                _cell(_largest(f.alone for f in figures)),
                 _pearson(min(correlations, default=math.nan), blank),
                 _within(point.within, point.judged),
             ]
@@ -845,21 +929,29 @@ def _ladder(report: ParityReport) -> str:
     finite = [p for rung in report.ladder for p in rung.pearson if not math.isnan(p)]
     low = min(0.0, math.floor(10 * min(finite, default=0.0)) / 10)
     parts = [
-        "<p>Each rung changes one thing, from the libraries' calls as their own pages show them to the port. The numbers are Pearson "
-        f"correlations with the reference's float64 map, a dot for each photograph, from {low:.1f} on the left to 1 on the right. "
-        "They are computed in this run, in float32.</p>"
+        "<p>Each rung changes one thing, from the libraries' calls as their own pages show them to the port. "
+        "The numbers are Pearson correlations with the reference's float64 map, a dot for each photograph, from "
+        f"{low:.1f} on the left to 1 on the right. They are computed in this run, in float32.</p>"
     ]
     names = [f"{i + 1} · {p.name}" for i, p in enumerate(report.photographs)]
     for method in methods:
         rungs = [rung for rung in report.ladder if rung.method == method]
         steps = "".join(
-            f'<li><span class="what">{_text(rung.what)}</span><span class="range">{_range(rung.pearson)}</span>{_strip(rung.pearson, low)}</li>'
+            f'<li><span class="what">{_text(rung.what)}</span> '
+            f'<span class="range">{_range(rung.pearson)}</span>{_strip(rung.pearson, low)}</li>'
             for rung in rungs
         )
         parts.append(f'<h3>{_method(method)}</h3><ol class="rungs">{steps}</ol>')
-        rows = [[_text(f"{n}. {rung.what}"), *(_rung_pearson(p) for p in rung.pearson)] for n, rung in enumerate(rungs, 1)]
+        rows = [
+            [_text(f"{n}. {rung.what}"), *(_rung_pearson(p) for p in rung.pearson)] for n, rung in enumerate(rungs, 1)
+        ]
         title = TITLES.get(method, method)
-        parts.append(_details(f"{_text(title)}: every photograph", _table(f"Pearson per rung, {title}", ("Rung", *names), rows, kind="figures")))
+        parts.append(
+            _details(
+                f"{_text(title)}: every photograph",
+                _table(f"Pearson per rung, {title}", ("Rung", *names), rows, kind="figures"),
+            )
+        )
     return "".join(parts)
 
 
@@ -910,7 +1002,7 @@ def _pixels(report: ParityReport) -> str:
         lines.append(
             [
                 _photograph(report, i),
-                f"{p.size[0]} × {p.size[1]}",
+                f"{p.size[0]}\u00a0×\u00a0{p.size[1]}",
                 f"{p.class_index}, <bdi>{_text(p.label)}</bdi>",
                 differing,
                 notes or "none",
@@ -919,11 +1011,20 @@ def _pixels(report: ParityReport) -> str:
             ]
         )
     return (
-        "<p>Reading a photograph is the first stage. Pixels are compared with Keras's own <code>load_img</code>. Where the port reads a "
-        "photograph better on purpose, it says how and no verdict rests on it; both sides then go on with the same pixels.</p>"
+        "<p>Reading a photograph is the first stage. Pixels are compared with Keras's own <code>load_img</code>. "
+        "Where the port reads a photograph better on purpose, it says how and no verdict rests on it; "
+        "both sides then go on with the same pixels.</p>"
         + _table(
             "Photographs",
-            ("Photograph", "Size of the file", "Explained class", "Pixels that differ", "Notes", "Same pixels", "SHA-256"),
+            (
+                "Photograph",
+                "Size of the file",
+                "Explained class",
+                "Pixels that differ",
+                "Notes",
+                "Same pixels",
+                "SHA-256",
+            ),
             lines,
         )
     )
@@ -969,16 +1070,17 @@ def _environment(report: ParityReport) -> str:
 def _criterion() -> str:
     return _listed(
         [
-            f"<strong>fp64</strong>: both sides in float64, the largest error of each stage at most {_error(FLOAT64_LIMIT)} of that stage's "
-            f"range (Grad-CAM++: {_error(FLOAT64_LIMIT_PLUS_PLUS)}, because its denominator comes near zero): "
-            f"<em>{SAME_FUNCTION}</em>.",
-            f"<strong>fp32</strong>: the port's float32 against the reference's <em>float64</em>: relative L2 at most {FLOOR_FACTOR:g} times "
-            f"the worst that the reference's own float32 reaches on that stage in this run (at least {_error(FLOOR_LEAST)}), and for maps "
-            f"a Pearson correlation of at least {PEARSON_LEAST:g}, or no worse than the reference's own where that is lower: "
-            f"<em>{SAME_ROUNDING}</em>. The port's own rounding never widens its limit.",
+            "<strong>fp64</strong>: both sides in float64, the largest error of each stage at most "
+            f"{_cell(FLOAT64_LIMIT)} of that stage's range (Grad-CAM++: {_cell(FLOAT64_LIMIT_PLUS_PLUS)}, because its "
+            f"denominator comes near zero): <em>{SAME_FUNCTION}</em>.",
+            "<strong>fp32</strong>: the port's float32 against the reference's <em>float64</em>: relative L2 at most "
+            f"{FLOOR_FACTOR:g} times the worst that the reference's own float32 reaches on that stage in this run "
+            f"(at least {_cell(FLOOR_LEAST)}), and for maps a Pearson correlation of at least {PEARSON_LEAST:g}, or no "
+            f"worse than the reference's own where that is lower: <em>{SAME_ROUNDING}</em>. "
+            "The port's own rounding never widens its limit.",
             "Grad-CAM++ is judged with exp(score), which cancels out of the map, divided out on both sides.",
-            "Relative L2 is ‖port − reference‖ / ‖reference‖. A figure is “not finite” where a value of the map is, or where only the "
-            "reference is zero; a “constant map” has no correlation.",
+            "Relative L2 is ‖port − reference‖ / ‖reference‖. A figure is “not finite” where a value of the map is, "
+            "or where only the reference is zero; a “constant map” has no correlation.",
         ]
     )
 
@@ -1025,7 +1127,8 @@ _RULES = """
 *{box-sizing:border-box}
 html{color-scheme:light dark;-webkit-text-size-adjust:100%}
 body{margin:0 auto;max-width:72rem;padding:0 1rem 2rem;background:var(--page);color:var(--text);
-font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans","DejaVu Sans",sans-serif;overflow-wrap:anywhere}
+font:1rem/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans","DejaVu Sans",sans-serif;
+overflow-wrap:anywhere}
 a{color:var(--link)}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 main:focus{outline:none}
@@ -1033,7 +1136,8 @@ main:focus{outline:none}
 .skip:focus{left:1rem;top:.5rem;padding:.5rem 1rem;background:var(--page);z-index:1}
 header{padding-top:1.25rem}
 .eyebrow,.about,.class{color:var(--muted);margin:.25rem 0}
-h1{font-size:clamp(1.4rem,4.5vw,2.1rem);line-height:1.25;margin:.25rem 0;padding:.75rem 1rem;border-left:.4rem solid;border-radius:.25rem}
+h1{font-size:clamp(1.4rem,4.5vw,2.1rem);line-height:1.25;margin:.25rem 0;
+padding:.75rem 1rem;border-left:.4rem solid;border-radius:.25rem}
 h2{font-size:1.4rem;margin:2.5rem 0 .75rem;padding-bottom:.25rem;border-bottom:1px solid var(--line);line-height:1.3}
 h3{font-size:1.15rem;margin:1.75rem 0 .5rem}
 h4{font-size:1rem;margin:0}
@@ -1044,21 +1148,29 @@ small{font-size:.85em;color:var(--muted)}
 nav ul{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;list-style:none;padding:0;margin:.75rem 0}
 nav a{display:inline-block;padding:.25rem 0}
 .good{color:var(--good)}.bad{color:var(--bad)}.note{color:var(--note)}
-h1.good,.badge.good{background:var(--good-card)}h1.bad,.badge.bad{background:var(--bad-card)}h1.note,.badge.note{background:var(--note-card)}
+h1.good,.badge.good{background:var(--good-card)}
+h1.bad,.badge.bad{background:var(--bad-card)}
+h1.note,.badge.note{background:var(--note-card)}
 .badge{display:inline-block;padding:.05rem .5rem;border:1px solid;border-radius:.25rem;font-weight:600}
-.partings li{margin:.5rem 0;padding:.5rem .75rem;background:var(--bad-card);border-left:.25rem solid var(--bad);list-style:none}
+.partings li{list-style:none;margin:.5rem 0;padding:.5rem .75rem;background:var(--bad-card);border-left:.25rem solid var(--bad)}
 ul.partings{padding:0}
 .scroll{overflow-x:auto;margin:1rem 0;max-width:100%}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;font-weight:600;padding:.25rem 0;overflow-wrap:anywhere}
+caption span{display:inline-block;position:sticky;left:0;max-width:min(100%,calc(100vw - 3.75rem))}
 th,td{text-align:left;vertical-align:top;padding:.35rem .75rem .35rem 0;border-bottom:1px solid var(--line)}
 thead th{vertical-align:bottom;border-bottom:2px solid var(--muted)}
 tbody th{font-weight:600}
+.figures tbody th,.verdicts tbody th{position:sticky;left:0;background:var(--page)}
+article .figures tbody th{background:var(--card)}
 th{max-width:22rem;overflow-wrap:break-word}
 td{max-width:24rem;overflow-wrap:break-word}
-table.verdicts{min-width:60rem}
+.badge,.number{white-space:nowrap}
+table.verdicts td{min-width:3rem}
+table.verdicts td:last-child{min-width:10rem}
 table.figures td{white-space:nowrap}
-table.environment td,table.environment th{overflow-wrap:anywhere;min-width:7rem}
+table.environment td{overflow-wrap:anywhere;min-width:7rem}
+table.environment tbody th{white-space:nowrap}
 article{margin:1rem 0;padding:1rem;background:var(--card);border:1px solid var(--line);border-radius:.5rem}
 .pictures{display:grid;grid-template-columns:repeat(4,minmax(0,1fr));gap:.75rem;margin:.75rem 0;max-width:66rem}
 figure{margin:0;min-width:0}
@@ -1075,7 +1187,7 @@ details>div{padding:0 0 .5rem}
 svg{display:block}
 svg text{font-size:12px;fill:var(--text)}
 .legend svg{flex:none}
-.chart{max-width:56rem;margin:.5rem 0;overflow:visible}
+.chart{max-width:50rem;margin:.5rem 0;overflow:visible}
 .at{overflow:visible}
 .grid{stroke:var(--line);stroke-width:1}
 .trace{stroke:var(--link);stroke-width:1.5;opacity:.5}
@@ -1100,6 +1212,7 @@ footer{margin-top:2.5rem;border-top:1px solid var(--line);color:var(--muted);fon
 @media (max-width:40rem){
 .pictures{grid-template-columns:repeat(2,minmax(0,1fr))}
 article{padding:.75rem;margin-left:-.25rem;margin-right:-.25rem}
+.figures tbody th{min-width:6rem;max-width:9rem}
 }
 @media print{
 @page{margin:14mm}

@@ -105,7 +105,9 @@ class ParityReport:
     @property
     def holds(self) -> bool:
         """Whether nothing that is judged differs."""
-        return all(v.word != DIFFERENT for v in self.verdicts) and all(r.within or not r.judged for r in self.pixels_rows)
+        return all(v.word != DIFFERENT for v in self.verdicts) and all(
+            r.within or not r.judged for r in self.pixels_rows
+        )
 
     @property
     def word(self) -> str:
@@ -116,7 +118,9 @@ class ParityReport:
         judged = [w for w in dict.fromkeys(words) if w != DESCRIBED]
         parts = [f"{w} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == w))})" for w in judged]
         if DESCRIBED in words:
-            parts.append(f"{DESCRIBED} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == DESCRIBED))})")
+            parts.append(
+                f"{DESCRIBED} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == DESCRIBED))})"
+            )
         return "; ".join(parts)
 
     def as_json(self) -> str:
@@ -176,7 +180,9 @@ class ParityReport:
             lines += ["", "From the libraries' plain calls to the reference's map (Pearson, photograph by photograph):"]
             width = max(len(rung.what) for rung in self.ladder)
             for rung in self.ladder:
-                lines.append(f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in rung.pearson))
+                lines.append(
+                    f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in rung.pearson)
+                )
         lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
         lines += ["", f"Verdict: {self.word}"]
         return "\n".join(lines)

@@ -198,9 +198,7 @@ def verdicts(
         if not judged:
             continue
         failing = sorted({f.photograph for f in judged if not f.within})
-        divergences = tuple(
-            _divergence(reference, candidate, precision, name, i, found, explain) for i in failing
-        )
+        divergences = tuple(_divergence(reference, candidate, precision, name, i, found, explain) for i in failing)
         size = _size(precision)
         worst = max(judged, key=lambda f: (not f.within, size(f) / f.limit if f.limit > 0 else 0.0))
         finals = [f.pearson for f in rows if f.stage.endswith("/final") and not math.isnan(f.pearson)]
@@ -264,9 +262,7 @@ def _divergence(
             missing += 1
         elif not row.within:
             cause = explain(reference, candidate, precision, photograph, name)
-            return Divergence(
-                method, photograph, precision, name, _size(precision)(row), row.limit, cause, missing
-            )
+            return Divergence(method, photograph, precision, name, _size(precision)(row), row.limit, cause, missing)
     raise AssertionError("a failing method has a failing stage")
 
 

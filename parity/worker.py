@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             device=options.device,
             methods=[m for m in options.methods.split(",") if m],
         )
-        found = candidates.record(
-            candidates.load(options.candidate), job, reference.photographs, reference.settings
-        )
+        found = candidates.record(candidates.load(options.candidate), job, reference.photographs, reference.settings)
         found.write(options.out)
         if options.ladder:
             from parity.ladder import rungs

@@ -67,7 +67,9 @@ def target(device: torch.device) -> torch.Tensor:
     return torch.tensor([2, 7, 5], device=device)
 
 
-def run_program(*arguments: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_program(
+    *arguments: str, cwd: Path, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` as a user would: in another folder, with no terminal."""
     return subprocess.run(
         [sys.executable, *arguments],

@@ -29,9 +29,7 @@ def state(model):
         "grads": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
         "parameters": [p.detach().clone() for p in model.parameters()],
         "types": [(p.dtype, p.device, p.is_contiguous()) for p in model.parameters()],
-        "hooks": [
-            (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()
-        ],
+        "hooks": [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
         "leaves": [p.is_leaf for p in model.parameters()],
     }
 

@@ -1,8 +1,8 @@
 """Four attention maps of a PyTorch classifier, as tf-keras-vis draws them: vanilla saliency, SmoothGrad, Grad-CAM, Grad-CAM++.
 
-    from torch_impl import Explainer
-    maps = Explainer.vgg16()(["cat.jpg"], classes=["Egyptian cat"])
-    maps["gradcam"]  # (1, 224, 224), in [0, 1]
+from torch_impl import Explainer
+maps = Explainer.vgg16()(["cat.jpg"], classes=["Egyptian cat"])
+maps["gradcam"]  # (1, 224, 224), in [0, 1]
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ class _Version(argparse.Action):
         import torch
 
         device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
-        print(f"attention-maps {__version__} · torch {torch.__version__} · python {platform.python_version()} · {device}")
+        print(
+            f"attention-maps {__version__} · torch {torch.__version__} · python {platform.python_version()} · {device}"
+        )
         parser.exit(DONE)
 
 
@@ -85,9 +87,15 @@ def parser() -> argparse.ArgumentParser:
         default="lab",
         help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
     )
-    explain.add_argument("--samples", type=_samples, default=20, metavar="N", help="SmoothGrad's noisy copies (%(default)s)")
     explain.add_argument(
-        "--noise", type=_noise, default=0.2, metavar="F", help="SmoothGrad's σ, a fraction of the image's range (%(default)s)"
+        "--samples", type=_samples, default=20, metavar="N", help="SmoothGrad's noisy copies (%(default)s)"
+    )
+    explain.add_argument(
+        "--noise",
+        type=_noise,
+        default=0.2,
+        metavar="F",
+        help="SmoothGrad's σ, a fraction of the image's range (%(default)s)",
     )
     explain.add_argument("--seed", type=_seed, default=0, metavar="N", help="of SmoothGrad's noise (%(default)s)")
     explain.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
@@ -95,14 +103,21 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "--batch-size", type=_batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)"
     )
-    explain.add_argument("--colormap", default="jet", metavar="NAME", help="matplotlib's; cividis is safe for colour-blind readers (%(default)s)")
+    explain.add_argument(
+        "--colormap",
+        default="jet",
+        metavar="NAME",
+        help="matplotlib's; cividis is safe for colour-blind readers (%(default)s)",
+    )
     explain.add_argument("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     explain.add_argument("--overwrite", action="store_true", help="write into a folder that holds other files, too")
     explain.add_argument("--quiet", action="store_true", help="print errors only")
     explain.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     explain.set_defaults(run=_explain)
 
-    summary = commands.add_parser("summary", help="print the layer table", description="Print the network's layer table.")
+    summary = commands.add_parser(
+        "summary", help="print the layer table", description="Print the network's layer table."
+    )
     summary.add_argument("--weights", metavar="SOURCE", help="default: VGG16, without loading any weights")
     summary.set_defaults(run=_summary)
 
@@ -114,7 +129,9 @@ def parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("source", metavar="IN", help="a file, or a SOURCE as of explain --weights")
     convert.add_argument("target", metavar="OUT", help="the file to write")
-    convert.add_argument("--input", choices=("caffe", "torchvision"), help="preprocessing to note down; default: IN's own")
+    convert.add_argument(
+        "--input", choices=("caffe", "torchvision"), help="preprocessing to note down; default: IN's own"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(run=_convert)
@@ -156,7 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _say("out of memory: give fewer photographs or a smaller --batch-size")
     except (ValueError, ArithmeticError) as error:  # every refusal of ours is one of these, with a message for the user
-        return _say(str(error), known=type(error).__module__.startswith(("torch_impl", "parity")) or type(error) is ValueError)
+        return _say(
+            str(error), known=type(error).__module__.startswith(("torch_impl", "parity")) or type(error) is ValueError
+        )
     except OSError as error:
         where = f"{ascii(os.fspath(error.filename))}: " if error.filename else ""
         return _say(f"{where}{error.strerror or error}; nothing was written")
@@ -294,7 +313,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         progress.close()
     save_network(network, arguments.target, overwrite=arguments.overwrite)
     if not arguments.quiet:
-        print(f"wrote {_printable(arguments.target)}: {network.architecture.parameters:,} parameters, input {network.input}")
+        print(
+            f"wrote {_printable(arguments.target)}: {network.architecture.parameters:,} parameters, input {network.input}"
+        )
         print(f"fingerprint {network.fingerprint}")
     return DONE
 

@@ -48,7 +48,9 @@ def micro_batches(
             elif batch_size == "auto" and len(piece) > 1:
                 size = len(piece) // 2
             else:
-                hint = "choose a smaller batch size" if len(piece) > 1 else "choose a smaller picture, or another device"
+                hint = (
+                    "choose a smaller batch size" if len(piece) > 1 else "choose a smaller picture, or another device"
+                )
                 raise OutOfMemoryError(f"out of memory on {device} with {len(piece)} in a batch: {hint}")
 
 

@@ -215,22 +215,16 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
     shown = ascii(os.fspath(folder))
     if not os.fspath(folder).strip():
         raise OutputError("the output folder's name is empty")
-    try:
-        parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
-        if not parent.is_dir():
-            raise OutputError(f"output folder {shown}: {ascii(str(parent))} is not a folder; choose another name")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"output folder {shown}: no permission to write in {ascii(str(parent))}")
-        if parent != out:
-            return set()
-        if (out / MANIFEST).is_file():
-            earlier = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-            if earlier.get("format") == FORMAT:
-                return {str(n) for n in earlier["files"] if Path(str(n)).name == str(n)}
-    except OSError as error:
-        raise OutputError(f"output folder {shown}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass  # somebody else's manifest.json
+    parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
+    if not parent.is_dir():
+        raise OutputError(f"output folder {shown}: {ascii(str(parent))} is not a folder; choose another name")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"output folder {shown}: no permission to write in {ascii(str(parent))}")
+    if parent != out:
+        return set()
+    earlier = _earlier_result(out)
+    if earlier is not None:
+        return earlier
     if not overwrite and any(not entry.is_dir() for entry in out.iterdir()):
         raise OutputError(
             f"output folder {shown} holds files that are not a result of this program; "
@@ -241,9 +235,22 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
 
 def _is_default(photograph: images.Photograph) -> bool:
     """Whether it is one of the photographs that installed packages carry, whose credit belongs in the figures."""
-    return photograph.path is not None and Path(photograph.path).parent.name in ("data", "images") and (
-        photograph.name in images.LICENCES
+    return (
+        photograph.path is not None
+        and Path(photograph.path).parent.name in ("data", "images")
+        and (photograph.name in images.LICENCES)
     )
+
+
+def _earlier_result(out: Path) -> set[str] | None:
+    """Names of the files of a result of ours; None where there is none."""
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return None
+        return {str(name) for name in manifest["files"] if Path(str(name)).name == str(name)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -479,9 +486,19 @@ class Explainer:
             for i, one in enumerate(read)
         ]
         return Explanation(
-            MappingProxyType(maps), pixels, logits.cpu().numpy(), self._manifest(rows, names, seconds, {
-                "n_samples": n_samples, "noise_level": noise_level, "seed": seed,
-            })
+            MappingProxyType(maps),
+            pixels,
+            logits.cpu().numpy(),
+            self._manifest(
+                rows,
+                names,
+                seconds,
+                {
+                    "n_samples": n_samples,
+                    "noise_level": noise_level,
+                    "seed": seed,
+                },
+            ),
         )
 
     def _prepared(self, photographs: list[Any]) -> tuple[list[images.Photograph], np.ndarray, Images]:
@@ -509,7 +526,9 @@ class Explainer:
         if logits.ndim != 2:
             raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (N, classes)")
         if not torch.isfinite(logits).all():
-            raise MapError("the logits are not finite: the number format is too narrow, or the inputs hold NaN; try fp32")
+            raise MapError(
+                "the logits are not finite: the number format is too narrow, or the inputs hold NaN; try fp32"
+            )
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _manifest(
@@ -532,7 +551,9 @@ class Explainer:
             "resize": self.resize if isinstance(self.preprocess, str) else None,
             "settings": {**settings, "batch_size": self.batch_size},
             "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
+            "device_name": torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else platform.machine(),
             "threads": torch.get_num_threads(),
             "precision": self.precision,
             "versions": versions(),

@@ -87,9 +87,7 @@ def _stock_gradcam_plus_plus(model: nn.Module, inputs: Images, target: Target, s
 
 
 def _stock_smoothgrad(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
-    return stock.captum_smoothgrad(
-        model, inputs, target, noise_level=s.noise_level, n_samples=s.n_samples, seed=s.seed
-    )
+    return stock.captum_smoothgrad(model, inputs, target, noise_level=s.noise_level, n_samples=s.n_samples, seed=s.seed)
 
 
 METHODS: dict[str, Raw] = {
@@ -180,4 +178,6 @@ def gradcam_plus_plus(
     model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
 ) -> Maps:
     """Grad-CAM++: see `cam.grad_cam_plus_plus`; enlarged to the image, then normalized."""
-    return _drawn("gradcam_plus_plus", model, inputs, target, Settings(target_layer=target_layer, batch_size=batch_size))
+    return _drawn(
+        "gradcam_plus_plus", model, inputs, target, Settings(target_layer=target_layer, batch_size=batch_size)
+    )

@@ -48,7 +48,12 @@ def channel_maximum(absolute: Images) -> Maps:
 
 
 def vanilla_saliency(
-    model: nn.Module, inputs: Images, target: Target, *, batch_size: BatchSize = "auto", progress: Progress | None = None
+    model: nn.Module,
+    inputs: Images,
+    target: Target,
+    *,
+    batch_size: BatchSize = "auto",
+    progress: Progress | None = None,
 ) -> Maps:
     """The largest |∂score/∂inputs| over the colour channels; raw, not yet normalized.
 

@@ -65,8 +65,6 @@ def summary(architecture: Architecture) -> str:
         shape = ", ".join(map(str, (None, *layer.shape)))
         rows.append((f"{layer.keras} ({layer.kind})", names, f"({shape})", f"{layer.parameters:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = [
-        f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows
-    ]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
     rule = "─" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:], rule, f"Total parameters: {architecture.parameters:,}"])
