@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 HOLDS, DIFFERS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
-
 SAMPLES = 4
 """SmoothGrad's samples where none are asked for: a fifth of the lab's 20, so that the proof takes minutes on two cores."""
 
@@ -67,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--precision",
         default="fp64,fp32",
         metavar="P[,P…]",
-        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
+        help=f"of the candidate, of {', '.join(stages.PRECISIONS)} (%(default)s)",
     )
     add(
         "--reference",
@@ -126,8 +124,8 @@ def _compared(options: argparse.Namespace) -> int:
     out = Path(options.out)
     _check_output(out)
     precisions = list(dict.fromkeys(p.strip() for p in options.precision.split(",")))
-    if unknown := [p for p in precisions if p not in PRECISIONS]:
-        raise ValueError(f"--precision {unknown[0]!r} is unknown; known: {', '.join(PRECISIONS)}")
+    if unknown := [p for p in precisions if p not in stages.PRECISIONS]:
+        raise ValueError(f"--precision {unknown[0]!r} is unknown; known: {', '.join(stages.PRECISIONS)}")
     methods = stages.methods(options.methods.split(",")) if options.methods else ()
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)

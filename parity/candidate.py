@@ -35,6 +35,9 @@ Candidate = Callable[["Job"], Stages]
 
 DEFAULT = "parity.port:candidate"
 
+SHAPE = "shape of "
+"""Begins the flag that says which other height and width a stage had: then the program differs, and its values are NaN."""
+
 
 class CandidateError(ValueError):
     """The candidate cannot be found or run, or what it gives cannot be compared; one line."""
@@ -167,16 +170,23 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
         settings: the reference's.
 
     Raises:
-        CandidateError: it gave a stage that is unknown, or of the wrong shape, or not the raw maps.
+        CandidateError: it gave a stage that is unknown or laid out otherwise, or not the raw maps. One of another height
+            and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
     recorder = Recorder(job.architecture, replace(settings, methods=job.methods), job.pixels)
     started = time.perf_counter()
     given = candidate(job)
     triples = _rows(given, len(job.pixels)) if isinstance(given, Mapping) else given
     seen: dict[str, int] = {}
+    expected = {stage.name: stage.shape for stage in recorder.stages}
+    flags: dict[str, str | int | bool] = {"device": job.device, "precision": job.precision}
     try:
         for photograph, stage, array in triples:
-            recorder.add(job.precision, photograph, stage, np.asarray(array))
+            array = np.asarray(array)
+            if _of_another_size(array.shape, expected.get(stage, ())):
+                flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
+                array = np.full(expected[stage], np.nan)
+            recorder.add(job.precision, photograph, stage, array)
             seen[stage] = seen.get(stage, 0) + 1
         for method in job.methods:
             if seen.get(f"{method}/raw", 0) < len(job.pixels):
@@ -186,11 +196,19 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
             photographs=photographs,
             weights=Weights.of(job.network),
             versions=_versions(),
-            flags={"device": job.device, "precision": job.precision},
+            flags=flags,
             seconds={job.precision: time.perf_counter() - started},
         )
     except ArtifactError as error:
         raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
+
+
+def _of_another_size(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """A layer or map of another height and width, channels last as it should be: a difference, not a mistaken answer."""
+    return (
+        len(given) == len(expected) and len(given) in (2, 3) and given != expected
+        and given[2:] == expected[2:] and min(given) > 0
+    )  # fmt: skip
 
 
 def _rows(stages: Mapping[str, np.ndarray], count: int) -> Iterator[tuple[int, str, np.ndarray]]:

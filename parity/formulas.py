@@ -62,6 +62,13 @@ def class_activation_map(activations: np.ndarray, channel_weights: np.ndarray) -
     return np.maximum(np.asarray(activations, np.float64) @ np.asarray(channel_weights, np.float64), 0)
 
 
+def max_pool(features: np.ndarray) -> np.ndarray:
+    """(h, w, K) → (h // 2, w // 2, K): the largest of each 2×2 window."""
+    h, w = (n // 2 * 2 for n in features.shape[:2])
+    windows = np.asarray(features[:h, :w], np.float64).reshape(h // 2, 2, w // 2, 2, -1)
+    return np.asarray(windows.max(axis=(1, 3)))
+
+
 def upsample(cam: np.ndarray, size: int, *, half_pixel: bool = False) -> np.ndarray:
     """(h, w) → (size, size), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
     return _stretched(_stretched(np.asarray(cam, np.float64), size, half_pixel).T, size, half_pixel).T

@@ -50,6 +50,9 @@ OVERLAY = 0.5
 LOSSLESS_SIDE = 128
 """Photographs up to this many pixels wide are kept exactly; larger ones become JPEG."""
 
+LABEL = 16
+"""Characters of a stage's name that fit beside the chart on a phone; the table has the whole name."""
+
 MEANINGS = {
     SAME_FUNCTION: "With 64-bit numbers every stage agrees with the reference but for the last digits: "
     "both compute the same function.",
@@ -403,7 +406,7 @@ def _photographic(rgb: np.ndarray) -> str:
     picture = Image.fromarray(np.ascontiguousarray(rgb))
     if max(rgb.shape[:2]) <= LOSSLESS_SIDE:
         return _uri(picture, "PNG", optimize=True)
-    return _uri(picture, "JPEG", quality=88, subsampling=0, optimize=True)
+    return _uri(picture, "JPEG", quality=88, subsampling=0)  # not optimize: Pillow's buffer is too small for noise
 
 
 def _drawn(values: np.ndarray, pixels: np.ndarray | None) -> str:
@@ -739,7 +742,7 @@ def _axis(points: Sequence[_Point]) -> _Axis:
 def _short(stage: str) -> str:
     """A stage's name without its group."""
     name = stage.partition("/")[2] or stage
-    return "final × exp(score)" if name == "final_with_exp" else name
+    return "with exp(score)" if name == "final_with_exp" else name
 
 
 def _group(stage: str) -> str:
@@ -800,6 +803,7 @@ def _mark(point: _Point, axis: _Axis, y: int, row: int, before: tuple[float, int
     """One stage's line of the chart."""
     middle = y + row // 2
     label = _short(point.stage)
+    label = label if len(label) <= LABEL else label[: LABEL - 1] + "…"
     shapes = [f'<rect class="first" x="0" y="{y}" width="100%" height="{row}"/>'] if point.parting else []
     shapes.append(f'<text class="label" x="{axis.LABELS}%" y="{middle + 4}">{_text(label)}</text>')
     if not point.given:
@@ -931,7 +935,7 @@ def _ladder(report: ParityReport) -> str:
     parts = [
         "<p>Each rung changes one thing, from the libraries' calls as their own pages show them to the port. "
         "The numbers are Pearson correlations with the reference's float64 map, a dot for each photograph, from "
-        f"{low:.1f} on the left to 1 on the right. They are computed in this run, in float32.</p>"
+        f"{low:g} on the left to 1 on the right. They are computed in this run, in float32.</p>"
     ]
     names = [f"{i + 1} · {p.name}" for i, p in enumerate(report.photographs)]
     for method in methods:
@@ -960,11 +964,12 @@ def _rung_pearson(value: float) -> str:
 
 
 def _range(values: Sequence[float]) -> str:
-    finite = [v for v in values if not math.isnan(v)]
-    missing = len(values) - len(finite)
-    words = f"{min(finite):.4f} to {max(finite):.4f}" if len(finite) > 1 else f"{finite[0]:.4f}" if finite else ""
+    """The lowest and the highest, and how many are no number."""
+    shown = sorted(v for v in values if not math.isnan(v))
+    ends = dict.fromkeys(f"{v:.4f}" for v in (shown[:1] + shown[-1:]))
+    missing = len(values) - len(shown)
     flat = _counted(missing, "constant map", "constant maps") if missing else ""
-    return ", ".join(w for w in (words, flat) if w)
+    return ", ".join(words for words in (" to ".join(ends), flat) if words)
 
 
 def _strip(values: Sequence[float], low: float) -> str:
@@ -1152,7 +1157,8 @@ h1.good,.badge.good{background:var(--good-card)}
 h1.bad,.badge.bad{background:var(--bad-card)}
 h1.note,.badge.note{background:var(--note-card)}
 .badge{display:inline-block;padding:.05rem .5rem;border:1px solid;border-radius:.25rem;font-weight:600}
-.partings li{list-style:none;margin:.5rem 0;padding:.5rem .75rem;background:var(--bad-card);border-left:.25rem solid var(--bad)}
+.partings li{list-style:none;margin:.5rem 0;
+padding:.5rem .75rem;background:var(--bad-card);border-left:.25rem solid var(--bad)}
 ul.partings{padding:0}
 .scroll{overflow-x:auto;margin:1rem 0;max-width:100%}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
@@ -1223,6 +1229,8 @@ nav,.skip,footer{display:none}
 table,table.verdicts{min-width:0;font-size:7.5pt}
 table.figures td{white-space:normal}
 th,td{padding-right:.4rem}
+td,table.plain tbody th,table.environment tbody th{white-space:normal;overflow-wrap:anywhere;min-width:0}
+.badge{white-space:normal}
 h2,h3,h4,caption{break-after:avoid}
 tr,figure,.pictures,.partings li,.rungs li{break-inside:avoid}
 article{break-inside:avoid}

@@ -27,7 +27,8 @@ def candidate(job: Job) -> Iterator[Row]:
     """
     device = choose_device(job.device)
     with numerics(job.precision):
-        model = vgg16.build(job.network).to(device, dtype_of(job.precision), memory_format=torch.channels_last)
+        model = vgg16.build(job.network).to(device, dtype_of(job.precision))
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
         target_layer = job.architecture.target.activation
         inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)

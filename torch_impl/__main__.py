@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from torch_impl import __version__
-from torch_impl.names import REFERENCE_METHODS, STOCK_METHODS, canonical_name
+from torch_impl.names import PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explanation
 
 DONE, FAILED, IN_PART, INTERRUPTED = 0, 2, 3, 130
-
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -265,7 +263,7 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     print(f"device    {manifest['device']} ({manifest['device_name']}), {manifest['precision']}")
     photographs = manifest["photographs"]
     names = [_printable(one["name"]) for one in photographs]
-    width = min(40, max(map(len, names)))
+    width = min(40, max(map(len, [*names, *manifest["methods"]])))
     for name, one in zip(names, photographs, strict=True):
         extra = "".join(f" · {note}" for note in one["notes"])
         extra += "".join(f" · {method}: constant, no positive evidence" for method in one["constant_maps"])

@@ -26,5 +26,5 @@ Maps = Float[Tensor, "N H W"]
 Logits = Float[Tensor, "N classes"]
 """The last layer's outputs, before any softmax."""
 
-Target = Int[Tensor, "N"]  # noqa: F821 (an axis name, not a forward reference)
+Target = Int[Tensor, "N"]
 """Class index of each photograph."""

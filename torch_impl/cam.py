@@ -218,7 +218,8 @@ def find_layer(model: nn.Module, name: str | nn.Module) -> nn.Module:
     if not name or name not in modules:
         nearest = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or [n for n in modules if n][-5:]
         raise LayerError(f"the model has no layer {name!r}; nearest: {', '.join(nearest)}")
-    return modules[name]
+    found: nn.Module = modules[name]
+    return found
 
 
 def _raw_cam(

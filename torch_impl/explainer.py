@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ from torch_impl.arrays import Images, Logits
 from torch_impl.batching import BatchSize, micro_batches
 from torch_impl.cam import find_layer
 from torch_impl.methods import METHODS, MapError, Settings, finish, raw_maps
-from torch_impl.names import REFERENCE_METHODS, STOCK_METHODS, canonical_name
-from torch_impl.precision import PRECISIONS, dtype_of, numerics
+from torch_impl.names import REFERENCE_METHODS, canonical_name
+from torch_impl.precision import dtype_of, numerics
 from torch_impl.preserve import preserved
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class Explanation:
 def _transformed(transform: Transform, photographs: Sequence[images.Photograph]) -> Images:
     from PIL import Image as Pillow
 
-    found = []
+    found: list[Tensor] = []
     for one in photographs:
         made = transform(Pillow.fromarray(one.pixels))
         if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
@@ -380,7 +381,7 @@ class Explainer:
             network = load_network(weights, input=input, progress=progress)
         model = vgg16.build(network)
         # Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in.
-        model = model.to(where, dtype_of(precision), memory_format=torch.channels_last)
+        model = model.to(where, dtype_of(precision)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         explainer = cls(
             model,
             network.architecture.target.activation,
@@ -458,7 +459,7 @@ class Explainer:
                     n_samples=n_samples,
                     seed=seed,
                     batch_size=self.batch_size,
-                    progress=(lambda done, total, name=name: progress(name, done, total)) if progress else None,
+                    progress=partial(progress, name) if progress else None,
                 )
                 raw = raw_maps(name, self.model, inputs, target, settings)
                 maps[name] = finish(raw, (inputs.shape[-2], inputs.shape[-1])).cpu().numpy()

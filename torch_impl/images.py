@@ -33,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
+from parity.contract.network import INPUTS
+
 if TYPE_CHECKING:
     import torch
 
@@ -44,9 +46,6 @@ RESIZES = ("lab", "torchvision")
 
 AS_IT_IS = "none"
 """In place of a resize: the photograph's own size, for those who resize it themselves."""
-
-INPUTS = ("caffe", "torchvision")
-"""caffe: BGR minus a mean, as Keras's VGG16 wants it. torchvision: RGB in [0, 1], minus a mean, over a deviation."""
 
 MAX_PIXELS = 105_000_000
 """Largest picture decoded: above the largest medium-format cameras (102 million pixels), below Pillow's own limit."""

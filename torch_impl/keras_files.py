@@ -134,7 +134,9 @@ def canonical(stored: Sequence[Stored]) -> dict[str, np.ndarray]:
     pairs: list[tuple[Stored, Stored]] = []
     for first, second in zip(stored[::2], stored[1::2], strict=False):
         kernel, bias = sorted((first, second), key=lambda tensor: -len(tensor.shape))
-        if len(kernel.shape) not in (2, 4) or len(bias.shape) != 1 or kernel.layer != bias.layer:
+        if first.layer != second.layer:
+            raise WeightsError(f"not a VGG16: {first.name} {first.shape} stands alone, without its kernel or bias")
+        if len(kernel.shape) not in (2, 4) or len(bias.shape) != 1:
             raise WeightsError(f"not a VGG16: {first.name} {first.shape} and {second.name} {second.shape} are no layer")
         pairs.append((kernel, bias))
     if len(stored) % 2:
@@ -278,30 +280,38 @@ def read(file: h5py.File) -> dict[str, np.ndarray]:
     """
     found = dict(_datasets(file))
     for root, prefix in ((file, ""), (file.get("model_weights"), "model_weights/")):
-        if root is not None and (layer_names := _names(root, "layer_names")) is not None:
-            return canonical(_legacy(root, prefix, layer_names, found))
-    return canonical(_counted(file, found))
+        if root is not None and ("layer_names" in root.attrs or "layer_names0" in root.attrs):
+            return canonical(_legacy(root, prefix, found))
+    return canonical(_counted(found))
 
 
-def _legacy(group: Any, prefix: str, layer_names: Sequence[str], found: Mapping[str, Any]) -> list[Stored]:
+def _legacy(group: Any, prefix: str, found: Mapping[str, Any]) -> list[Stored]:
+    ours = {path: item for path, item in found.items() if not path.startswith("optimizer_weights/")}
+    layers = {path: next((part for part in path.split("/") if part in TABLE), "") for path in ours}
+    if ours and all(layers.values()):
+        # The names say everything, and damaged lists of strings are what HDF5 itself can loop on for ever.
+        order = sorted(ours, key=lambda path: (TABLE.index(layers[path]), -len(ours[path].shape)))
+        return [Stored(path, layers[path], ours[path].shape, _reader(ours[path])) for path in order]
     stored, used = [], set()
-    for layer in layer_names:
+    for layer in _names(group, "layer_names") or ():
         for name in _names(group[layer], "weight_names") or ():
             path = f"{prefix}{layer}/{name}"
-            if path not in found:
+            if path not in ours:
                 raise WeightsError(f"{path} is missing, though the file lists it")
             used.add(path)
             # A model inside a model lists its layers' weights under its own name.
-            part = next((part for part in (layer, *name.split("/")) if part in TABLE), layer)
-            stored.append(Stored(path, part, found[path].shape, _reader(found[path])))
-    for path in found:
-        if path not in used and not path.startswith("optimizer_weights/"):
+            stored.append(Stored(path, layers[path] or layer, ours[path].shape, _reader(ours[path])))
+    for path in ours:
+        if path not in used:
             raise WeightsError(f"not a VGG16: {path} is left over")
     return stored
 
 
-def _counted(file: h5py.File, found: Mapping[str, Any]) -> list[Stored]:
-    """Keras 3: `layers/conv2d_10/vars/0` comes after `layers/conv2d_9`, so counters are compared as numbers."""
+def _counted(found: Mapping[str, Any]) -> list[Stored]:
+    """Keras 3: `layers/conv2d_10/vars/0` comes after `layers/conv2d_9`, so counters are compared as numbers.
+
+    Keras since 3.6 notes each layer's name in an attribute; it is not needed, and (see `_legacy`) not touched.
+    """
     stored = []
     for path in sorted(found, key=_natural):
         parts = path.split("/")
@@ -309,10 +319,9 @@ def _counted(file: h5py.File, found: Mapping[str, Any]) -> list[Stored]:
             continue
         if len(parts) < 3 or parts[-2] != "vars":
             raise WeightsError(f"not a Keras weights file: it holds {path}")
-        name = str(file["/".join(parts[:-1])].attrs.get("name", ""))  # Keras ≥ 3.6 notes the layer's name
-        layer = next((part for part in (name, parts[-3]) if part in TABLE), "/".join(parts[:-2]))
-        kind = re.sub(r"_\d+$", "", "/".join(parts[:-2]))
-        stored.append(Stored(path, layer, found[path].shape, _reader(found[path]), kind))
+        place = "/".join(parts[:-2])
+        layer = parts[-3] if parts[-3] in TABLE else place
+        stored.append(Stored(path, layer, found[path].shape, _reader(found[path]), re.sub(r"_\d+$", "", place)))
     if not stored:
         raise WeightsError("it holds no weights")
     return stored
@@ -342,6 +351,13 @@ def _names(group: Any, attribute: str) -> list[str] | None:
         return None
     names = [name for key in keys for name in np.asarray(group.attrs[key]).ravel().tolist()]
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def attribute(file: h5py.File, name: str) -> bytes:
+    """A string of fixed length, or b"" if there is none; others, which live elsewhere in the file, are not touched."""
+    if name not in file.attrs or file.attrs.get_id(name).dtype.kind != "S":
+        return b""
+    return bytes(np.bytes_(file.attrs[name]))
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""The methods' names, known without importing PyTorch."""
+"""Names that a user gives: methods and number formats, known without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ TITLES = {
     "gradcam_plus_plus@pytorch-grad-cam": "pytorch-grad-cam's GradCAMPlusPlus",
     "smoothgrad@captum": "Captum's NoiseTunnel",
 }
+
+
+PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
+"""fp32 is strict: TF32 off. tf32 is float32 storage with TF32 products, on CUDA only."""
 
 
 def canonical_name(name: str) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
-"""fp32 is strict: TF32 off. tf32 is float32 storage with TF32 products, on CUDA only."""
+from torch_impl.names import PRECISIONS
 
 _DTYPES = {
     "fp64": torch.float64,

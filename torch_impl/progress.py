@@ -18,9 +18,10 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        """
+        """Say where to, and whether at all.
+
         Args:
-            stream: where to; by default stderr.
+            stream: by default stderr.
             quiet: show nothing.
         """
         self.stream = stream or sys.stderr

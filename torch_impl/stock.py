@@ -72,7 +72,7 @@ def captum_smoothgrad(
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with preserved(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        attributions = NoiseTunnel(Saliency(model)).attribute(
+        attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(
             inputs.detach().clone().requires_grad_(),
             nt_type="smoothgrad",
             nt_samples=n_samples,

@@ -23,18 +23,21 @@ def skeleton(architecture: Architecture) -> nn.Module:
 
     with torch.device("meta"):
         if architecture == VGG16:
-            return torchvision.models.vgg16(weights=None, init_weights=False)
+            full: nn.Module = torchvision.models.vgg16(weights=None, init_weights=False)
+            return full
         widths: list[int | str] = []
         for block in architecture.blocks:
             widths += [*block, "M"]
         features = torchvision.models.vgg.make_layers(widths)
-        model = torchvision.models.VGG(features, num_classes=architecture.classes, init_weights=False)
+        model: nn.Module = torchvision.models.VGG(features, num_classes=architecture.classes, init_weights=False)
         channels, height, width = architecture.flatten_chw
         model.avgpool = nn.AdaptiveAvgPool2d((height, width))  # identity at the native size, as in VGG16
         first, second = architecture.dense
-        model.classifier[0] = nn.Linear(channels * height * width, first)
-        model.classifier[3] = nn.Linear(first, second)
-        model.classifier[6] = nn.Linear(second, architecture.classes)
+        classifier = model.get_submodule("classifier")
+        assert isinstance(classifier, nn.Sequential)
+        classifier[0] = nn.Linear(channels * height * width, first)
+        classifier[3] = nn.Linear(first, second)
+        classifier[6] = nn.Linear(second, architecture.classes)
         return model
 
 

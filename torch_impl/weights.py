@@ -219,7 +219,7 @@ def _read(path: Path) -> Network:
             tensors, metadata = _torch(path)
         else:
             with keras_files.opened(path, archive=kind == "keras") as file:
-                tensors, metadata = keras_files.read(file), _metadata(file.attrs.get(_METADATA), "caffe")
+                tensors, metadata = keras_files.read(file), _metadata(keras_files.attribute(file, _METADATA), "caffe")
         return dataclasses.replace(
             contract.checked(tensors, source=str(path), input=metadata["input"], remark=metadata["remark"]),
             source=metadata["source"] or str(path),
@@ -388,7 +388,7 @@ def _write_keras(network: Network, path: Path, *, counted: bool) -> None:
     # In memory first: where a disk is full, HDF5 cannot close its file, and takes the whole process down with it.
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
-        file.attrs[_METADATA] = json.dumps(_about(network))
+        file.attrs[_METADATA] = np.bytes_(json.dumps(_about(network)))  # of fixed length: see keras_files.attribute
         write(file, network.tensors, network.architecture)
     path.write_bytes(image.getbuffer())
 

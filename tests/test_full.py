@@ -1,0 +1,109 @@
+"""The whole VGG16 on embedded weights: each map once, end to end."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import numpy as np
+import pytest
+import torch
+from conftest import close, run_program
+from tolerances import FLOAT64, FLOAT64_ALPHA
+
+from parity.contract.network import offline, offline_random
+from torch_impl import Explainer, images, methods
+from torch_impl.cam import grad_cam_plus_plus
+from torch_impl.vgg16 import TARGET_LAYER, build
+
+BOXES = {"chelsea.png": (0.05, 0.0, 1.0, 1.0), "coffee.png": (0.1, 0.1, 0.75, 0.9)}
+"""Where the cat's head and the cup with its saucer lie: (left, top, right, bottom) as fractions of the picture."""
+
+
+def test_the_command_finds_the_cat_and_the_cup(tmp_path):
+    """`attention-maps explain` as a stranger runs it, but for fewer samples."""
+    photographs = [str(p) for p in images.defaults()]
+    result = run_program(
+        "-m",
+        "torch_impl",
+        "explain",
+        *photographs,
+        "--weights",
+        "offline",
+        "--samples",
+        "1",
+        "--out",
+        "out",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [p["label"] for p in manifest["photographs"]] == ["Egyptian cat", "espresso", "tripod", "palace"]
+    assert [round(p["probability"], 2) for p in manifest["photographs"]] == [0.35, 0.72, 0.61, 0.78]
+    assert "distilled" in manifest["weights"]["remark"]
+    with np.load(tmp_path / "out" / "maps.npz") as file:
+        maps = {name: file[name] for name in file.files}
+    for name in ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus"):
+        assert maps[name].shape == (4, 224, 224)
+        assert maps[name].dtype == np.float32
+        assert np.isfinite(maps[name]).all()
+        assert (maps[name].max(axis=(1, 2)) > 0.99).all()
+    for i, photograph in enumerate(manifest["photographs"]):
+        if photograph["name"] in BOXES:
+            left, top, right, bottom = (round(224 * edge) for edge in BOXES[photograph["name"]])
+            drawn = maps["gradcam"][i]
+            share = drawn[top:bottom, left:right].sum() / drawn.sum()
+            area = (bottom - top) * (right - left) / 224**2
+            assert share > min(0.9, 1.25 * area), (
+                f"{photograph['name']}: {share:.2f} of the map in {area:.2f} of the picture"
+            )
+
+
+@pytest.mark.slow
+def test_the_labs_own_setting_in_little_memory(tmp_path):
+    """Four photographs, 20 samples: the default command; peak memory below 2.5 GB."""
+    result = run_program(
+        "-m", "torch_impl", "explain", "--weights", "offline", "--out", "out", cwd=tmp_path, timeout=900
+    )
+    assert result.returncode == 0, result.stderr
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    assert peak < 2500, f"{peak:.0f} MB"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [offline, lambda: offline_random(0)], ids=["offline", "offline-random:0"])
+def test_identities_on_the_full_network(network, device):
+    """In float64: order and batch do not matter, a constant on every logit changes nothing, ±100 logits are right."""
+    model = build(network()).double().to(device)
+    pixels = np.stack([images.load(p).pixels for p in images.defaults()[:2]])
+    inputs = images.preprocess(pixels, dtype=torch.float64, device=device)
+    target = torch.tensor([285, 967], device=device)
+    plain = methods.vanilla(model, inputs, target)
+    close(methods.vanilla(model, inputs.flip(0), target.flip(0), batch_size=1).flip(0), plain, FLOAT64)
+    zero = methods.smoothgrad(model, inputs[:1], target[:1], noise_level=0.0, n_samples=1)
+    close(zero, plain[:1], FLOAT64)
+    before = grad_cam_plus_plus(model, inputs, target, target_layer=TARGET_LAYER)
+    bias = model.get_submodule("classifier.6").bias
+    with torch.no_grad():
+        score = model(inputs).gather(1, target[:, None])
+    for offset in (-100.0, 200.0):
+        bias.data += offset
+        close(grad_cam_plus_plus(model, inputs, target, target_layer=TARGET_LAYER), before, FLOAT64_ALPHA)
+        with torch.no_grad():
+            moved = model(inputs).gather(1, target[:, None]) - score
+        assert ((moved < -99) if offset < 0 else (moved > 99)).all()
+
+
+@pytest.mark.slow
+def test_the_network_matters_for_grad_cam_plus_plus():
+    """On the embedded classifier Grad-CAM++'s alpha cancels; on random dense layers the stock map is another one."""
+    photographs = images.defaults()[:2]
+    names = ["gradcam++", "gradcam++@pytorch-grad-cam"]
+    correlation = {}
+    for make in (offline, lambda: offline_random(0)):
+        network = make()
+        maps = Explainer.vgg16(network, device="cpu")(photographs, methods=names)
+        pairs = zip(maps[names[0]], maps[names[1]], strict=True)
+        correlation[network.source] = min(np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs)
+    assert correlation["offline"] > 0.8
+    assert correlation["offline-random:0"] < 0.8
