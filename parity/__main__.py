@@ -141,7 +141,7 @@ def _compared(options: argparse.Namespace) -> int:
         ladder_file = folder / "ladder.json"
         if options.candidate and Path(options.candidate).is_file():
             theirs = Artifact.read(options.candidate)
-            found = {p: theirs for p in theirs.precisions}
+            found = dict.fromkeys(theirs.precisions, theirs)
         else:
             for precision in precisions:
                 _progress(options, f"candidate in {precision}")

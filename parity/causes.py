@@ -76,7 +76,10 @@ def pixels_cause(read: np.ndarray, resized: dict[str, np.ndarray]) -> str:
 
 def _hypotheses(reference: Artifact, candidate: Artifact, i: int, stage: Stage) -> Iterator[Hypothesis]:
     """Known mistakes and what each would have given at this stage: (words, values as kept)."""
-    taken = lambda words, array: (words, stage.take(np.asarray(array, np.float64)[None])[0])  # noqa: E731
+
+    def taken(words: str, array: np.ndarray) -> Hypothesis:
+        return words, stage.take(np.asarray(array, np.float64)[None])[0]
+
     size = reference.weights.architecture.size
     if stage.name == "inputs":
         for words, array in _wrong_inputs(reference.pixels[i], reference.settings.input):

@@ -60,7 +60,7 @@ def compare(
         pixels_rows=tuple(pixels_rows),
         ladder=tuple(ladder),
         native=native,
-        reference=provenance(reference),
+        reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference)]},
         candidate={precision: provenance(one) for precision, one in found.items()},
         pictures=pictures,
     )
@@ -99,7 +99,7 @@ def assert_parity(
         name = os.fspath(candidate)
         candidate = Artifact.read(name) if os.path.exists(name) or ":" not in name else candidates.load(name)
     if isinstance(candidate, Artifact):
-        found = {p: candidate for p in candidate.precisions}
+        found = dict.fromkeys(candidate.precisions, candidate)
     else:
         known = network or reference.network
         if known is None:
@@ -144,6 +144,19 @@ def _same_job(reference: Artifact, one: Artifact, precision: str) -> None:
     for method in s.methods:
         if not one.has(f"{method}/raw", precision):
             raise CandidateError(f"the candidate's artifact lacks {method}/raw in {precision}: raw maps are required")
+
+
+def _remarks(reference: Artifact) -> list[str]:
+    """What a reader must know of the photographs themselves."""
+    lines = []
+    for i, photograph in enumerate(reference.photographs):
+        share = float(verdict.undecided(reference, i).mean())
+        if share and "vanilla" in reference.settings.methods:
+            lines.append(
+                f"photograph {i + 1} ({photograph.name}): {share:.1%} of its pixels are left out of vanilla saliency and of "
+                "the gradients: equal pixels tie in a max-pool there, and the gradient has no one value"
+            )
+    return lines
 
 
 def _drawn(raw: np.ndarray, size: int) -> np.ndarray:

@@ -6,6 +6,8 @@ of both sides: it imports neither framework.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from parity.contract.network import INPUTS
@@ -80,10 +82,50 @@ def normalize(drawn: np.ndarray) -> np.ndarray:
     return np.asarray((drawn - low) / (drawn.max() - low + 1e-7))
 
 
+def undecided(pixels: np.ndarray, convolutions: Sequence[int]) -> np.ndarray:
+    """Pixels whose gradient depends on which of several equal values a max-pool takes: bool (H, W).
+
+    Two places of a pooling window hold equal values where the network sees equal pixels around both: in flat areas, and
+    along straight edges. Each framework then takes whichever its own rounding makes larger by a last bit. Both are right,
+    in float64 too: the network has no derivative there.
+
+    Args:
+        pixels: (H, W, 3), the height a multiple of 2 ** blocks, the width as the height.
+        convolutions: 3×3 convolutions in each block, each block closed by a 2×2 max-pool.
+    """
+    size, margin, step = len(pixels), 0, 1
+    found = np.zeros((size, size), bool)
+    for count in convolutions:
+        margin += step * count  # a place sees its own step×step pixels and this margin around them
+        seen, places = step + 2 * margin, size // step
+        padded = np.full((size + 2 * margin, size + 2 * margin, pixels.shape[-1]), -1, np.int16)
+        padded[margin : margin + size, margin : margin + size] = pixels
+        tied = np.zeros((places, places), bool)
+        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            rows, columns = padded.shape[0] - down * step, padded.shape[1] - abs(right) * step
+            one = padded[:rows, :columns] if right >= 0 else padded[:rows, step:]
+            other = padded[down * step :, right * step :] if right >= 0 else padded[down * step :, :columns]
+            differs = _box_sums((one != other).any(axis=-1), seen)[::step, ::step]
+            y, x = np.nonzero(differs == 0)
+            x = x if right >= 0 else x + 1
+            within = (y // 2 == (y + down) // 2) & (x // 2 == (x + right) // 2)
+            tied[y[within], x[within]] = tied[y[within] + down, x[within] + right] = True
+        cells = np.pad(tied.repeat(step, axis=0).repeat(step, axis=1), margin)
+        found |= _box_sums(cells, 2 * margin + 1) > 0
+        step *= 2
+    return found
+
+
 def finish(raw: np.ndarray, size: int) -> np.ndarray:
     """A raw map (h, w) of either resolution → (size, size) in [0, 1]."""
     wide = np.asarray(raw, np.float64)
     return normalize(wide if wide.shape == (size, size) else upsample(wide, size))
+
+
+def _box_sums(array: np.ndarray, side: int) -> np.ndarray:
+    """Sum of every side×side square of a bool array."""
+    sums = np.pad(array.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    return np.asarray(sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side])
 
 
 def _stretched(rows: np.ndarray, size: int, half_pixel: bool) -> np.ndarray:

@@ -5,6 +5,11 @@ float32: against the reference's float64, relative L2 at most 4 times the worst 
 on that stage in this run (at least 1e-5), and for maps a Pearson correlation of 0.999, or no worse than the reference's
 own where that is lower: *the same up to rounding*. The candidate's own rounding is shown and never part of a limit.
 
+The reference's float32 is one draw of its rounding. Near a pole of Grad-CAM++'s alpha two such draws differ by more than
+any fixed factor, so there the worst that it reaches is the larger of that draw and of `DRAWS` simulated ones: rounding of
+the measured size on the reference's own float64 A and G. Where equal pixels tie in a max-pool the gradient has no one
+value; those pixels, known from the photograph alone, are left out of the gradients and of vanilla saliency.
+
 Judged are, in float64, every stage that was given; in float32 the forward stages and the maps, because a gradient between
 them may flip with a ReLU without the map's being wrong by more than the reference's own. The others name the place.
 """
@@ -18,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity import formulas
-from parity.contract.artifact import Artifact
-from parity.contract.stages import Stage
+from parity.contract.artifact import Artifact, Floor, floor_between
+from parity.contract.stages import Stage, places
 from parity.similarity import error_of_range, pearson, relative_l2
 
 SAME_FUNCTION, SAME_ROUNDING, DIFFERENT, DESCRIBED = (
@@ -36,6 +41,9 @@ FLOAT64_LIMIT_PLUS_PLUS = 1e-6
 FLOOR_FACTOR = 4.0
 FLOOR_LEAST = 1e-5
 PEARSON_LEAST = 0.999
+
+DRAWS = 16
+"""Simulated roundings of A and G for Grad-CAM++'s floor."""
 
 NETWORK = "network"
 """The rows that all methods share: inputs, activations, logits, score, gradients."""
@@ -60,6 +68,7 @@ class Figure:
         limit: what `relative_l2` (float64: `max_error`) may be; NaN where there is none.
         judged: whether the verdict rests on it.
         within: whether it keeps its limit.
+        left_out: share of its values that were not compared, because equal pixels tie in a max-pool there.
     """
 
     stage: str
@@ -75,6 +84,7 @@ class Figure:
     limit: float
     judged: bool
     within: bool
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,20 +148,28 @@ def figures(reference: Artifact, candidate: Artifact, precision: str) -> list[Fi
         precision: the candidate's.
     """
     found = []
+    tied = [undecided(reference, i) for i in range(len(reference.photographs))]
+    simulated = _simulated(reference) if precision != "fp64" else {}
     for stage in candidate.stages:
         if stage.name == "pixels" or not reference.has(stage.name, "fp64") or not _has(candidate, stage, precision):
             continue
-        expected = reference.values(stage.name, "fp64")
-        floor = reference.floor(stage.name)
-        limit = _limit(stage, precision, floor.relative_l2)
-        for i in range(len(expected)):
-            actual = _values(candidate, stage, precision, i)
-            l2, largest = relative_l2(actual, expected[i]), error_of_range(actual, expected[i])
-            correlation = pearson(actual, expected[i]) if stage.is_map else math.nan
+        kept = [_decided(reference, stage, one) for one in tied]
+        floor = _floor(reference, stage, kept)
+        limit = _limit(stage, precision, np.append(floor.relative_l2, simulated.get(stage.name, (0.0, 1.0))[0]))
+        for i in range(len(reference.photographs)):
+            expected, actual = reference.values(stage.name, "fp64")[i], _values(candidate, stage, precision, i)
+            if stage.name.endswith("/final") and not kept[i].all():  # its extremes may be among those left out
+                expected = stage.take(_finished(candidate, stage, precision, i)[None])[0]
+            else:
+                expected, actual = expected[kept[i]], actual[kept[i]]
+            scale = _scale(reference, stage, i)
+            l2, largest = relative_l2(actual, expected) / scale, error_of_range(actual, expected) / scale
+            correlation = pearson(actual, expected) if stage.is_map else math.nan
             if precision == "fp64":
                 within = largest <= limit
             else:
-                within = l2 <= limit and _correlates(correlation, floor.pearson[i], expected[i], actual, stage.is_map)
+                lowest = np.append(floor.pearson, simulated.get(stage.name, (0.0, 1.0))[1])
+                within = l2 <= limit and _correlates(correlation, lowest, i, expected, actual, stage.is_map)
             found.append(
                 Figure(
                     stage.name,
@@ -167,6 +185,7 @@ def figures(reference: Artifact, candidate: Artifact, precision: str) -> list[Fi
                     limit,
                     _judged(stage, precision) and _usable(reference, stage, i),
                     within,
+                    1 - float(kept[i].mean()),
                 )
             )
     return found
@@ -288,13 +307,129 @@ def _usable(reference: Artifact, stage: Stage, photograph: int) -> bool:
     return bool(np.isfinite(reference.values(stage.name, "fp64")[photograph]).all())
 
 
-def _correlates(own: float, floor: float, expected: np.ndarray, actual: np.ndarray, is_map: bool) -> bool:
-    if not is_map:
+def _correlates(
+    own: float, floors: np.ndarray, photograph: int, expected: np.ndarray, actual: np.ndarray, is_map: bool
+) -> bool:
+    if not is_map or not expected.size:
         return True
     if math.isnan(own):  # a constant map has no correlation: then both must be constant, which relative L2 has seen
-        return bool(np.ptp(expected) == 0) or bool(np.ptp(actual) > 0 and math.isnan(floor))
-    least = PEARSON_LEAST if math.isnan(floor) else min(PEARSON_LEAST, floor)
-    return own >= least
+        return bool(np.ptp(expected) == 0) or bool(np.ptp(actual) > 0 and math.isnan(floors[photograph]))
+    return own >= min(PEARSON_LEAST, float(np.nanmin(np.append(floors, 1.0))))
+
+
+def undecided(reference: Artifact, photograph: int) -> np.ndarray:
+    """Pixels (H, W) of a photograph whose gradient has no one value: see `formulas.undecided`."""
+    return formulas.undecided(reference.pixels[photograph], [len(b) for b in reference.weights.architecture.blocks])
+
+
+def exp_is_lost(reference: Artifact, photograph: int) -> bool:
+    """Whether exp(score), or its products with powers of G in Grad-CAM++, leave float32's range on the reference's side."""
+    name = f"gradients/{reference.weights.architecture.target.keras}"
+    if not all(reference.has(one, "fp64") for one in (name, "score")):
+        return False
+    sizes = np.abs(reference.whole(name, "fp64")[photograph])
+    sizes = sizes[sizes > 1e-3 * sizes.max()]
+    score = float(reference.values("score", "fp64")[photograph, 0])
+    if not sizes.size:
+        return False
+    logs = [score + k * float(np.log(one)) for one in (sizes.min(), sizes.max()) for k in range(4)]
+    return min(logs) < math.log(np.finfo(np.float32).tiny) or max(logs) > math.log(np.finfo(np.float32).max)
+
+
+def _decided(reference: Artifact, stage: Stage, tied: np.ndarray) -> np.ndarray:
+    """Which of a stage's kept values have one value, bool (kept,)."""
+    kept = np.ones(stage.kept, bool)
+    still = stage.method == "smoothgrad" and reference.settings.noise_level == 0
+    is_gradient = stage.quantity == "gradients" or stage.method == "vanilla" or still
+    if not tied.any() or not is_gradient or len(stage.shape) < 2 or stage.quantity == "noise":
+        return kept
+    step = len(tied) // stage.shape[0]
+    cells = tied.reshape(stage.shape[0], step, stage.shape[1], step).any(axis=(1, 3))
+    index = np.arange(stage.size) if stage.whole else places(stage.name, stage.shape, stage.kept)
+    rows, columns, *_ = np.unravel_index(index, stage.shape)
+    return ~np.asarray(cells)[rows, columns]
+
+
+def _floor(reference: Artifact, stage: Stage, kept: list[np.ndarray]) -> Floor:
+    """The reference's own float32 against its float64, over the values that are compared."""
+    if not all(reference.has(stage.name, p) for p in ("fp32", "fp64")):
+        return reference.floor(stage.name)
+    rows = []
+    for i, chosen in enumerate(kept):
+        single, double = (reference.values(stage.name, p)[i : i + 1, chosen] for p in ("fp32", "fp64"))
+        if stage.method == "gradcam_plus_plus" and exp_is_lost(reference, i):
+            rows.append(np.full(3, math.nan))  # the reference's own accident is no measure of rounding
+            continue
+        empty = np.array([[0.0, 0.0, math.nan]])
+        row = floor_between(single, double, stage.is_map) if chosen.any() else empty
+        rows.append(row[0] / np.array([(scale := _scale(reference, stage, i)), scale, 1.0]))
+    table = np.array(rows)
+    return Floor(table[:, 0], table[:, 1], table[:, 2])
+
+
+def _scale(reference: Artifact, stage: Stage, photograph: int) -> float:
+    """A score near 0 is still one of the logits: its error is measured on their scale, as theirs is."""
+    if stage.name != "score" or not reference.has("logits", "fp64"):
+        return 1.0
+    score = abs(float(reference.values("score", "fp64")[photograph, 0]))
+    norm = float(np.linalg.norm(reference.values("logits", "fp64")[photograph]))
+    return norm / score if score > 0 else 1.0
+
+
+def _simulated(reference: Artifact) -> dict[str, tuple[float, float]]:
+    """Stage of Grad-CAM++ → the worst relative L2 and Pearson that rounding of the measured size brings about."""
+    target = reference.weights.architecture.target.keras
+    names = f"activations/{target}", f"gradients/{target}"
+    if "gradcam_plus_plus" not in reference.settings.methods or not all(
+        reference.has(name, p) for name in (*names, "score") for p in ("fp32", "fp64")
+    ):
+        return {}
+    stages = [s for s in reference.stages if s.method == "gradcam_plus_plus" and reference.has(s.name, "fp64")]
+    worst = {stage.name: (0.0, 1.0) for stage in stages}
+    for i in range(len(reference.photographs)):
+        a, g = (reference.whole(name, "fp64")[i] for name in names)
+        score, single = (float(reference.values("score", p)[i, 0]) for p in ("fp64", "fp32"))
+        sizes = [_rounding(reference, name, i) for name in names]
+        right = _plus_plus(reference, a, g, score)
+        generator = np.random.RandomState(i)
+        for draw in range(DRAWS):
+            a_off, g_off = (
+                x + (x != 0) * e * generator.standard_normal(x.shape) for x, e in zip((a, g), sizes, strict=True)
+            )
+            made = _plus_plus(reference, a_off, g_off, score + (single - score) * (-1) ** draw)
+            for stage in stages:
+                l2, lowest = worst[stage.name]
+                values, expected = made[stage.quantity], right[stage.quantity]
+                if np.isfinite(values).all() and np.isfinite(expected).all() and np.any(expected):
+                    same = pearson(values, expected) if stage.is_map else math.nan
+                    worst[stage.name] = max(l2, relative_l2(values, expected)), float(np.fmin(lowest, same))
+    return worst
+
+
+def _rounding(reference: Artifact, name: str, photograph: int) -> float:
+    """How far one value of a stage is off in the reference's float32: root mean square over those that are not 0."""
+    single, double = (reference.values(name, p)[photograph].astype(np.float64) for p in ("fp32", "fp64"))
+    used = double != 0
+    return float(np.sqrt(np.mean((single - double)[used] ** 2))) if used.any() else 0.0
+
+
+def _plus_plus(reference: Artifact, a: np.ndarray, g: np.ndarray, score: float) -> dict[str, np.ndarray]:
+    """Every stage of Grad-CAM++ by its formula."""
+    size = reference.weights.architecture.size
+    alpha = formulas.grad_cam_plus_plus_alpha(a, g)
+    weights = formulas.grad_cam_plus_plus_weights(g, alpha)
+    raw = formulas.class_activation_map(a, weights)
+    upsampled = formulas.upsample(raw, size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        drawn = formulas.finish(raw * np.exp(score), size)
+    final = formulas.normalize(upsampled)
+    return {"alpha": alpha, "weights": weights, "raw": raw, "upsampled": upsampled, "final": final, "final_with_exp": drawn}
+
+
+def _finished(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> np.ndarray:
+    """The final map that a candidate's own raw map should have become."""
+    raw = candidate.whole(f"{stage.method}/raw", precision)[photograph]
+    return formulas.finish(raw, candidate.weights.architecture.size)
 
 
 def _has(candidate: Artifact, stage: Stage, precision: str) -> bool:
@@ -305,13 +440,13 @@ def _has(candidate: Artifact, stage: Stage, precision: str) -> bool:
 
 def _values(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> np.ndarray:
     if stage.quantity != "final_with_exp":
-        return candidate.values(stage.name, precision)[photograph]
+        return np.asarray(candidate.values(stage.name, precision)[photograph])
     # The library leaves exp(score) in; multiplied back, its absolute 1e-7 squeezes the candidate's map as it does its own.
     raw = candidate.whole(f"{stage.method}/raw", precision)[photograph].astype(np.float64)
     score = float(candidate.values("score", precision)[photograph, 0])
     with np.errstate(over="ignore", invalid="ignore"):
         drawn = formulas.finish(raw * np.exp(score), stage.shape[0])
-    return stage.take(drawn[None])[0]
+    return np.asarray(stage.take(drawn[None])[0])
 
 
 def _alone(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> float:

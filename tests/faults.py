@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -35,7 +35,7 @@ class Fault:
         job: a mistake in what the port is asked, instead of how it computes.
         precisions: in which it must show; in the others nothing may differ.
         reference: whose network can show it: the golden one, or `quiet`, whose gradients and maps are tiny.
-        raw_cause: words where nothing but raw maps was given; "": no raw map can show it.
+        raw_cause: one of these, where nothing but raw maps was given; none: no raw map can show it.
     """
 
     shows: Mapping[str, str]
@@ -44,7 +44,7 @@ class Fault:
     job: Callable[[Job], Job] = lambda job: job
     precisions: tuple[str, ...] = BOTH
     reference: str = GOLDEN
-    raw_cause: str = field(default="look for")
+    raw_cause: tuple[str, ...] = ("look for",)
 
     def candidate(self, job: Job) -> Iterator[port.Row]:
         """The port with this mistake in it."""
@@ -198,7 +198,9 @@ def wrong_preprocess(how: Callable[..., Any]) -> Callable[[], AbstractContextMan
     return patched((images, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
 
 
-def wrong_upsample(how: Callable[..., Tensor], *, drawn_only: bool = False) -> Callable[[], AbstractContextManager[Any]]:
+def wrong_upsample(
+    how: Callable[..., Tensor], *, drawn_only: bool = False
+) -> Callable[[], AbstractContextManager[Any]]:
     right = postprocess.upsample
     wrong = lambda maps, size: how(right, maps, size)  # noqa: E731
     return patched((methods, "upsample", wrong), *([] if drawn_only else [(postprocess, "upsample", wrong)]))
@@ -287,16 +289,14 @@ FAULTS: dict[str, Fault] = {
         "average for maximum",
         module(swapped(nn.MaxPool2d, lambda: nn.AvgPool2d(2))),
     ),
-    "fc1 in Keras's flatten order": Fault(
-        everything("activations/fc1"), "flatten order", network(keras_flatten_order)
-    ),
+    "fc1 in Keras's flatten order": Fault(everything("activations/fc1"), "flatten order", network(keras_flatten_order)),
     "a dense layer's bias missing": Fault(everything("activations/fc2"), "bias is missing", without_bias("fc2")),
     "the last layer's bias missing": Fault(
         # No map can show it: it leaves every gradient as it is. Logits and score do.
         {"network": "logits"},
         "the last layer's bias is missing",
         without_bias("predictions"),
-        raw_cause="",
+        raw_cause=(),
     ),
     "dropout on": Fault(everything("activations/fc2"), "dropout is on", module(swapped(nn.Dropout, AlwaysDropout))),
     "softmax left on": Fault(everything("logits"), "softmax left on", module(softmax_left_on)),
@@ -305,21 +305,19 @@ FAULTS: dict[str, Fault] = {
         everything("logits"),
         "0.5 times",
         network(hotter),
-        raw_cause="0.5 times",
+        raw_cause=("0.5 times", "look for"),
     ),
     "class off by one": Fault(everything("score"), "another class: this is the logit of class", job=next_class),
     "guided backpropagation": Fault(
         everything("gradients/fc1"), "other switches", module(swapped(nn.ReLU, GuidedReLU))
     ),
-    "float16 weights": Fault(
-        everything("activations/block1_conv1"), "half precision", network(half_precision)
-    ),
+    "float16 weights": Fault(everything("activations/block1_conv1"), "half precision", network(half_precision)),
     "float32 for float64": Fault(
         everything("inputs"),
         "float32",
         job=lambda job: replace(job, precision="fp32"),
         precisions=("fp64",),
-        raw_cause="float32",
+        raw_cause=("float32", "look for"),
     ),
     "features[28]: before the ReLU": Fault(
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
@@ -330,42 +328,42 @@ FAULTS: dict[str, Fault] = {
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
         "pooled target",
         target(pool),
-        raw_cause="pooled target",
+        raw_cause=("pooled target",),
     ),
     "gradients summed": Fault(
         each("weights", "gradcam"),
         "sum of the gradients",
         patched((cam, "grad_cam_weights", lambda g: g.sum(dim=(-2, -1)))),
-        raw_cause="sum of the gradients",
+        raw_cause=("sum of the gradients",),
     ),
     "no ReLU on the map": Fault(
         each("raw", *CAMS),
         "no ReLU on the map",
         patched((cam, "class_activation_map", lambda a, w: torch.einsum("nkhw,nk->nhw", a, w))),
-        raw_cause="no ReLU on the map",
+        raw_cause=("no ReLU on the map",),
     ),
     "alpha not normalized": Fault(
         each("alpha", PLUS),
         "alpha was not divided by its own sum",
         wrong_alpha(normalized=False),
-        raw_cause="alpha was not divided by its own sum",
+        raw_cause=("alpha was not divided by its own sum",),
     ),
     "the 1e-6 epsilon": Fault(
         each("alpha", PLUS),
         "epsilon: 1e-6",
         wrong_alpha(epsilon=1e-6),
         reference=QUIET,
-        raw_cause="epsilon: 1e-6",
+        raw_cause=("epsilon: 1e-6",),
     ),
     "pytorch-grad-cam's alpha": Fault(
         each("alpha", PLUS),
         "epsilon: 1e-6 added to alpha's denominator (its terms are about 1e-8), and alpha not divided by its sum",
         wrong_alpha(epsilon=1e-6, normalized=False),
         reference=QUIET,
-        raw_cause="epsilon: 1e-6",
+        raw_cause=("epsilon: 1e-6",),
     ),
     "mean(A) for the sum of A": Fault(
-        each("alpha", PLUS), "mean(A) for the sum of A", wrong_alpha(mean=True), raw_cause="mean(A) for the sum of A"
+        each("alpha", PLUS), "mean(A) for the sum of A", wrong_alpha(mean=True), raw_cause=("mean(A) for the sum of A",)
     ),
     "half-pixel upsampling": Fault(
         each("upsampled", *CAMS),
@@ -373,21 +371,19 @@ FAULTS: dict[str, Fault] = {
         wrong_upsample(
             lambda right, maps, size: nn.functional.interpolate(maps[:, None], size=size, mode="bilinear")[:, 0]
         ),
-        raw_cause="",
+        raw_cause=(),
     ),
     "normalized before it is enlarged": Fault(
         each("final", *CAMS),
         "normalized before it was enlarged",
         wrong_upsample(lambda right, maps, size: right(postprocess.normalize(maps), size), drawn_only=True),
         reference=QUIET,
-        raw_cause="",
+        raw_cause=(),
     ),
     "not normalized": Fault(
-        each("final", *METHODS), "not normalized", patched((methods, "normalize", lambda maps: maps)), raw_cause=""
+        each("final", *METHODS), "not normalized", patched((methods, "normalize", lambda maps: maps)), raw_cause=()
     ),
-    "one σ for all photographs": Fault(
-        each("noise", "smoothgrad"), "one σ for all photographs", one_sigma
-    ),
+    "one σ for all photographs": Fault(each("noise", "smoothgrad"), "one σ for all photographs", one_sigma),
     "σ = 0.2 absolute": Fault(
         each("noise", "smoothgrad"), "σ is 0.2 itself", patched((saliency, "standard_deviations", absolute_sigma))
     ),
@@ -401,13 +397,13 @@ FAULTS: dict[str, Fault] = {
             (saliency, "absolute_gradients", signed_gradients),
             (saliency, "channel_maximum", lambda gradients: gradients.abs().amax(dim=1)),
         ),
-        raw_cause="absolute value after the mean over samples",
+        raw_cause=("absolute value after the mean over samples",),
     ),
     "mean over channels": Fault(
         each("raw", "vanilla", "smoothgrad"),
         "mean over the colour channels",
         patched((saliency, "channel_maximum", lambda absolute: absolute.mean(dim=1))),
-        raw_cause="mean over the colour channels",
+        raw_cause=("mean over the colour channels",),
     ),
 }
 """Name → mistake. The photograph's resize is not here: the port is given the reference's pixels; see test_faults.py."""

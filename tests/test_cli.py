@@ -201,7 +201,8 @@ def test_help_is_quick_and_needs_no_torch():
     assert min(times) < 1
 
 
-def test_interrupted(folder, weights):
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(folder, weights, kind):
     process = subprocess.Popen(
         [sys.executable, "-m", "torch_impl", "explain", "a.png", "--weights", weights, "--samples", "100000"]
         + ["--out", "out"],
@@ -213,7 +214,7 @@ def test_interrupted(folder, weights):
     for line in process.stderr:  # the first line of progress says that it works
         if "smoothgrad" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(kind)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err

@@ -471,7 +471,7 @@ def test_or_not_at_all(tmp_path: Path, error: type[BaseException], existed: bool
     path = tmp_path / "name"
     if existed:
         path.write_text("old")
-    with pytest.raises(error), whole(path) as temporary:  # noqa: PT012 (half a file is the case)
+    with pytest.raises(error), whole(path) as temporary:
         temporary.write_text("half")
         raise error
     assert [p.read_text() for p in tmp_path.iterdir()] == ["old"] * existed

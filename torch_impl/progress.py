@@ -6,6 +6,9 @@ import sys
 import time
 from typing import TextIO
 
+LARGE = 2**20
+"""Totals from here on are bytes of a download; no job has a million passes."""
+
 STEP = 10.0
 """Seconds between two plain lines."""
 
@@ -38,7 +41,9 @@ class Progress:
         now = time.monotonic()
         if what != self._what:
             self.close()
-            self._what, self._started, self._shown = what, now, now if not self._terminal else 0.0
+            self._what, self._started = what, now
+            # In a pipe a job of seconds says nothing, a download of half a gigabyte says that it begins.
+            self._shown = now if not self._terminal and total < LARGE else -STEP
         finished = 0 < total <= done
         if self._terminal and (finished or now - self._shown > 0.1):
             part = done / total if total > 0 else 0
@@ -49,7 +54,7 @@ class Progress:
             self._shown, self._open = now, True
             if finished:
                 self.close()
-        elif not self._terminal and now - self._shown > STEP and not finished:
+        elif not self._terminal and now - self._shown >= STEP and not finished:
             print(f"{what}: {_amount(done, total)}", file=self.stream, flush=True)
             self._shown = now
 
@@ -62,6 +67,6 @@ class Progress:
 
 
 def _amount(done: int, total: int) -> str:
-    if max(done, total) >= 2**20:  # bytes of a download; no job has a million passes
+    if max(done, total) >= LARGE:
         return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total > 0 else f"{done / 1e6:.0f} MB"
     return f"{done} of {total}"
