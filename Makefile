@@ -19,7 +19,7 @@ explain: $(VENV)/.base
 	$(BIN)/python -m torch_impl explain --weights offline --out $(OUT)
 
 parity: $(VENV)/.keras
-	$(BIN)/python -m parity --weights offline --out $(OUT)/parity
+	$(BIN)/python -m parity --weights offline --no-ladder --out $(OUT)/parity
 	$(BIN)/python -m parity --weights offline-random:0 --out $(OUT)/parity-random
 
 test: $(VENV)/.test

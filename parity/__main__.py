@@ -269,7 +269,8 @@ def _pixels_row(i: int, read: images.Photograph, keras: np.ndarray | None, resiz
     cause = ""
     if differing and not read.notes:
         resizes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}  # fmt: skip
-        cause = pixels_cause(read.pixels, {name: np.asarray(rgb.resize(size, how)) for name, how in resizes.items()})
+        others = {name: np.asarray(rgb.resize(size, how)) for name, how in resizes.items()}
+        cause = pixels_cause(read.pixels, expected, others)
     return PixelsRow(i, differing, read.notes, not read.notes, differing == 0, cause)
 
 

@@ -59,18 +59,19 @@ def probable_cause(reference: Artifact, candidate: Artifact, precision: str, pho
     return _pattern(reference, candidate, precision, photograph, stage, actual, expected)
 
 
-def pixels_cause(read: np.ndarray, resized: dict[str, np.ndarray]) -> str:
-    """Which resize explains pixels that are not Keras's.
+def pixels_cause(read: np.ndarray, expected: np.ndarray, resized: dict[str, np.ndarray]) -> str:
+    """What explains pixels that are not Keras's.
 
     Args:
         read: uint8 (H, W, 3), the candidate's.
+        expected: Keras's.
         resized: name of a resize → the same photograph by it.
     """
+    if np.array_equal(read[..., ::-1], expected):
+        return "channel order: BGR for RGB"
     for words, pixels in resized.items():
         if pixels.shape == read.shape and np.abs(pixels.astype(int) - read).mean() < 1:
             return f"resized with {words}: Keras's load_img takes the nearest neighbour and ignores the aspect ratio"
-    if read.shape[-1] == 3 and any(np.array_equal(read[..., ::-1], p) for p in resized.values()):
-        return "channels in the order BGR"
     return "look for another resize, decoder, or colour conversion"
 
 
@@ -161,12 +162,12 @@ def _wrong_maps(reference: Artifact, i: int, stage: Stage, size: int) -> Iterato
         if quantity == "final":
             plain = raw if raw.shape == (size, size) else formulas.upsample(raw, size)
             yield "not normalized", plain
-            if plain.max() > 0:
+            if plain.min() > 0:
                 yield "divided by the maximum, without subtracting the minimum", plain / plain.max()
             if raw.shape != (size, size):
                 early = formulas.upsample(formulas.normalize(raw), size)
                 yield "normalized before it was enlarged", early
-                yield "normalized before it was enlarged, and again afterwards", formulas.normalize(early)
+                yield "normalized before it was enlarged, and again afterwards (or by its range without the 1e-7)", formulas.normalize(early)
         return
     if method not in ("gradcam", "gradcam_plus_plus"):
         return

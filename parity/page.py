@@ -1173,6 +1173,8 @@ th{max-width:22rem;overflow-wrap:break-word}
 td{max-width:24rem;overflow-wrap:break-word}
 .badge,.number{white-space:nowrap}
 table.verdicts td{min-width:3rem}
+table.verdicts small{white-space:nowrap}
+table.verdicts .badge{padding:0;border:0;background:none}
 table.verdicts td:last-child{min-width:10rem}
 table.figures td{white-space:nowrap}
 table.environment td{overflow-wrap:anywhere;min-width:7rem}
@@ -1230,7 +1232,7 @@ table,table.verdicts{min-width:0;font-size:7.5pt}
 table.figures td{white-space:normal}
 th,td{padding-right:.4rem}
 td,table.plain tbody th,table.environment tbody th{white-space:normal;overflow-wrap:anywhere;min-width:0}
-.badge{white-space:normal}
+.badge,table.verdicts small{white-space:normal}
 h2,h3,h4,caption{break-after:avoid}
 tr,figure,.pictures,.partings li,.rungs li{break-inside:avoid}
 article{break-inside:avoid}

@@ -80,8 +80,10 @@ def test_stock_and_port_are_different_maps(model, inputs, target):
         assert (ours - theirs.to(ours)).abs().max() > 1e-2
 
 
-def test_not_finite_is_refused_and_named(model, inputs, target):
-    model.classifier[6].weight.data[7] = float("nan")  # the second photograph's class
+def test_not_finite_is_refused_and_named(model, inputs, target, monkeypatch):
+    raw = torch.ones(3, 4, 4)
+    raw[1, 2, 2] = float("inf")
+    monkeypatch.setitem(METHODS, "vanilla", lambda *_: raw)
     with pytest.raises(MapError, match=r"photograph 1 \(counted from 0\)"):
         raw_maps("vanilla", model, inputs, target, Settings())
 

@@ -6,22 +6,40 @@ import torch
 from torch_impl.precision import PRECISIONS, at_least_fp32, dtype_of, numerics, score_scale
 
 
-def flags():
+def new():
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+def old():
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def switches():
+    """Whatever a test does to PyTorch's switches is undone."""
+    owners = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    before = [owner.fp32_precision for owner in owners]
+    yield
+    for owner, value in zip(owners, before, strict=True):
+        owner.fp32_precision = value
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("before", [True, False])
-def test_tf32_is_on_for_tf32_only_and_put_back(precision, before):
-    kept = flags()
-    try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
-        with pytest.raises(ZeroDivisionError), numerics(precision):
-            assert flags() == ((precision == "tf32"),) * 2
-            raise ZeroDivisionError
-        assert flags() == (before, before)
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+def test_tf32_is_on_for_tf32_only_and_put_back_where_the_old_names_were_used(precision, before, switches):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = before
+    with pytest.raises(ZeroDivisionError), numerics(precision):
+        assert new() == ("tf32" if precision == "tf32" else "ieee",) * 2
+        raise ZeroDivisionError
+    assert old() == (before, before)
+
+
+@pytest.mark.parametrize("before", ["ieee", "tf32"])
+def test_the_new_names_too(before, switches):
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = before
+    with numerics("fp32"):
+        assert new() == ("ieee", "ieee")
+    assert new() == (before, before)
 
 
 def test_types():
@@ -29,5 +47,5 @@ def test_types():
     assert at_least_fp32(torch.float64) == torch.float64
     assert at_least_fp32(torch.bfloat16) == torch.float32
     assert score_scale(torch.float16) > 1 == score_scale(torch.float32)
-    with pytest.raises(ValueError, match="fp8.*known: fp64"):
+    with pytest.raises(ValueError, match=r"fp8.*known: fp64"):
         dtype_of("fp8")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-REFERENCE_METHODS = ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
+from parity.contract.stages import METHODS
+
+REFERENCE_METHODS = METHODS
 """The four maps of tf-keras-vis."""
 
 STOCK_METHODS = ("gradcam@pytorch-grad-cam", "gradcam_plus_plus@pytorch-grad-cam", "smoothgrad@captum")

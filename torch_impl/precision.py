@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -43,12 +44,23 @@ def score_scale(dtype: torch.dtype) -> float:
 def numerics(precision: str) -> Iterator[None]:
     """TF32 on for tf32 and off for everything else, within the block.
 
-    cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU.
+    cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. The switches are put back to
+    what they were, in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
     """
-    allow = precision == "tf32"
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    switches = _switches()
+    before = [getattr(owner, name) for owner, name, _, _ in switches]
     try:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allow
+        for owner, name, on, off in switches:
+            setattr(owner, name, on if precision == "tf32" else off)
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        for (owner, name, _, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _switches() -> list[tuple[Any, str, Any, Any]]:
+    """(owner, attribute, value for TF32, value for strict float32)."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    if hasattr(cuda, "fp32_precision"):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
+        return [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
+    return [(cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]

@@ -115,7 +115,6 @@ def stages(
         n_samples: of SmoothGrad.
         sample: values kept of each stage that is not kept whole.
 
-    Source: issue 3; which stages are whole: those from which a reader can compute the next one alone.
     """
     layers = {layer.keras: layer.shape for layer in architecture.layers}
     hidden = [layer.keras for layer in architecture.layers if layer.kind in ("conv", "pool", "dense")][:-1]
