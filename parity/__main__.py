@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -112,14 +112,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _say(message: str, status: int = FAILED) -> int:
     if os.environ.get("ATTENTION_MAPS_TRACEBACK") and status == FAILED:
         raise  # noqa: PLE0704 (called while an exception is being handled)
-    for line in message.splitlines() or [""]:
+    for line in message.removeprefix("parity: error: ").splitlines() or [""]:  # a worker's words have it already
         print(f"parity: error: {line}" if status == FAILED else f"parity: {line}", file=sys.stderr)
     return status
 
 
 def _compared(options: argparse.Namespace) -> int:
     from parity.compare import compare
-    from parity.report import Rung
+    from parity.report import Conditioning, ContextRow, Rung
 
     out = Path(options.out)
     _check_output(out)
@@ -138,11 +138,12 @@ def _compared(options: argparse.Namespace) -> int:
             rows = _make_reference(options, methods, folder, reference_path)
             reference = Artifact.read(reference_path)
         found: dict[str, Artifact] = {}
-        ladder_file = folder / "ladder.json"
+        extras: dict[str, list[list[Any]]] = {"ladder": [], "context": [], "conditioning": []}
         if options.candidate and Path(options.candidate).is_file():
             theirs = Artifact.read(options.candidate)
             found = dict.fromkeys(theirs.precisions, theirs)
         else:
+            home = "fp32" if "fp32" in precisions else precisions[-1]  # where ladder and context are drawn
             for precision in precisions:
                 _progress(options, f"candidate in {precision}")
                 written = folder / f"{precision}.npz"
@@ -151,14 +152,22 @@ def _compared(options: argparse.Namespace) -> int:
                 arguments += ["--input", reference.settings.input]
                 if options.candidate:
                     arguments += ["--candidate", options.candidate]
-                if precision == precisions[-1] and not options.no_ladder:
-                    arguments += ["--ladder", str(ladder_file)]
-                run("parity.worker", arguments, quiet=options.quiet)
+                if precision == home:
+                    arguments += ["--context"] if options.no_ladder else ["--context", "--ladder"]
+                drawn = folder / f"{precision}.json"
+                run("parity.worker", [*arguments, "--extras", str(drawn)], quiet=options.quiet)
                 found[precision] = Artifact.read(written)
-        ladder = (
-            [Rung(m, w, tuple(p)) for m, w, p in json.loads(ladder_file.read_text())] if ladder_file.exists() else []
+                for name, more in json.loads(drawn.read_text(encoding="utf-8")).items():
+                    extras[name] += more
+        report = compare(
+            reference,
+            found,
+            pixels_rows=rows,
+            ladder=[Rung(method, what, tuple(values)) for method, what, values in extras["ladder"]],
+            context=[ContextRow(method, what, tuple(values)) for method, what, values in extras["context"]],
+            conditioning=[Conditioning(*row) for row in extras["conditioning"]],
+            native=_native(options, folder),
         )
-        report = compare(reference, found, pixels_rows=rows, ladder=ladder, native=_native(options, folder))
         _write(out, report, reference if not options.reference else None)
     if options.quiet:
         print(f"Verdict: {report.word}")

@@ -176,7 +176,7 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
     recorder = Recorder(job.architecture, replace(settings, methods=job.methods), job.pixels)
     started = time.perf_counter()
     given = candidate(job)
-    triples = _rows(given, len(job.pixels)) if isinstance(given, Mapping) else given
+    triples = _rows(given, len(job.pixels)) if isinstance(given, Mapping) else _triples(given)
     seen: dict[str, int] = {}
     expected = {stage.name: stage.shape for stage in recorder.stages}
     flags: dict[str, str | int | bool] = {"device": job.device, "precision": job.precision}
@@ -209,6 +209,18 @@ def _of_another_size(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
         len(given) == len(expected) and len(given) in (2, 3) and given != expected
         and given[2:] == expected[2:] and min(given) > 0
     )  # fmt: skip
+
+
+def _triples(given: object) -> Iterator[tuple[int, str, np.ndarray]]:
+    wanted = "give {stage: array}, or (photograph, stage, array) one by one"
+    if not isinstance(given, Iterable):
+        raise CandidateError(
+            f"the candidate's answer is neither a mapping nor triples but {type(given).__name__}: {wanted}"
+        )
+    for triple in given:
+        if not isinstance(triple, tuple) or len(triple) != 3:
+            raise CandidateError(f"the candidate's answer is neither a mapping nor triples: {wanted}")
+        yield triple
 
 
 def _rows(stages: Mapping[str, np.ndarray], count: int) -> Iterator[tuple[int, str, np.ndarray]]:

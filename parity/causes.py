@@ -167,7 +167,10 @@ def _wrong_maps(reference: Artifact, i: int, stage: Stage, size: int) -> Iterato
             if raw.shape != (size, size):
                 early = formulas.upsample(formulas.normalize(raw), size)
                 yield "normalized before it was enlarged", early
-                yield "normalized before it was enlarged, and again afterwards (or by its range without the 1e-7)", formulas.normalize(early)
+                yield (
+                    "normalized before it was enlarged, and again afterwards (or by its range without the 1e-7)",
+                    formulas.normalize(early),
+                )
         return
     if method not in ("gradcam", "gradcam_plus_plus"):
         return
@@ -242,25 +245,35 @@ def _pattern(
             return "negative values: taken before the ReLU (the convolution's own output, not the layer's)"
         if _offset_by_bias(reference, candidate, precision, i, stage):
             return "a missing or another bias: each channel is off by a constant of its own"
-        if kind == "dense" and (_dropped(actual, expected) or _dropped_before(reference, candidate, precision, i, stage)):
+        if kind == "dense" and (
+            _dropped(actual, expected) or _dropped_before(reference, candidate, precision, i, stage)
+        ):
             return "dropout is on: some units are 0, the others larger (call eval())"
         if half:
             return half
         if stage.layer == "fc1":
-            return "look for the flatten order of fc1's inputs ((H, W, C) in Keras, (C, H, W) in torch), or a missing bias"
+            return (
+                "look for the flatten order of fc1's inputs ((H, W, C) in Keras, (C, H, W) in torch), or a missing bias"
+            )
         if kind == "dense":
             return "look for a transposed kernel, a missing bias, or dropout left on"
         if kind == "conv":
-            return "look for the kernel's layout (HWIO, OIHW), a flipped kernel, a missing bias, the padding, or the ReLU"
+            return (
+                "look for the kernel's layout (HWIO, OIHW), a flipped kernel, a missing bias, the padding, or the ReLU"
+            )
         return "look for the pooling: its window, stride, padding, or average for maximum"
     if quantity == "logits":
         if ratio is not None:
-            return f"the logits are {ratio:.3g} times the reference's: a temperature, or another scale of the last layer"
+            return (
+                f"the logits are {ratio:.3g} times the reference's: a temperature, or another scale of the last layer"
+            )
         offset = actual - expected
         if np.ptp(offset) < 1e-3 * max(float(np.ptp(expected)), 1e-30):
             return "a constant was added to every logit"
         if _offset_by_bias(reference, candidate, precision, i, stage):
-            return "the last layer's bias is missing, or another: each logit is off by the same amount in every photograph"
+            return (
+                "the last layer's bias is missing, or another: each logit is off by the same amount in every photograph"
+            )
         if _dropped_before(reference, candidate, precision, i, stage):
             return "dropout is on: gradients of some units of fc2 are 0 (call eval())"
         return half or (
@@ -333,7 +346,11 @@ def _saliency_pattern(
         if method == "smoothgrad" and share.min() >= 0:
             # |mean| is never above mean of |·|, but other mistakes make a map smaller too: the plain gradient must be right.
             order = "absolute value after the mean over samples: it belongs before"
-            return order if _gradient_is_right(reference, candidate, precision, i) else f"look for softmax left on, or for {order}"
+            return (
+                order
+                if _gradient_is_right(reference, candidate, precision, i)
+                else f"look for softmax left on, or for {order}"
+            )
         if share.min() < 0:
             return "no absolute value: the gradient itself"
         return "smaller everywhere: look for softmax left on, one colour channel for the maximum, or positive gradients only"
@@ -356,7 +373,9 @@ def _shape_words(reference: Artifact, stage: Stage, shape: str) -> str:
     if stage.quantity in ("upsampled", "final"):
         return f"not enlarged to the photograph's size: {said}"
     given = tuple(int(n) for n in shape.split("×"))[:2]
-    layers = [layer for layer in reference.weights.architecture.layers if len(layer.shape) == 3 and layer.shape[:2] == given]
+    layers = [
+        layer for layer in reference.weights.architecture.layers if len(layer.shape) == 3 and layer.shape[:2] == given
+    ]
     target = reference.weights.architecture.target
     if stage.method.startswith("gradcam") or stage.layer == target.keras:
         if given == tuple(n // 2 for n in target.shape[:2]):

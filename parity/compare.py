@@ -9,12 +9,22 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from parity import candidate as candidates
-from parity import formulas, verdict
+from parity import formulas, similarity, verdict
 from parity.candidate import Candidate, CandidateError, Job
 from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
 from parity.contract.network import Network
-from parity.report import Native, ParityReport, Pictures, PixelsRow, Rung, provenance
+from parity.report import (
+    Conditioning,
+    ContextRow,
+    MapFigures,
+    Native,
+    ParityReport,
+    Pictures,
+    PixelsRow,
+    Rung,
+    provenance,
+)
 
 
 def compare(
@@ -23,6 +33,8 @@ def compare(
     *,
     pixels_rows: Iterable[PixelsRow] = (),
     ladder: Iterable[Rung] = (),
+    context: Iterable[ContextRow] = (),
+    conditioning: Iterable[Conditioning] = (),
     native: Native | None = None,
 ) -> ParityReport:
     """Judge candidates by the reference.
@@ -32,6 +44,8 @@ def compare(
         found: precision → the candidate's artifact.
         pixels_rows: how photographs were read.
         ladder: from plain calls to the port.
+        context: what other maps on purpose would score.
+        conditioning: how far maps move by themselves.
         native: torchvision's own network beside Keras's.
 
     Raises:
@@ -42,6 +56,7 @@ def compare(
     figures: list[verdict.Figure] = []
     verdicts: list[verdict.Verdict] = []
     pictures: dict[tuple[str, int, str], Pictures] = {}
+    maps: list[MapFigures] = []
     size = reference.weights.architecture.size
     for precision, one in found.items():
         _same_job(reference, one, precision)
@@ -51,7 +66,10 @@ def compare(
         for method in one.settings.methods:
             ours, theirs = (x.whole(f"{method}/raw", p) for x, p in ((reference, "fp64"), (one, precision)))
             for i in range(len(reference.photographs)):
-                pictures[method, i, precision] = Pictures(formulas.finish(ours[i], size), _drawn(theirs[i], size))
+                drawn = Pictures(formulas.finish(ours[i], size), _drawn(theirs[i], size))
+                pictures[method, i, precision] = drawn
+                maps.append(_map_figures(method, i, precision, "raw", theirs[i], ours[i]))
+                maps.append(_map_figures(method, i, precision, "final", drawn.candidate, drawn.reference))
     return ParityReport(
         photographs=reference.photographs,
         pixels=reference.pixels,
@@ -59,6 +77,9 @@ def compare(
         figures=tuple(figures),
         pixels_rows=tuple(pixels_rows),
         ladder=tuple(ladder),
+        context=tuple(context),
+        conditioning=tuple(conditioning),
+        map_figures=tuple(maps),
         native=native,
         reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference)]},
         candidate={precision: provenance(one) for precision, one in found.items()},
@@ -157,6 +178,26 @@ def _remarks(reference: Artifact) -> list[str]:
                 "the gradients: equal pixels tie in a max-pool there, and the gradient has no one value"
             )
     return lines
+
+
+def _map_figures(
+    method: str, photograph: int, precision: str, resolution: str, theirs: np.ndarray, ours: np.ndarray
+) -> MapFigures:
+    flat = [name for name, drawn in (("reference", ours), ("candidate", theirs)) if np.ptp(drawn) == 0]
+    return MapFigures(
+        method,
+        photograph,
+        precision,
+        resolution,
+        "both" if len(flat) == 2 else "".join(flat),
+        similarity.pearson(theirs, ours),
+        similarity.spearman(theirs, ours),
+        similarity.ssim(theirs, ours),
+        similarity.relative_l2(theirs, ours),
+        similarity.error_of_range(theirs, ours),
+        similarity.overlap(theirs, ours),
+        similarity.shift(theirs, ours),
+    )
 
 
 def _drawn(raw: np.ndarray, size: int) -> np.ndarray:

@@ -26,13 +26,13 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
         raise ValueError(f"preprocessing {input!r} is unknown")
     rgb = pixels.astype(np.float64)
     if input == "caffe":
-        return rgb[..., ::-1] - np.array(CAFFE_MEAN_BGR)
-    return (rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD)
+        return np.asarray(rgb[..., ::-1] - np.array(CAFFE_MEAN_BGR))
+    return np.asarray((rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD))
 
 
 def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:
     """(h, w, K) → (K,)."""
-    return np.asarray(gradients, np.float64).mean(axis=(0, 1))
+    return np.asarray(np.asarray(gradients, np.float64).mean(axis=(0, 1)))
 
 
 def grad_cam_plus_plus_alpha(
@@ -51,7 +51,7 @@ def grad_cam_plus_plus_alpha(
     if normalized:
         sums = alpha.sum(axis=(0, 1))
         alpha = alpha / np.where(sums == 0, 1, sums)
-    return alpha
+    return np.asarray(alpha)
 
 
 def grad_cam_plus_plus_weights(gradients: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def grad_cam_plus_plus_weights(gradients: np.ndarray, alpha: np.ndarray) -> np.n
 
 def class_activation_map(activations: np.ndarray, channel_weights: np.ndarray) -> np.ndarray:
     """(h, w, K), (K,) → (h, w), ≥ 0."""
-    return np.maximum(np.asarray(activations, np.float64) @ np.asarray(channel_weights, np.float64), 0)
+    return np.asarray(np.maximum(np.asarray(activations, np.float64) @ np.asarray(channel_weights, np.float64), 0))
 
 
 def max_pool(features: np.ndarray) -> np.ndarray:
@@ -73,13 +73,14 @@ def max_pool(features: np.ndarray) -> np.ndarray:
 
 def upsample(cam: np.ndarray, size: int, *, half_pixel: bool = False) -> np.ndarray:
     """(h, w) → (size, size), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
-    return _stretched(_stretched(np.asarray(cam, np.float64), size, half_pixel).T, size, half_pixel).T
+    return np.asarray(_stretched(_stretched(np.asarray(cam, np.float64), size, half_pixel).T, size, half_pixel).T)
 
 
 def normalize(drawn: np.ndarray) -> np.ndarray:
     """Min–max, with 1e-7 on the range."""
     low = drawn.min()
-    return np.asarray((drawn - low) / (drawn.max() - low + 1e-7))
+    with np.errstate(invalid="ignore"):  # of a map that is not finite
+        return np.asarray((drawn - low) / (drawn.max() - low + 1e-7))
 
 
 def undecided(pixels: np.ndarray, convolutions: Sequence[int]) -> np.ndarray:

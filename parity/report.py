@@ -53,6 +53,82 @@ class Rung:
     pearson: tuple[float, ...]
 
 
+ANOTHER_SEED = "another seed"
+ANOTHER_CLASS = "another class"
+RANDOM_WEIGHTS = "random weights"
+
+
+@dataclass(frozen=True)
+class ContextRow:
+    """What a bad number looks like: the reference's maps beside maps that are other ones on purpose.
+
+    Attributes:
+        method: whose maps.
+        what: `ANOTHER_SEED` (SmoothGrad's noise ceiling: the reference against the same computation with the next seed),
+            `ANOTHER_CLASS`, or `RANDOM_WEIGHTS` (of the same spread).
+        pearson: of final maps, photograph by photograph; NaN where a map is constant.
+    """
+
+    method: str
+    what: str
+    pearson: tuple[float, ...]
+
+
+ILL_CONDITIONED = 1e3
+"""A map that moves a thousand times as far as its inputs turns float32's rounding, 1e-7, into 1e-4."""
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """How far a raw map moves, relative to a relative change of 1e-6 of its inputs.
+
+    Attributes:
+        method: whose map.
+        photograph: its row.
+        amplification: relative L2 of the map's change over 1e-6.
+    """
+
+    method: str
+    photograph: int
+    amplification: float
+
+    @property
+    def ill(self) -> bool:
+        """Whether rounding alone may move the map visibly."""
+        return not self.amplification < ILL_CONDITIONED
+
+
+@dataclass(frozen=True)
+class MapFigures:
+    """How alike two maps are, in the field's usual figures.
+
+    Attributes:
+        method, photograph, precision: which.
+        resolution: `raw` (the layer's or the image's) or `final` (the image's, normalized).
+        constant: "" or `both`, `reference`, `candidate`: which map is constant; then the correlations are NaN.
+        pearson: correlation of values.
+        spearman: correlation of ranks.
+        ssim: structural similarity (Wang et al. 2004), of maps scaled by the reference's range; NaN below 7×7.
+        relative_l2: ‖candidate − reference‖ / ‖reference‖.
+        max_error: of the reference's range.
+        overlap: of the highest 10 % of the pixels: intersection over union.
+        shift: distance between the centres of mass, as a fraction of the map's side.
+    """
+
+    method: str
+    photograph: int
+    precision: str
+    resolution: str
+    constant: str
+    pearson: float
+    spearman: float
+    ssim: float
+    relative_l2: float
+    max_error: float
+    overlap: float
+    shift: float
+
+
 @dataclass(frozen=True)
 class Native:
     """torchvision's own network beside Keras's own: described, never judged.
@@ -89,6 +165,9 @@ class ParityReport:
         reference: provenance: program, versions, flags, seconds, weights, settings, warnings.
         candidate: precision → the same of the candidate.
         pictures: (method, photograph, precision) → the two maps.
+        map_figures: of every raw and final map.
+        context: what other maps on purpose would score.
+        conditioning: how far maps move by themselves.
     """
 
     photographs: tuple[Photograph, ...]
@@ -101,6 +180,9 @@ class ParityReport:
     reference: Mapping[str, Any] = field(repr=False)
     candidate: Mapping[str, Mapping[str, Any]] = field(repr=False)
     pictures: Mapping[tuple[str, int, str], Pictures] = field(repr=False, default_factory=dict)
+    map_figures: tuple[MapFigures, ...] = field(repr=False, default=())
+    context: tuple[ContextRow, ...] = ()
+    conditioning: tuple[Conditioning, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -136,6 +218,9 @@ class ParityReport:
                     "pixels": self.pixels_rows,
                     "ladder": self.ladder,
                     "native": self.native,
+                    "maps": self.map_figures,
+                    "context": self.context,
+                    "conditioning": self.conditioning,
                     "figures": self.figures,
                     "reference": self.reference,
                     "candidate": self.candidate,
@@ -183,6 +268,17 @@ class ParityReport:
                 lines.append(
                     f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in rung.pearson)
                 )
+        if self.context:
+            lines += ["", "For comparison, the reference's map beside another one on purpose (Pearson):"]
+            width = max(len(row.what) for row in self.context)
+            for row in self.context:
+                lines.append(f"  {row.method:<18} {row.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in row.pearson))
+        for one in self.conditioning:
+            if one.ill:
+                lines.append(
+                    f"ill-conditioned: {one.method}, {names[one.photograph]}: the map moves {one.amplification:.0e} times as "
+                    "far as its inputs, so float32 rounding shows"
+                )
         lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
         lines += ["", f"Verdict: {self.word}"]
         return "\n".join(lines)
@@ -193,6 +289,7 @@ def provenance(artifact: Artifact) -> dict[str, Any]:
     w = artifact.weights
     return {
         "program": artifact.program,
+        "stages": [stage.name for stage in artifact.stages],
         "versions": dict(artifact.versions),
         "flags": dict(artifact.flags),
         "warnings": list(artifact.warnings),

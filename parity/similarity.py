@@ -36,6 +36,47 @@ def pearson(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else math.nan
 
 
+def spearman(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Correlation of the ranks of two maps; ties share their mean rank; NaN as for `pearson`."""
+    from scipy.stats import rankdata
+
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        return math.nan
+    return pearson(rankdata(actual), rankdata(expected))
+
+
+def ssim(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Structural similarity of two maps, in 7×7 windows, over the reference's range; NaN for smaller or constant maps.
+
+    Source: Wang, Bovik, Sheikh and Simoncelli 2004, by scikit-image.
+    """
+    from skimage.metrics import structural_similarity
+
+    spread = float(np.ptp(expected))
+    if min(expected.shape) < 7 or spread == 0 or not np.isfinite(actual).all():
+        return math.nan
+    return float(structural_similarity(actual.astype(np.float64), expected.astype(np.float64), data_range=spread))
+
+
+def overlap(actual: np.ndarray, expected: np.ndarray, share: float = 0.1) -> float:
+    """The highest pixels of each map, as many as `share` of all: their intersection over their union; 0 to 1."""
+    count = max(1, round(share * expected.size))
+    top = [set(np.argsort(-np.nan_to_num(m.ravel()), kind="stable")[:count].tolist()) for m in (actual, expected)]
+    return len(top[0] & top[1]) / len(top[0] | top[1])
+
+
+def shift(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Distance between the centres of mass of two maps ≥ 0, over the map's longer side; NaN where one has no mass."""
+    centres = []
+    for drawn in (actual.astype(np.float64), expected.astype(np.float64)):
+        mass = float(drawn.sum())
+        if not mass > 0 or not math.isfinite(mass):
+            return math.nan
+        y, x = np.indices(drawn.shape)
+        centres.append(np.array([(y * drawn).sum(), (x * drawn).sum()]) / mass)
+    return float(np.linalg.norm(centres[0] - centres[1])) / max(expected.shape)
+
+
 def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         error: np.ndarray = actual.astype(np.float64) - expected.astype(np.float64)

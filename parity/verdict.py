@@ -423,7 +423,14 @@ def _plus_plus(reference: Artifact, a: np.ndarray, g: np.ndarray, score: float) 
     with np.errstate(over="ignore", invalid="ignore"):
         drawn = formulas.finish(raw * np.exp(score), size)
     final = formulas.normalize(upsampled)
-    return {"alpha": alpha, "weights": weights, "raw": raw, "upsampled": upsampled, "final": final, "final_with_exp": drawn}
+    return {
+        "alpha": alpha,
+        "weights": weights,
+        "raw": raw,
+        "upsampled": upsampled,
+        "final": final,
+        "final_with_exp": drawn,
+    }
 
 
 def _finished(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> np.ndarray:

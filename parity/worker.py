@@ -6,9 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from parity import candidate as candidates
-from parity.candidate import CandidateError
+from parity.candidate import CandidateError, Job
 from parity.contract.artifact import Artifact, ArtifactError
 from parity.contract.files import whole
 from parity.contract.network import Network, WeightsError
@@ -33,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--candidate", default=candidates.DEFAULT)
-    parser.add_argument("--ladder", metavar="JSON", help="write the ladder as well")
+    parser.add_argument("--ladder", action="store_true", help="also what the libraries' plain calls draw")
+    parser.add_argument("--context", action="store_true", help="also what other maps on purpose would score")
+    parser.add_argument("--extras", metavar="JSON", help="where ladder, context and conditioning go")
     parser.add_argument("--out", required=True)
     options = parser.parse_args(argv)
     try:
@@ -48,12 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         found = candidates.record(candidates.load(options.candidate), job, reference.photographs, reference.settings)
         found.write(options.out)
-        if options.ladder:
-            from parity.ladder import rungs
-
-            rows = [[rung.method, rung.what, rung.pearson] for rung in rungs(job, reference)]
-            with whole(options.ladder) as path:
-                Path(path).write_text(json.dumps(rows), encoding="utf-8")
+        if options.extras:
+            with whole(options.extras) as path:
+                path.write_text(json.dumps(_extras(options, job, reference, found)), encoding="utf-8")
         return 0
     except KeyboardInterrupt:
         return 130
@@ -66,6 +66,26 @@ def main(argv: list[str] | None = None) -> int:
         message = f"the candidate failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     print(f"parity: error: {' '.join(message.split())}", file=sys.stderr)
     return FAILED
+
+
+def _extras(options: argparse.Namespace, job: Job, reference: Artifact, found: Artifact) -> dict[str, list[list[Any]]]:
+    """Rows for the report that are drawn by the port: the fields of `Rung`, `ContextRow` and `Conditioning`."""
+    rows: dict[str, list[list[Any]]] = {"ladder": [], "context": [], "conditioning": []}
+    if options.ladder:
+        from parity.ladder import rungs
+
+        rows["ladder"] = [[r.method, r.what, r.pearson] for r in rungs(job, reference)]
+    if options.context:
+        from parity import context
+
+        rows["context"] = [[r.method, r.what, r.pearson] for r in context.rows(job, reference)]
+    if job.precision == "fp64":
+        from parity import context
+
+        ours = options.candidate == candidates.DEFAULT
+        known = {m: found.whole(f"{m}/raw", "fp64") for m in job.methods} if ours else {}
+        rows["conditioning"] = [[c.method, c.photograph, c.amplification] for c in context.conditioning(job, known)]
+    return rows
 
 
 def weights(source: str, reference: Artifact, input: str | None) -> Network:

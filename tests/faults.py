@@ -311,7 +311,12 @@ FAULTS: dict[str, Fault] = {
     "guided backpropagation": Fault(
         everything("gradients/fc1"), "other switches", module(swapped(nn.ReLU, GuidedReLU))
     ),
-    "float16 weights": Fault(everything("activations/block1_conv1"), "half precision", network(half_precision)),
+    "float16 weights": Fault(
+        everything("activations/block1_conv1"),
+        "half precision",
+        network(half_precision),
+        raw_cause=("half precision", "look for"),
+    ),
     "float32 for float64": Fault(
         everything("inputs"),
         "float32",
