@@ -314,7 +314,7 @@ def _native(options: argparse.Namespace, folder: Path) -> Native | None:
     from parity.report import Native
     from parity.similarity import pearson
 
-    drawn = {}
+    drawn: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
     for source in ("keras", "imagenet"):
         out = folder / source
         _progress(options, f"native weights: {source}")

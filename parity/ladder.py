@@ -32,7 +32,8 @@ def rungs(job: Job, reference: Artifact) -> Iterator[Rung]:
     """
     device = choose_device(job.device)
     with numerics("fp32"):
-        model = vgg16.build(job.network).to(device, memory_format=torch.channels_last)
+        model = vgg16.build(job.network).to(device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
         inputs = images.preprocess(job.pixels, input=job.input, device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         target = torch.tensor(job.classes, device=device)

@@ -20,7 +20,16 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from parity.report import ParityReport, Pictures
+from parity.report import (
+    ANOTHER_CLASS,
+    ANOTHER_SEED,
+    ILL_CONDITIONED,
+    RANDOM_WEIGHTS,
+    ContextRow,
+    MapFigures,
+    ParityReport,
+    Pictures,
+)
 from parity.verdict import (
     DESCRIBED,
     DIFFERENT,
@@ -52,6 +61,26 @@ LOSSLESS_SIDE = 128
 
 LABEL = 16
 """Characters of a stage's name that fit beside the chart on a phone; the table has the whole name."""
+
+ILL_FLOOR = 1e-3
+"""A raw map whose own float32 in the reference is this far from its float64 (relative L2) is ill-conditioned there."""
+
+FAR = 10.0
+"""A port that shares the noise beats the noise ceiling by far: it is this many times nearer to a correlation of 1."""
+
+SILENT = 1e-6
+"""A noise ceiling as near to 1 as this says nothing: the noise hardly moves the map."""
+
+READINGS = {
+    ANOTHER_SEED: "SmoothGrad's noise ceiling, the reference beside the same computation with the next seed: two correct "
+    "programs that draw noise of their own agree no better than this, so with the same noise on both sides, as here, "
+    "the port must beat it by far.",
+    ANOTHER_CLASS: "The same network asked about another class: where even this number is high, the map hardly depends "
+    "on the class, and a high correlation alone proves little.",
+    RANDOM_WEIGHTS: "The port with random weights of the same spread: what correlation is left comes from the photograph "
+    "and the architecture, not from anything that the network has learnt.",
+}
+"""How to read each row of context."""
 
 MEANINGS = {
     SAME_FUNCTION: "With 64-bit numbers every stage agrees with the reference but for the last digits: "
@@ -99,7 +128,7 @@ def render(report: ParityReport) -> str:
     """The page: the verdict first, then maps, stages, the ladder, and where everything comes from.
 
     Args:
-        report: its `reference` mapping may hold `stages`, the names of all stages in the order of the computation; then
+        report: where its `reference` mapping holds `stages`, the names of all stages in the order of the computation,
             those that the candidate did not give are shown as gaps.
 
     Returns:
@@ -110,6 +139,8 @@ def render(report: ParityReport) -> str:
         ("maps", "Maps side by side", _maps(report)),
         ("stages", "Stage by stage", _stages(report)),
         ("ladder", "From the libraries' plain calls to the port", _ladder(report)),
+        ("context", "What a bad number looks like", _context(report)),
+        ("conditioning", "How far the maps move by themselves", _conditioning(report)),
         ("pixels", "How the photographs were read", _pixels(report)),
     ]
     if report.native is not None:
@@ -231,9 +262,9 @@ def _table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, 
     )
 
 
-def _details(summary: str, body: str) -> str:
-    """A long part, closed at first; `summary` and `body` as HTML."""
-    return f"<details><summary>{summary}</summary><div>{body}</div></details>"
+def _details(summary: str, body: str, *, opened: bool = False) -> str:
+    """A long part, closed at first unless `opened`; `summary` and `body` as HTML."""
+    return f"<details{' open' * opened}><summary>{summary}</summary><div>{body}</div></details>"
 
 
 def _listed(items: Iterable[str], kind: str = "") -> str:
@@ -249,6 +280,11 @@ def _badge(word: str) -> str:
         word, ("note", "–")
     )
     return f'<span class="badge {kind}"><span aria-hidden="true">{sign} </span>{_text(word)}</span>'
+
+
+def _flag(words: str) -> str:
+    """A caution in a few words."""
+    return f'<span class="badge note"><span aria-hidden="true">! </span>{_text(words)}</span>'
 
 
 # --- header and verdict -----------------------------------------------------------------------------------------------
@@ -290,9 +326,12 @@ def _verdict(report: ParityReport) -> str:
         if word == DIFFERENT and not precisions:
             meaning = "At least one photograph is not read as the reference reads it; everything after it agrees."
         meanings.append(f"<p>{_badge(word)}{where}: {_text(meaning)}</p>")
-    remarks = [_text(r) for one in (report.reference, *report.candidate.values()) for r in one.get("warnings", ())]
+    lost = _lost(report)
+    lines = [r for one in (report.reference, *report.candidate.values()) for r in one.get("warnings", ())]
+    remarks = [_text(line) for line in lines if line not in lost]
     return (
         ("".join(meanings) or "<p>The report holds no verdict: nothing was compared.</p>")
+        + _out_of_range(lost)
         + _partings(report)
         + _table(
             "Each method in each precision, over all photographs",
@@ -309,7 +348,50 @@ def _verdict(report: ParityReport) -> str:
             [_verdict_row(v) for v in report.verdicts],
             kind="verdicts",
         )
+        + _marked(report)
         + (f"<h3>Remarks</h3>{_listed(dict.fromkeys(remarks))}" if remarks else "")
+    )
+
+
+def _lost(report: ParityReport) -> dict[str, int | None]:
+    """The reference's remarks that its exp(score) left the range of the type → the photograph; None: not said which."""
+    found: dict[str, int | None] = {}
+    for line in report.reference.get("warnings", ()):
+        of, rest = None, str(line)
+        for i, p in enumerate(report.photographs):
+            if rest.startswith(start := f"photograph {i + 1} ({p.name}): "):  # a file's name may hold any words
+                of, rest = i, rest[len(start) :]
+                break
+        if "exp(score)" in rest:
+            found[line] = of
+    return found
+
+
+def _is_lost(report: ParityReport, method: str, photograph: int) -> bool:
+    return method == "gradcam_plus_plus" and any(of in (None, photograph) for of in _lost(report).values())
+
+
+def _out_of_range(lost: Iterable[str]) -> str:
+    lines = _listed(map(_text, lost))
+    if not lines:
+        return ""
+    return (
+        '<div class="caution"><p><strong>The reference itself went out of range.</strong> It leaves exp(score) in '
+        "Grad-CAM++, though it cancels out of the map, and here it over- or underflowed. "
+        f"<strong>This page shows the float64 truth, without exp(score),</strong> and judges by that.</p>{lines}</div>"
+    )
+
+
+def _marked(report: ParityReport) -> str:
+    """Which maps are ill-conditioned, in a line for each method."""
+    found: dict[str, list[int]] = {}
+    for method, i in _drawn_maps(report):
+        if _ill(report, method, i):
+            found.setdefault(method, []).append(i)
+    return "".join(
+        f"<p>{_flag('ill-conditioned')} {_method(method)} of {', '.join(_photograph(report, i) for i in of)}: "
+        'rounding alone moves the map (<a href="#conditioning">how far</a>).</p>'
+        for method, of in found.items()
     )
 
 
@@ -466,6 +548,11 @@ def _maps(report: ParityReport) -> str:
         "the port's map, and how far they are apart. Maps run from 0 to 1. The difference is |port − reference|, "
         "<strong>each on a scale of its own</strong>: dark blue is 0 and bright yellow is the largest difference "
         "of that picture, however small; the number beside the scale says how small.</p>"
+        "<p>The figures below each are of the raw map, as the layer or the image gives it, and of the final one: "
+        "correlation of values (Pearson) and of ranks (Spearman), structural similarity (SSIM), relative L2, the largest "
+        "error as a part of the reference's range, how much the highest 10 % of the pixels overlap (intersection over "
+        "union), and how far the centre of mass shifts, as a part of the map's side. They count every pixel; the verdict "
+        "leaves out those whose gradient has no one value, and a remark says where.</p>"
         + "".join(
             f"<h3>{_method(method)}</h3>{_how_drawn(report, method)}{_rows_of(report, method)}" for method in methods
         )
@@ -503,9 +590,24 @@ def _rows_of(report: ParityReport, method: str) -> str:
         )
         blocks.append(
             f'<article><h4>{_photograph(report, i)}</h4><p class="class">{_class(report, i)}</p>'
-            f'<div class="pictures">{shown}</div>{others}{_map_table(report, method, i)}</article>'
+            f"{_cautions(report, method, i)}"
+            f'<div class="pictures">{shown}</div>{others}{_likeness(report, method, i)}{_map_table(report, method, i)}'
+            "</article>"
         )
     return "".join(blocks)
+
+
+def _cautions(report: ParityReport, method: str, i: int) -> str:
+    """What to know before these maps are looked at."""
+    lines = []
+    if reasons := _ill(report, method, i):
+        lines.append(f'{_flag("ill-conditioned")} {"; ".join(reasons)}. <a href="#conditioning">What this means</a>')
+    if _is_lost(report, method, i):
+        lines.append(
+            f"{_flag('reference out of range')} exp(score) over- or underflowed in the reference's own map; "
+            "shown is its float64 truth, without exp(score)."
+        )
+    return "".join(f'<p class="caution">{line}</p>' for line in lines)
 
 
 def _class(report: ParityReport, i: int) -> str:
@@ -532,9 +634,9 @@ def _map_figures(report: ParityReport, method: str, i: int, precision: str, *, w
     figures = []
     if with_reference:
         alt = f"{title} of {name} by the reference in float64: {_described(pair.reference)}"
-        figures.append(
-            _figure(_drawn(pair.reference, over), alt, size, "Reference" + _constant(pair.reference), unit_scale)
-        )
+        truth = ", <strong>float64 truth</strong>" if _is_lost(report, method, i) else ""
+        caption = "Reference" + truth + _constant(pair.reference)
+        figures.append(_figure(_drawn(pair.reference, over), alt, size, caption, unit_scale))
     alt = f"{title} of {name} by the port in {precision}: {_described(pair.candidate)}"
     caption = f"Port, {_text(precision)}" + _constant(pair.candidate)
     if raw is not None and math.isinf(raw.relative_l2):
@@ -569,14 +671,61 @@ def _found(report: ParityReport, stage: str, i: int, precision: str) -> Figure |
     return next((f for f in report.figures if (f.stage, f.photograph, f.precision) == (stage, i, precision)), None)
 
 
+def _likeness(report: ParityReport, method: str, i: int) -> str:
+    """How alike the two maps are, a column for each precision and resolution: narrow enough for a phone."""
+    of = [m for m in report.map_figures if (m.method, m.photograph) == (method, i)]
+    if not of:
+        return ""
+    rows: list[tuple[str, Callable[[MapFigures], str]]] = [
+        ("Pearson", lambda m: _correlation(m.pearson, m)),
+        ("Spearman", lambda m: _correlation(m.spearman, m)),
+        ("SSIM", _ssim),
+        ("Relative L2", lambda m: _cell(m.relative_l2)),
+        ("Max error", lambda m: _cell(m.max_error)),
+        ("Top 10 %", _overlap),
+        ("Centre shift", lambda m: _cell(m.shift, "no mass")),
+    ]
+    return _table(
+        f"How alike the maps are: {TITLES.get(method, method)} of {i + 1} · {report.photographs[i].name}",
+        ("", *(f"{m.precision} {m.resolution}" for m in of)),
+        [[_text(what), *(figure(m) for m in of)] for what, figure in rows],
+        kind="figures likeness",
+    )
+
+
+def _no_correlation(m: MapFigures) -> str:
+    """Why two maps have none, in a word or two."""
+    if m.constant:
+        return {"both": "both constant", "reference": "reference constant", "candidate": "port constant"}.get(
+            m.constant, "constant map"
+        )
+    return "not finite" if math.isinf(m.relative_l2) else "not defined"
+
+
+def _correlation(value: float, m: MapFigures) -> str:
+    return _no_correlation(m) if math.isnan(value) else f"{round(value, 6) + 0.0:.6f}"  # + 0.0: no minus zero
+
+
+def _ssim(m: MapFigures) -> str:
+    small = math.isnan(m.ssim) and not m.constant and not math.isnan(m.pearson)
+    return "under 7×7 pixels" if small else _correlation(m.ssim, m)
+
+
+def _overlap(m: MapFigures) -> str:
+    """Per cent, rounded down: 100 means all. Only a map that is not flat has highest pixels."""
+    known = not m.constant and not math.isnan(m.pearson) and not math.isnan(m.overlap)
+    return f"{math.floor(1000 * m.overlap) / 10:.1f}\u00a0%" if known else _no_correlation(m)
+
+
 def _map_table(report: ParityReport, method: str, i: int) -> str:
-    """Every map stage of one method and photograph, in every precision."""
+    """Every map stage of one method and photograph, in every precision; folded, unless one is beyond its limit."""
     rows = [f for f in report.figures if f.photograph == i and f.stage.partition("/")[0] == method and _is_map(f.stage)]
     if not rows:
         return "<p>No figures were kept of this map.</p>"
     name = report.photographs[i].name
-    return _table(
-        f"{TITLES.get(method, method)} of {i + 1} · {name}, in figures",
+    beyond = any(f.judged and not f.within for f in rows)
+    table = _table(
+        f"{TITLES.get(method, method)} of {i + 1} · {name}, against the limits",
         (
             "Map",
             "Precision",
@@ -603,6 +752,7 @@ def _map_table(report: ParityReport, method: str, i: int) -> str:
         ],
         kind="figures",
     )
+    return _details("Against the reference's own rounding and the limits", table, opened=beyond)
 
 
 def _is_map(stage: str) -> bool:
@@ -691,7 +841,9 @@ def _stages(report: ParityReport) -> str:
 
 def _stage_names(report: ParityReport) -> list[str]:
     """All stages that are known, in the order of the computation."""
+    asked = {v.method for v in report.verdicts}
     known = [str(name) for name in report.reference.get("stages", ())]
+    known = [name for name in known if (method := name.partition("/")[0]) not in TITLES or method in asked]
     given = list(dict.fromkeys(f.stage for f in report.figures))
     return [name for name in dict.fromkeys([*known, *given]) if name != "pixels"] if known else given
 
@@ -972,16 +1124,168 @@ def _range(values: Sequence[float]) -> str:
     return ", ".join(words for words in (" to ".join(ends), flat) if words)
 
 
-def _strip(values: Sequence[float], low: float) -> str:
-    """Correlations on a line from `low` to 1."""
+def _strip(values: Sequence[float], low: float, filled: Sequence[float] = ()) -> str:
+    """Correlations on a line from `low` to 1: hollow dots, and filled ones for those to compare them with."""
 
     def at(value: float) -> str:
         return _at(2 + 96 * (value - low) / (1 - low))
 
     grid = "".join(f'<line class="grid" x1="{at(v)}" x2="{at(v)}" y1="2" y2="18"/>' for v in (low, 0.0, 0.5, 1.0))
-    dots = "".join(f'<circle class="dot open" cx="{at(v)}" cy="10" r="4"/>' for v in values if not math.isnan(v))
+    dots = "".join(_dot(at(v), 10, "open") for v in values if not math.isnan(v))
+    dots += "".join(_dot(at(v), 10, "judged") for v in filled if not math.isnan(v))
     axis = f'<line class="grid" x1="{at(low)}" x2="{at(1)}" y1="10" y2="10"/>'
     return f'<svg width="100%" height="20" aria-hidden="true">{grid}{axis}{dots}</svg>'
+
+
+# --- context and conditioning -----------------------------------------------------------------------------------------
+
+
+def _context(report: ParityReport) -> str:
+    """What maps that are other ones on purpose would score, beside the port's own score."""
+    if not report.context:
+        return "<p>No other maps were drawn for comparison in this run.</p>"
+    precisions = list(dict.fromkeys(m.precision for m in report.map_figures))
+    main = "fp32" if "fp32" in precisions else precisions[0] if precisions else ""
+    port = {row.method: _finals(report, row.method, main) for row in report.context}
+    finite = [p for row in report.context for p in (*row.pearson, *port[row.method]) if not math.isnan(p)]
+    low = min(0.0, math.floor(10 * min(finite, default=0.0)) / 10)
+    parts = [
+        "<p>Pearson correlations of the reference's final map with maps that are other ones on purpose, "
+        "a hollow dot for each photograph"
+        + (f", beside the port's own in {_text(main)}, filled" if any(port.values()) else "")
+        + f"; from {low:g} on the left to 1 on the right. The other maps are this project's, "
+        "whatever candidate is compared.</p>"
+    ]
+    for what in dict.fromkeys(row.what for row in report.context):
+        rows = [row for row in report.context if row.what == what]
+        steps = "".join(
+            f'<li><span class="what">{_method(row.method)}</span> <span class="range">{_range(row.pearson)}'
+            + (f';</span> <span class="range">the port: {_range(port[row.method])}' if port[row.method] else "")
+            + "</span>"
+            + f"{_strip(row.pearson, low, port[row.method])}</li>"
+            for row in rows
+        )
+        beaten = "".join(_beaten(report, row, port[row.method], main) for row in rows if what == ANOTHER_SEED)
+        parts.append(
+            f"<h3>{_text(what[:1].upper() + what[1:])}</h3><p>{_text(READINGS.get(what, ''))}</p>{beaten}"
+            f'<ul class="rungs">{steps}</ul>'
+        )
+    names = [f"{i + 1} · {p.name}" for i, p in enumerate(report.photographs)]
+    lines = []
+    for method in dict.fromkeys(row.method for row in report.context):
+        if port[method]:
+            lines.append([f"{_method(method)}: the port, {_text(main)}", *map(_rung_pearson, port[method])])
+        lines += [
+            [f"{_method(method)}: {_text(row.what)}", *map(_rung_pearson, row.pearson)]
+            for row in report.context
+            if row.method == method
+        ]
+    table = _table("Pearson of other maps, photograph by photograph", ("Map", *names), lines, kind="figures")
+    return "".join(parts) + _details("Every photograph", table)
+
+
+def _finals(report: ParityReport, method: str, precision: str) -> tuple[float, ...]:
+    """The port's own correlations of final maps, in the order of the photographs."""
+    of = {
+        m.photograph: m.pearson
+        for m in report.map_figures
+        if (m.method, m.precision, m.resolution) == (method, precision, "final")
+    }
+    return tuple(of.get(i, math.nan) for i in range(len(report.photographs))) if of else ()
+
+
+def _beaten(report: ParityReport, row: ContextRow, port: Sequence[float], precision: str) -> str:
+    """Whether the port beats the noise ceiling, in a sentence."""
+    apart = [  # photograph, the ceiling's and the port's distance from a correlation of 1
+        (i, 1 - ceiling, math.inf if math.isnan(own) else 1 - own)
+        for i, (ceiling, own) in enumerate(zip(row.pearson, port, strict=False))
+        if not math.isnan(ceiling)
+    ]
+    if not apart:
+        return ""
+    if min(ceiling for _, ceiling, _ in apart) < SILENT:
+        return "<p>Another seed hardly moves these maps, so here this ceiling says nothing.</p>"
+    missed = [i for i, ceiling, own in apart if own > ceiling / FAR]
+    if missed:
+        of = ", ".join(_photograph(report, i) for i in missed)
+        return (
+            f'<p><strong class="bad">The port in {_text(precision)} does not beat it by far</strong> on {of}: '
+            "suspect that it does not use the same noise.</p>"
+        )
+    return (
+        f"<p>The port in {_text(precision)} beats it by far on every photograph: its correlation is at most "
+        f"{_cell(max(own for *_, own in apart))} from 1, the ceiling's at least "
+        f"{min(ceiling for _, ceiling, _ in apart):.2g}.</p>"
+    )
+
+
+def _drawn_maps(report: ParityReport) -> list[tuple[str, int]]:
+    """(method, photograph) of every map that anything is known about."""
+    of = [(c.method, c.photograph) for c in report.conditioning]
+    of += [(f.stage.partition("/")[0], f.photograph) for f in report.figures if f.stage.endswith("/raw")]
+    order = {method: n for n, method in enumerate(TITLES)}
+    return sorted(dict.fromkeys(of), key=lambda key: (order.get(key[0], len(order)), key))
+
+
+def _moves(report: ParityReport, method: str, i: int) -> tuple[float | None, bool, float]:
+    """Amplification (None: not measured), whether that is ill, and the reference's own float32 floor of the raw map."""
+    one = next((c for c in report.conditioning if (c.method, c.photograph) == (method, i)), None)
+    floor = next((f.floor_l2 for f in report.figures if (f.stage, f.photograph) == (f"{method}/raw", i)), math.nan)
+    return (None, False, floor) if one is None else (one.amplification, one.ill, floor)
+
+
+def _ill(report: ParityReport, method: str, i: int) -> list[str]:
+    """Why a map is ill-conditioned, on either side, as HTML; empty where it is not."""
+    amplification, ill, floor = _moves(report, method, i)
+    reasons = []
+    if ill and amplification is not None:
+        reasons.append(
+            f"The map moves {_times(amplification)} as far as its inputs"
+            if math.isfinite(amplification)
+            else "The map stops being finite when its inputs move by a millionth"
+        )
+    if floor > ILL_FLOOR and not _is_lost(report, method, i):  # exp(score) is no matter of conditioning
+        away = f"is {_cell(floor)} away from its float64" if math.isfinite(floor) else "cannot be measured: not finite"
+        reasons.append(f"{'the' if reasons else 'The'} reference's own float32 {away}")
+    return reasons
+
+
+def _times(amplification: float) -> str:
+    if not math.isfinite(amplification):
+        return "not finite"
+    if amplification == 0:
+        return "0"
+    words = f"{amplification:.2g}" if 0.01 <= amplification < 100 else f"{amplification:.0f}"
+    return f'<span class="number">{words if 0.01 <= amplification < 1e6 else f"{amplification:.1e}"} times</span>'
+
+
+def _conditioning(report: ParityReport) -> str:
+    rows = []
+    for method, i in _drawn_maps(report):
+        amplification, _, floor = _moves(report, method, i)
+        rows.append(
+            [
+                f"{_method(method)}, <br>{_photograph(report, i)}"
+                + f"<br> {_flag('ill-conditioned')}" * bool(_ill(report, method, i)),
+                "not measured" if amplification is None else _times(amplification),
+                _cell(floor, "not kept") + ("<br><small>exp(score) lost</small>" * _is_lost(report, method, i)),
+            ]
+        )
+    if not rows:
+        return "<p>Conditioning was not measured in this run.</p>"
+    return (
+        "<p>Every input value is changed by a millionth of itself, up or down at random, and the raw map is drawn again "
+        f"in float64. One that moves {ILL_CONDITIONED:g} times as far as its inputs is ill-conditioned: float32's rounding "
+        "alone moves it by 1e-4, on either side. The gradients of a ReLU network often do not move at all.</p>"
+        f"<p>Marked, too, are maps of which the reference's own float32 is more than {ILL_FLOOR:g} (relative L2) away from "
+        "its float64; Grad-CAM++ comes to that near a pole of its alpha. Marked maps are judged like all others.</p>"
+        + _table(
+            "How far each raw map moves, relative to its inputs",
+            ("Map", "Moves", "Reference's own float32"),
+            rows,
+            kind="figures moves",
+        )
+    )
 
 
 # --- pixels, native, environment --------------------------------------------------------------------------------------
@@ -1160,6 +1464,10 @@ h1.note,.badge.note{background:var(--note-card)}
 .partings li{list-style:none;margin:.5rem 0;
 padding:.5rem .75rem;background:var(--bad-card);border-left:.25rem solid var(--bad)}
 ul.partings{padding:0}
+ul.rungs{list-style:none;padding:0}
+.caution{margin:.75rem 0;padding:.5rem .75rem;background:var(--note-card);border-left:.25rem solid var(--note);max-width:75ch}
+.caution .badge{background:none;padding:0;border:0}
+.caution p{margin:0}.caution ul{margin:.25rem 0;padding-left:1.25rem}
 .scroll{overflow-x:auto;margin:1rem 0;max-width:100%}
 table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums;overflow-wrap:normal}
 caption{text-align:left;font-weight:600;padding:.25rem 0;overflow-wrap:anywhere}
@@ -1177,6 +1485,7 @@ table.verdicts small{white-space:nowrap}
 table.verdicts .badge{padding:0;border:0;background:none}
 table.verdicts td:last-child{min-width:10rem}
 table.figures td{white-space:nowrap}
+table.likeness td,table.moves td{white-space:normal}
 table.environment td{overflow-wrap:anywhere;min-width:7rem}
 table.environment tbody th{white-space:nowrap}
 article{margin:1rem 0;padding:1rem;background:var(--card);border:1px solid var(--line);border-radius:.5rem}
@@ -1221,6 +1530,10 @@ footer{margin-top:2.5rem;border-top:1px solid var(--line);color:var(--muted);fon
 .pictures{grid-template-columns:repeat(2,minmax(0,1fr))}
 article{padding:.75rem;margin-left:-.25rem;margin-right:-.25rem}
 .figures tbody th{min-width:6rem;max-width:9rem}
+table.likeness{font-size:.8rem}
+.likeness caption{font-size:.9rem}
+.likeness th,.likeness td{padding-right:.3rem}
+.likeness tbody th{min-width:0;overflow-wrap:normal}
 }
 @media print{
 @page{margin:14mm}

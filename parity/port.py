@@ -38,12 +38,13 @@ def candidate(job: Job) -> Iterator[Row]:
         )
         for name in job.methods:
             raw = methods.raw_maps(name, model, inputs, target, settings)
-            final = methods.finish(raw, (inputs.shape[-2], inputs.shape[-1]))
+            size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+            final = methods.finish(raw, size)
             for i in range(len(inputs)):
                 yield i, f"{name}/raw", _numpy(raw[i])
                 yield i, f"{name}/final", _numpy(final[i])
                 if name.startswith("gradcam"):
-                    yield i, f"{name}/upsampled", _numpy(postprocess.upsample(raw[i : i + 1], final.shape[-2:])[0])
+                    yield i, f"{name}/upsampled", _numpy(postprocess.upsample(raw[i : i + 1], size)[0])
         for i in range(len(inputs)):
             yield from _between(job, model, inputs[i : i + 1], target[i : i + 1], i, target_layer)
             if "smoothgrad" in job.methods:

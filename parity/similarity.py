@@ -55,7 +55,11 @@ def ssim(actual: np.ndarray, expected: np.ndarray) -> float:
     spread = float(np.ptp(expected))
     if min(expected.shape) < 7 or spread == 0 or not np.isfinite(actual).all():
         return math.nan
-    return float(structural_similarity(actual.astype(np.float64), expected.astype(np.float64), data_range=spread))
+    return float(
+        structural_similarity(  # type: ignore[no-untyped-call]
+            actual.astype(np.float64), expected.astype(np.float64), data_range=spread
+        )
+    )
 
 
 def overlap(actual: np.ndarray, expected: np.ndarray, share: float = 0.1) -> float:
@@ -74,7 +78,7 @@ def shift(actual: np.ndarray, expected: np.ndarray) -> float:
             return math.nan
         y, x = np.indices(drawn.shape)
         centres.append(np.array([(y * drawn).sum(), (x * drawn).sum()]) / mass)
-    return float(np.linalg.norm(centres[0] - centres[1])) / max(expected.shape)
+    return float(np.linalg.norm(centres[0] - centres[1])) / float(max(expected.shape))
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ any fixed factor, so there the worst that it reaches is the larger of that draw 
 the measured size on the reference's own float64 A and G. Where equal pixels tie in a max-pool the gradient has no one
 value; those pixels, known from the photograph alone, are left out of the gradients and of vanilla saliency.
 
-Judged are, in float64, every stage that was given; in float32 the forward stages and the maps, because a gradient between
-them may flip with a ReLU without the map's being wrong by more than the reference's own. The others name the place.
+Judged are, in float64, all stages but the gradients that no map is made of (behind a ReLU that is closed they may differ
+and reach nothing); in float32 the forward stages and the maps, because a gradient between them may flip with a ReLU
+without the map's being wrong by more than the reference's own. The others name the place.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def figures(reference: Artifact, candidate: Artifact, precision: str) -> list[Fi
                     float(floor.pearson[i]),
                     _alone(candidate, stage, precision, i),
                     limit,
-                    _judged(stage, precision) and _usable(reference, stage, i),
+                    _judged(reference, stage, precision) and _usable(reference, stage, i),
                     within,
                     1 - float(kept[i].mean()),
                 )
@@ -296,9 +297,10 @@ def _limit(stage: Stage, precision: str, floor_l2: np.ndarray) -> float:
     return max(FLOOR_FACTOR * float(finite.max()), FLOOR_LEAST) if finite.size else FLOOR_LEAST
 
 
-def _judged(stage: Stage, precision: str) -> bool:
+def _judged(reference: Artifact, stage: Stage, precision: str) -> bool:
     if precision == "fp64":
-        return True
+        read = ("inputs", reference.weights.architecture.target.keras)
+        return stage.quantity != "gradients" or stage.layer in read
     return stage.is_map or stage.quantity in ("inputs", "activations", "logits", "score", "noise")
 
 

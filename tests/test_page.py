@@ -25,7 +25,18 @@ from parity.candidate import Job, Stages, job_of, record
 from parity.compare import compare
 from parity.contract.artifact import Artifact
 from parity.port import candidate
-from parity.report import Native, ParityReport, Pictures, PixelsRow, Rung
+from parity.report import (
+    ANOTHER_CLASS,
+    ANOTHER_SEED,
+    RANDOM_WEIGHTS,
+    Conditioning,
+    ContextRow,
+    Native,
+    ParityReport,
+    Pictures,
+    PixelsRow,
+    Rung,
+)
 from parity.verdict import DESCRIBED, DIFFERENT, SAME_FUNCTION, SAME_ROUNDING
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny.npz"
@@ -53,7 +64,14 @@ def _report(run: Any) -> ParityReport:
     }
     rows = (PixelsRow(0, 0.0, (), True, True), PixelsRow(1, 0.034, ("turned by EXIF",), False, False))
     ladder = (Rung("gradcam", "plain", (0.31, 0.52)), Rung("gradcam", "the port", (1.0, math.nan)))
-    return compare(reference, found, pixels_rows=rows, ladder=ladder)
+    context = (
+        ContextRow("smoothgrad", ANOTHER_SEED, (0.384, 0.3602)),
+        ContextRow("gradcam", ANOTHER_CLASS, (-0.3166, -0.0014)),
+        ContextRow("gradcam", RANDOM_WEIGHTS, (math.nan, -0.0038)),
+    )
+    moved = {"vanilla": (0.0, 0.0), "gradcam": (2.6, 4.48), "gradcam_plus_plus": (4321.0, 87.4)}
+    conditioning = tuple(Conditioning(m, i, a) for m, pair in moved.items() for i, a in enumerate(pair))
+    return compare(reference, found, pixels_rows=rows, ladder=ladder, context=context, conditioning=conditioning)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +107,20 @@ def _hostile(report: ParityReport) -> ParityReport:
         dataclasses.replace(v, divergences=tuple(dataclasses.replace(d, cause=STYLE) for d in v.divergences))
         for v in report.verdicts
     )
-    program = {"program": STYLE, "versions": {STYLE: SCRIPT}, "warnings": [SCRIPT], "flags": {SCRIPT: True}}
+    map_figures = tuple(
+        dataclasses.replace(
+            m,
+            constant="reference" if m.resolution == "raw" else "",
+            **dict.fromkeys(("pearson", "spearman", "ssim", "overlap", "shift"), nan),
+            relative_l2=inf,
+            max_error=inf,
+        )
+        if m.method == "gradcam"
+        else m
+        for m in report.map_figures
+    )
+    warnings = [SCRIPT, f"photograph 1 ({SCRIPT}): exp(score) is out of float32's range (score 95.1)"]
+    program = {"program": STYLE, "versions": {STYLE: SCRIPT}, "warnings": warnings, "flags": {SCRIPT: True}}
     return dataclasses.replace(
         report,
         photographs=photographs,
@@ -98,6 +129,9 @@ def _hostile(report: ParityReport) -> ParityReport:
         verdicts=verdicts,
         pixels_rows=(PixelsRow(0, 0.5, (SCRIPT,), True, False, STYLE), PixelsRow(1, nan, (), False, False)),
         ladder=(Rung("gradcam", SCRIPT, (nan, 0.5)),),
+        map_figures=map_figures,
+        context=(ContextRow("gradcam", STYLE, (nan, nan)), ContextRow(SCRIPT, ANOTHER_SEED, (nan, 0.5))),
+        conditioning=(Conditioning("gradcam", 0, nan), Conditioning("gradcam", 1, inf), Conditioning(STYLE, 0, 1e9)),
         native=Native(STYLE, {SCRIPT: {"gradcam": nan}, LONG: {STYLE: 0.5}}),
         reference={**report.reference, **program, "stages": ["inputs", STYLE, *(f.stage for f in report.figures)]},
         candidate={"fp32": program},
@@ -117,6 +151,9 @@ def _one(report: ParityReport) -> ParityReport:
         pixels_rows=report.pixels_rows[:1],
         ladder=tuple(dataclasses.replace(r, pearson=r.pearson[:1]) for r in report.ladder),
         pictures={key: pair for key, pair in report.pictures.items() if key[1] == 0},
+        map_figures=tuple(m for m in report.map_figures if m.photograph == 0),
+        context=tuple(dataclasses.replace(r, pearson=r.pearson[:1]) for r in report.context),
+        conditioning=tuple(c for c in report.conditioning if c.photograph == 0),
     )
 
 
@@ -142,6 +179,13 @@ def _many(report: ParityReport, count: int) -> ParityReport:
         ),
         ladder=tuple(dataclasses.replace(r, pearson=(r.pearson * count)[:count]) for r in report.ladder),
         pictures={(m, j, p): pair for (m, i, p), pair in report.pictures.items() for j in again if j % n == i},
+        map_figures=tuple(
+            dataclasses.replace(m, photograph=j) for m in report.map_figures for j in again if j % n == m.photograph
+        ),
+        context=tuple(dataclasses.replace(r, pearson=(r.pearson * count)[:count]) for r in report.context),
+        conditioning=tuple(
+            dataclasses.replace(c, photograph=j) for c in report.conditioning for j in again if j % n == c.photograph
+        ),
     )
 
 
@@ -296,7 +340,8 @@ def _luminance(colour: str) -> float:
 def test_text_stands_out(colours: dict[str, str]) -> None:
     pairs = [(ink, ground) for ink in ("text", "muted", "link", "good", "bad") for ground in ("page", "card")]
     pairs += [(ink, "bad-card") for ink in ("text", "bad", "link")]
-    pairs += [("good", "good-card"), ("note", "note-card"), ("note", "page")]
+    pairs += [("good", "good-card"), ("note", "page"), ("note", "card")]
+    pairs += [(ink, "note-card") for ink in ("text", "note", "link", "muted")]
     for ink, ground in pairs:
         light, dark = sorted((_luminance(colours[ink]), _luminance(colours[ground])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
@@ -318,6 +363,8 @@ def test_the_verdict_comes_first(pages: dict[str, str], read: dict[str, _Reader]
         "Maps side by side",
         "Stage by stage",
         "From the libraries' plain calls to the port",
+        "What a bad number looks like",
+        "How far the maps move by themselves",
         "How the photographs were read",
         "Criterion and environment",
     ]
@@ -361,6 +408,198 @@ def test_numbers_that_are_none_are_words(pages: dict[str, str]) -> None:
     assert "not given" in words  # `STYLE` is a stage that nobody gave
     assert not re.search(r"\b(nan|inf)\b", words, re.IGNORECASE)
     assert not re.search(r"[>\s](nan|inf)[<\s,;%]", pages["hostile"], re.IGNORECASE)
+
+
+def _part(text: str, name: str) -> str:
+    """A section of the page, as HTML."""
+    return text[text.index(f'<section id="{name}"') :].partition("</section>")[0] + "</section>"
+
+
+def _article(text: str, method: str, photograph: int) -> str:
+    """What the page shows of one method and photograph, as HTML."""
+    of = _part(text, "maps").partition(f"<h3>{method}</h3>")[2].partition("<h3>")[0]
+    return re.findall(r"<article>.*?</article>", of, re.DOTALL)[photograph]
+
+
+def _rows(text: str, kind: str) -> dict[str, list[str]]:
+    """The first table of a kind: first cell → the others, as words."""
+    table = re.findall(rf'<table class="{kind}">.*?</table>', text, re.DOTALL)[0]
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    return {_words(row[0]): [_words(cell) for cell in row[1:]] for row in cells}
+
+
+def test_every_map_has_its_figures(good: ParityReport, pages: dict[str, str]) -> None:
+    maps = {(m.method, m.photograph, m.precision, m.resolution): m for m in good.map_figures}
+    for method, title in (("vanilla", "Vanilla saliency"), ("gradcam_plus_plus", "Grad-CAM++")):
+        for i in (0, 1):
+            rows = _rows(_article(pages["good"], title, i), "figures likeness")
+            assert rows.pop("") == ["fp64 raw", "fp64 final", "fp32 raw", "fp32 final"]
+            of = [maps[method, i, p, r] for p in ("fp64", "fp32") for r in ("raw", "final")]
+            assert rows == {
+                "Pearson": [f"{m.pearson:.6f}" for m in of],
+                "Spearman": [f"{m.spearman:.6f}" for m in of],
+                "SSIM": [f"{m.ssim:.6f}" for m in of],
+                "Relative L2": [page._error(m.relative_l2) for m in of],
+                "Max error": [page._error(m.max_error) for m in of],
+                "Top 10 %": [f"{math.floor(1000 * m.overlap) / 10:.1f} %" for m in of],
+                "Centre shift": [page._error(m.shift) for m in of],
+            }
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"constant": "both", "relative_l2": 0.0}, "both constant"),
+        ({"constant": "reference", "relative_l2": math.inf}, "reference constant"),
+        ({"constant": "candidate"}, "port constant"),
+        ({"relative_l2": math.inf}, "not finite"),
+        ({"relative_l2": 1e-300}, "not defined"),
+    ],
+)
+def test_a_map_without_correlation_says_why(good: ParityReport, change: dict[str, Any], expected: str) -> None:
+    none = dict.fromkeys(("pearson", "spearman", "ssim", "shift"), math.nan)
+    one = dataclasses.replace(good.map_figures[0], **none, overlap=1.0)
+    report = dataclasses.replace(good, map_figures=(dataclasses.replace(one, **change), *good.map_figures[1:]))
+    text = page.render(report)
+    rows = _rows(_article(text, "Vanilla saliency", 0), "figures likeness")
+    for what in ("Pearson", "Spearman", "SSIM", "Top 10 %"):
+        assert rows[what][0] == expected  # the highest pixels of a flat map are none
+    assert rows["Centre shift"][0] == "no mass"
+    assert not re.search(r"\bnan\b", _words(text), re.IGNORECASE)
+
+
+def test_an_overlap_is_all_only_if_it_is_all(good: ParityReport) -> None:
+    one = dataclasses.replace(good.map_figures[0], overlap=5017 / 5019)
+    assert page._overlap(one) == "99.9\u00a0%"
+
+
+def test_a_map_too_small_for_ssim_says_so(good: ParityReport) -> None:
+    one = dataclasses.replace(good.map_figures[0], ssim=math.nan, pearson=-1e-9)
+    text = page.render(dataclasses.replace(good, map_figures=(one, *good.map_figures[1:])))
+    rows = _rows(_article(text, "Vanilla saliency", 0), "figures likeness")
+    assert rows["SSIM"][0] == "under 7×7 pixels"
+    assert rows["Pearson"][0] == "0.000000"  # not −0
+
+
+def test_the_limits_are_unfolded_where_one_is_broken(good: ParityReport, bad: ParityReport) -> None:
+    of = "Against the reference's own rounding"
+    for report, opening in ((good, "<details>"), (bad, "<details open>")):
+        text = _article(page.render(report), "Grad-CAM", 0)
+        assert text.count(f"{opening}<summary>{of}".replace("'", "&#x27;")) + text.count(f"{opening}<summary>{of}") == 1
+
+
+def test_context_shows_what_a_bad_number_looks_like(pages: dict[str, str]) -> None:
+    words = _words(_part(pages["good"], "context"))
+    for what, reading in page.READINGS.items():
+        assert what[0].upper() + what[1:] in words
+        assert reading in words
+    assert "SmoothGrad 0.3602 to 0.3840; the port: 1.0000" in words
+    assert "Grad-CAM -0.0038, 1 constant map" in words
+    assert "The port in fp32 beats it by far on every photograph" in words
+    assert "the ceiling's at least 0.62." in words
+    rows = _rows(_part(pages["good"], "context"), "figures")
+    assert rows["Grad-CAM: random weights"] == ["constant map", "-0.0038"]
+    assert rows["SmoothGrad: the port, fp32"] == ["1.0000", "1.0000"]
+    assert "No other maps were drawn" in _words(pages["empty"])
+
+
+@pytest.mark.parametrize("own", [0.35, 0.9, math.nan])
+def test_a_port_that_does_not_beat_the_noise_ceiling_is_named(good: ParityReport, own: float) -> None:
+    maps = tuple(
+        dataclasses.replace(m, pearson=own) if m.method == "smoothgrad" and m.photograph == 1 else m
+        for m in good.map_figures
+    )
+    words = _words(_part(page.render(dataclasses.replace(good, map_figures=maps)), "context"))
+    assert "The port in fp32 does not beat it by far on 2 · coffee.png: suspect" in words
+
+
+def test_a_ceiling_without_noise_says_nothing(good: ParityReport) -> None:
+    context = (ContextRow("smoothgrad", ANOTHER_SEED, (1.0, 1.0)),)
+    words = _words(_part(page.render(dataclasses.replace(good, context=context)), "context"))
+    assert "says nothing" in words
+    assert "beat it by far on" not in words
+
+
+def _with_floor(report: ParityReport, floor: float) -> ParityReport:
+    """The reference's own float32 of Grad-CAM of the second photograph is this far from its float64."""
+    figures = tuple(
+        dataclasses.replace(f, floor_l2=floor) if (f.stage, f.photograph) == ("gradcam/raw", 1) else f
+        for f in report.figures
+    )
+    return dataclasses.replace(report, figures=figures)
+
+
+def test_ill_conditioned_maps_are_marked_on_either_side(good: ParityReport) -> None:
+    text = page.render(_with_floor(good, 2e-3))
+    marked = {
+        (method, i): _words(_article(text, method, i))
+        for method in ("Vanilla saliency", "SmoothGrad", "Grad-CAM", "Grad-CAM++")
+        for i in (0, 1)
+        if "ill-conditioned" in _article(text, method, i)
+    }
+    assert sorted(marked) == [("Grad-CAM", 1), ("Grad-CAM++", 0)]
+    assert "The reference's own float32 is 2.0e-03 away from its float64" in marked["Grad-CAM", 1]
+    assert "The map moves 4321 times as far as its inputs" in marked["Grad-CAM++", 0]
+    rows = _rows(_part(text, "conditioning"), "figures moves")
+    assert rows["Grad-CAM++, 1 · chelsea.png ! ill-conditioned"][0] == "4321 times"
+    assert rows["Grad-CAM, 2 · coffee.png ! ill-conditioned"] == ["4.5 times", "2.0e-03"]
+    assert rows["Grad-CAM, 1 · chelsea.png"][0] == "2.6 times"
+    assert rows["Vanilla saliency, 1 · chelsea.png"][0] == "0"
+    assert rows["SmoothGrad, 1 · chelsea.png"][0] == "not measured"
+    top = _words(_part(text, "verdict"))
+    assert "ill-conditioned Grad-CAM of 2 · coffee.png: rounding alone moves the map" in top
+    assert "ill-conditioned Grad-CAM++ of 1 · chelsea.png: rounding alone moves the map" in top
+
+
+@pytest.mark.parametrize(("floor", "marked"), [(9e-4, False), (math.nan, False), (math.inf, True)])
+def test_the_reference_marks_by_its_own_float32(good: ParityReport, floor: float, marked: bool) -> None:
+    text = page.render(_with_floor(good, floor))
+    assert ("ill-conditioned" in _article(text, "Grad-CAM", 1)) is marked
+    assert not re.search(r"\b(nan|inf)\b", _words(text), re.IGNORECASE)
+
+
+def test_a_reference_out_of_range_is_said_first_and_the_truth_is_shown(good: ParityReport) -> None:
+    line = "photograph 2 (coffee.png): exp(score) is out of float32's range (score 95.1), it is unusable there"
+    report = dataclasses.replace(good, reference={**good.reference, "warnings": [line, "another remark"]})
+    figures = tuple(
+        dataclasses.replace(f, floor_l2=math.inf) if f.stage == "gradcam_plus_plus/raw" and f.photograph == 1 else f
+        for f in report.figures
+    )
+    text = page.render(dataclasses.replace(report, figures=figures))
+    top = _words(_part(text, "verdict"))
+    assert top.index("The reference itself went out of range") < top.index("Each method in each precision")
+    assert "This page shows the float64 truth" in top
+    assert top.count(line) == 1
+    assert top.endswith("Remarksanother remark")
+    article = _words(_article(text, "Grad-CAM++", 1))
+    assert "! reference out of range" in article
+    assert "Reference, float64 truth" in article
+    assert "ill-conditioned" not in article  # it was the range, not the condition
+    for method, i in (("Grad-CAM++", 0), ("Grad-CAM", 1)):
+        assert "out of range" not in _words(_article(text, method, i))
+
+
+def test_a_file_called_exp_score_is_no_alarm(good: ParityReport) -> None:
+    name = "exp(score) is out of range.png"
+    photographs = (dataclasses.replace(good.photographs[0], name=name), good.photographs[1])
+    line = f"photograph 1 ({name}): 3.0% of its pixels are left out"
+    report = dataclasses.replace(good, photographs=photographs, reference={**good.reference, "warnings": [line]})
+    words = _words(page.render(report))
+    assert "went out of range" not in words
+    assert line in words
+
+
+def test_methods_that_nobody_asked_for_are_no_gaps(good: ParityReport) -> None:
+    assert "gradcam/raw" in good.reference["stages"]
+    only = dataclasses.replace(
+        good,
+        verdicts=tuple(v for v in good.verdicts if not v.method.startswith("gradcam")),
+        figures=tuple(f for f in good.figures if not f.stage.startswith("gradcam")),
+    )
+    names = page._stage_names(only)
+    assert "vanilla/raw" in names
+    assert not [n for n in names if n.startswith("gradcam")]
+    assert len(page._stage_names(good)) > len(names)
 
 
 def test_stages_not_given_are_gaps_in_their_place(good: ParityReport) -> None:
@@ -587,6 +826,15 @@ def test_nothing_sticks_out_sideways(
     if medium == "print":  # a box that scrolls would be cut off on paper
         wider = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
         assert browser.ask(wider) == []
+
+
+def test_the_figures_of_a_map_fit_a_phone(browser: _Browser, files: dict[str, Path]) -> None:
+    browser.open(files["good"], width=390)
+    wider = """
+        const boxes = [...document.querySelectorAll('.scroll:has(.likeness), .scroll:has(.moves)')];
+        return [boxes.length, boxes.filter(e => e.scrollWidth > e.clientWidth).map(e => e.scrollWidth - e.clientWidth)];
+    """
+    assert browser.ask(wider) == [9, []]
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -60,7 +60,7 @@ def numerics(precision: str) -> Iterator[None]:
 
 def _switches() -> list[tuple[Any, str, Any, Any]]:
     """(owner, attribute, value for TF32, value for strict float32)."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cuda, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     if hasattr(cuda, "fp32_precision"):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
         return [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
     return [(cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]
