@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parity.candidate import Job
-    from parity.compare import assert_parity, compare
+    from parity.comparison import assert_parity, compare
     from parity.contract.artifact import Artifact
     from parity.report import ParityReport
 
 __all__ = ["Artifact", "Job", "ParityReport", "assert_parity", "compare"]
 
 _HOMES = {
-    "assert_parity": "parity.compare",
-    "compare": "parity.compare",
+    "assert_parity": "parity.comparison",
+    "compare": "parity.comparison",
     "Artifact": "parity.contract.artifact",
     "Job": "parity.candidate",
     "ParityReport": "parity.report",

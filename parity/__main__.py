@@ -118,7 +118,7 @@ def _say(message: str, status: int = FAILED) -> int:
 
 
 def _compared(options: argparse.Namespace) -> int:
-    from parity.compare import compare
+    from parity.comparison import compare
     from parity.report import Conditioning, ContextRow, Rung
 
     out = Path(options.out)

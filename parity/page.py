@@ -713,7 +713,7 @@ def _ssim(m: MapFigures) -> str:
 
 def _overlap(m: MapFigures) -> str:
     """Per cent, rounded down: 100 means all. Only a map that is not flat has highest pixels."""
-    known = not m.constant and not math.isnan(m.pearson) and not math.isnan(m.overlap)
+    known = not math.isnan(m.pearson) and not math.isnan(m.overlap)
     return f"{math.floor(1000 * m.overlap) / 10:.1f}\u00a0%" if known else _no_correlation(m)
 
 
@@ -1532,7 +1532,8 @@ article{padding:.75rem;margin-left:-.25rem;margin-right:-.25rem}
 .figures tbody th{min-width:6rem;max-width:9rem}
 table.likeness{font-size:.8rem}
 .likeness caption{font-size:.9rem}
-.likeness th,.likeness td{padding-right:.3rem}
+.likeness th,.likeness td{padding-right:.25rem}
+.likeness th:last-child,.likeness td:last-child{padding-right:0}
 .likeness tbody th{min-width:0;overflow-wrap:normal}
 }
 @media print{

@@ -134,7 +134,7 @@ def test_the_overview_has_a_row_for_each_photograph():
 
 def test_unknown_colormap():
     assert checked_colormap("viridis") == "viridis"
-    with pytest.raises(ColormapError, match="'jett'.*cividis"):
+    with pytest.raises(ColormapError, match=r"'jett'.*cividis"):
         checked_colormap("jett")
 
 

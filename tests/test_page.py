@@ -22,7 +22,7 @@ import pytest
 
 from parity import page
 from parity.candidate import Job, Stages, job_of, record
-from parity.compare import compare
+from parity.comparison import compare
 from parity.contract.artifact import Artifact
 from parity.port import candidate
 from parity.report import (

@@ -20,7 +20,7 @@ from parity import __main__ as command
 from parity import assert_parity, causes, formulas, port, similarity, verdict, worker
 from parity import candidate as candidates
 from parity.candidate import CandidateError, Job
-from parity.compare import compare
+from parity.comparison import compare
 from parity.contract.artifact import Artifact, Recorder
 from parity.contract.stages import METHODS
 from parity.reference import ProcessError

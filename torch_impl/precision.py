@@ -61,6 +61,8 @@ def numerics(precision: str) -> Iterator[None]:
 def _switches() -> list[tuple[Any, str, Any, Any]]:
     """(owner, attribute, value for TF32, value for strict float32)."""
     cuda, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
-    if hasattr(cuda, "fp32_precision"):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
+    if hasattr(
+        cuda, "fp32_precision"
+    ):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
         return [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
     return [(cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]
