@@ -9,7 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# No deadlines: they measure the machine. The same examples on every run of CI; new ones at a desk.
+settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("suite")
 
 # Before anything of torch_impl is imported: in tests every jaxtyping signature is checked at each call.
 CHECKED = ["saliency", "cam", "postprocess", "methods", "stock"]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -190,15 +189,14 @@ def test_convert_there_and_back(folder, weights, tiny, capsys):
     failed(capsys, "convert", weights, "t.pth", words=["t.pth"])
 
 
-def test_help_is_quick_and_needs_no_torch():
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        result = run_program("-m", "torch_impl", "explain", "--help", cwd=ROOT)
-        times.append(time.perf_counter() - started)
-        assert result.returncode == 0
-        assert "--skip-bad" in result.stdout
-    assert min(times) < 1
+def test_help_needs_no_torch():
+    """So that it answers at once; the time itself is not asserted on machines whose speed drifts."""
+    probe = "import sys, torch_impl.__main__ as m\ntry: m.main(['explain', '--help'])\nexcept SystemExit: pass\n"
+    probe += "print(sorted({'torch', 'matplotlib', 'h5py', 'skimage'} & set(sys.modules)), file=sys.stderr)"
+    result = run_program("-c", probe, cwd=ROOT)
+    assert result.returncode == 0
+    assert "--skip-bad" in result.stdout
+    assert result.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
