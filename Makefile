@@ -19,8 +19,8 @@ explain: $(VENV)/.base
 	$(BIN)/python -m torch_impl explain --weights offline --out $(OUT)
 
 parity: $(VENV)/.keras
-	$(BIN)/python -m parity --weights offline --no-ladder --out $(OUT)/parity
-	$(BIN)/python -m parity --weights offline-random:0 --out $(OUT)/parity-random
+	$(BIN)/python -m parity --samples 2 --weights offline --no-ladder --out $(OUT)/parity
+	$(BIN)/python -m parity --samples 2 --weights offline-random:0 --out $(OUT)/parity-random
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
