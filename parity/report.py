@@ -280,7 +280,9 @@ class ParityReport:
                     "far as its inputs, so float32 rounding shows"
                 )
         lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
-        lines += ["", f"Verdict: {self.word}"]
+        sides = {"reference": self.reference, **{f"candidate {p}": one for p, one in self.candidate.items()}}
+        times = [f"{name} {sum(one.get('seconds', {}).values()):.0f}" for name, one in sides.items()]
+        lines += ["", f"Seconds: {', '.join(times)}", f"Verdict: {self.word}"]
         return "\n".join(lines)
 
 
