@@ -272,7 +272,7 @@ class ParityReport:
             lines += ["", "For comparison, the reference's map beside another one on purpose (Pearson):"]
             width = max(len(row.what) for row in self.context)
             for row in self.context:
-                lines.append(f"  {row.method:<18} {row.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in row.pearson))
+                lines.append(f"  {row.method:<18} {row.what:<{width}}  " + " ".join(map(_correlation, row.pearson)))
         for one in self.conditioning:
             if one.ill:
                 lines.append(
@@ -315,6 +315,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.integer):
         return int(value)
     return value
+
+
+def _correlation(value: float) -> str:
+    """A constant map has no correlation, and says so."""
+    return "constant" if math.isnan(value) else f"{value:8.4f}"
 
 
 def _printable(text: str) -> str:
