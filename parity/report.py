@@ -266,7 +266,7 @@ class ParityReport:
             width = max(len(rung.what) for rung in self.ladder)
             for rung in self.ladder:
                 lines.append(
-                    f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(f"{p:7.4f}" for p in rung.pearson)
+                    f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(map(_correlation, rung.pearson))
                 )
         if self.context:
             lines += ["", "For comparison, the reference's map beside another one on purpose (Pearson):"]
