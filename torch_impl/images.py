@@ -445,12 +445,15 @@ def _refusing(path: str) -> Iterator[None]:
         tolerant, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             yield
-        except _RefusedError as refusal:
-            raise ImageError(path, str(refusal)) from refusal
-        except MemoryError as error:
-            raise ImageError(path, "more than fits into memory, or damaged so that it seems so") from error
         except Exception as error:
-            raise ImageError(path, f"cannot be decoded, truncated or damaged: {_one_line(error)}") from error
+            if isinstance(error, _RefusedError):
+                problem = str(error)
+            elif isinstance(error, MemoryError):
+                problem = "more than fits into memory, or damaged so that it seems so"
+            else:
+                problem = f"cannot be decoded, truncated or damaged: {_one_line(error)}"
+            error.__traceback__ = None  # its frames hold the file's bytes, and Python 3.12 holds on to it
+            raise ImageError(path, problem) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
             logging.getLogger("PIL").removeHandler(unheard)
