@@ -265,9 +265,7 @@ class ParityReport:
             lines += ["", "From the libraries' plain calls to the reference's map (Pearson, photograph by photograph):"]
             width = max(len(rung.what) for rung in self.ladder)
             for rung in self.ladder:
-                lines.append(
-                    f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(map(_correlation, rung.pearson))
-                )
+                lines.append(f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(map(_correlation, rung.pearson)))
         if self.context:
             lines += ["", "For comparison, the reference's map beside another one on purpose (Pearson):"]
             width = max(len(row.what) for row in self.context)
