@@ -271,6 +271,11 @@ class ParityReport:
             width = max(len(row.what) for row in self.context)
             for row in self.context:
                 lines.append(f"  {row.method:<18} {row.what:<{width}}  " + " ".join(map(_correlation, row.pearson)))
+        if self.native:
+            lines += ["", f"Native weights (no verdict): {self.native.remark}"]
+            for photograph, numbers in self.native.rows.items():
+                values = ", ".join(f"{method} {_correlation(value).strip()}" for method, value in numbers.items())
+                lines.append(f"  {_printable(photograph)}: {values}")
         for one in self.conditioning:
             if one.ill:
                 lines.append(

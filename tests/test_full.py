@@ -107,3 +107,25 @@ def test_the_network_matters_for_grad_cam_plus_plus():
         correlation[network.source] = min(np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs)
     assert correlation["offline"] > 0.8
     assert correlation["offline-random:0"] < 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+def test_the_port_is_the_reference_on_the_full_network(tmp_path):
+    """Keras and PyTorch, float64 and float32, on the network on which a wrong Grad-CAM++ shows; native weights beside it."""
+    photographs = [str(p) for p in images.defaults()[:2]]
+    result = run_program(
+        "-m", "parity", *photographs, "--weights", "offline-random:0", "--samples", "1", "--no-ladder", "--native",
+        "--out", "out", cwd=tmp_path, timeout=900, TORCH_HOME=str(tmp_path), KERAS_HOME=str(tmp_path),
+        ATTENTION_MAPS_KERAS_URL="http://127.0.0.1:9/absent.h5",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["holds"]
+    words = {(v["method"], v["precision"]): v["word"] for v in report["verdicts"]}
+    for method in ("network", "vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus"):
+        assert words[method, "fp64"] == "the same function"
+        assert words[method, "fp32"] == "the same up to rounding"
+    assert "the official keras weights cannot be had here" in result.stdout
+    assert (tmp_path / "out" / "report.html").stat().st_size < 10e6
+    assert (tmp_path / "out" / "reference.npz").stat().st_size < 16e6
