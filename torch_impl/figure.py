@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from torch_impl.names import is_cam, title
 
@@ -66,7 +67,7 @@ def method_figure(
     count = len(pixels)
     columns = min(count, COLUMNS)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(max(3.4, 2.6 * columns), 2.95 * rows + 0.8), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(max(3.4, 2.6 * columns), 2.95 * rows + 0.8), dpi=_DPI, layout=_layout())
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
@@ -102,7 +103,7 @@ def overview_figures(
     for start in range(0, len(pixels), ROWS_PER_PAGE):
         shown = range(start, min(start + ROWS_PER_PAGE, len(pixels)))
         size = (2.15 * (1 + len(maps)), 2.4 * len(shown) + 0.75)
-        figure = Figure(figsize=(max(size[0], 4.3), size[1]), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(max(size[0], 4.3), size[1]), dpi=_DPI, layout=_layout())
         axes = figure.subplots(len(shown), 1 + len(maps), squeeze=False)
         for row, i in enumerate(shown):
             axes[row, 0].imshow(pixels[i])
@@ -117,6 +118,11 @@ def overview_figures(
         _footer(figure, footer)
         pages.append(figure)
     return pages
+
+
+def _layout() -> ConstrainedLayoutEngine:
+    """Room around every picture, so that no title touches the edge."""
+    return ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.04)
 
 
 def _draw(axis: Axes, method: str, pixels: np.ndarray, drawn: np.ndarray, colormap: str) -> None:
