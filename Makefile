@@ -38,7 +38,7 @@ bench: $(VENV)/.keras
 	$(BIN)/python -m benchmarks
 
 freeze: $(VENV)/.test
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^-e' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sort -f | sed '1i \# Exact versions for development and CI: `pip install -c constraints.txt …`. Made with `make freeze`.' > constraints.txt
 
 clean:
 	rm -rf $(VENV) $(OUT)
