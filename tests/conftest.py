@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.bearty
 import torch  # noqa: E402
 
 from parity.contract.architecture import TINY  # noqa: E402
+from parity.contract.artifact import Artifact  # noqa: E402
 from parity.contract.network import Network, seeded  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+TINY_NPZ = ROOT / "tests" / "golden" / "tiny.npz"
 
 DEVICES = [
     pytest.param("cpu", id="cpu"),
@@ -70,6 +73,21 @@ def inputs(device: torch.device) -> torch.Tensor:
 def target(device: torch.device) -> torch.Tensor:
     """A class for each picture: those for which both CAMs find something."""
     return torch.tensor([2, 7, 5], device=device)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Networks this small are slower on two threads than on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Artifact:
+    """The reference's artifact of a tiny network, both precisions: see tests/golden."""
+    return Artifact.read(TINY_NPZ)
 
 
 def run_program(

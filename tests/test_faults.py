@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import util
 from pathlib import Path
@@ -16,8 +15,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT
+from conftest import ROOT, TINY_NPZ
 from faults import BOTH, FAULTS, GOLDEN, METHODS, QUIET, Fault
 from PIL import Image
 
@@ -31,23 +29,9 @@ from parity.contract.network import seeded, write
 from parity.report import ParityReport
 from torch_impl import images
 
-TINY_NPZ = ROOT / "tests" / "golden" / "tiny.npz"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 needs_keras = pytest.mark.skipif(util.find_spec("tf_keras_vis") is None, reason="needs TensorFlow and tf-keras-vis")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def golden() -> Artifact:
-    return Artifact.read(TINY_NPZ)
 
 
 @pytest.fixture(scope="session")

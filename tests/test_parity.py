@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, run_program
+from conftest import TINY_NPZ, run_program
 
 from parity import __main__ as command
 from parity import assert_parity, causes, formulas, port, similarity, verdict, worker
@@ -25,21 +25,7 @@ from parity.contract.artifact import Artifact, Recorder
 from parity.contract.stages import METHODS
 from parity.reference import ProcessError
 
-TINY_NPZ = ROOT / "tests" / "golden" / "tiny.npz"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are slower on two threads than on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def golden() -> Artifact:
-    return Artifact.read(TINY_NPZ)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def recorded(golden: Artifact, candidate: candidates.Candidate, precision: str = "fp64", methods: Any = ()) -> Artifact:

@@ -277,6 +277,13 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
+def _check_precision(precision: str, device: torch.device) -> None:
+    """Refuse an unknown number format, and one that the device does not have."""
+    dtype_of(precision)
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
+
+
 class Explainer:
     """Draws attention maps of one classifier.
 
@@ -329,8 +336,7 @@ class Explainer:
             floating.dtype, "fp32"
         )
         self.dtype = dtype_of(self.precision)
-        if self.precision == "tf32" and self.device.type != "cuda":
-            raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
+        _check_precision(self.precision, self.device)
         if floating.device != self.device or floating.dtype != self.dtype:
             model = copy.deepcopy(model).to(self.device, self.dtype)
         self.model = model
@@ -371,8 +377,7 @@ class Explainer:
             ValueError: unknown preprocessing, resize or precision.
         """
         where = choose_device(device)
-        if dtype_of(precision) is torch.float32 and precision == "tf32" and where.type != "cuda":
-            raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
+        _check_precision(precision, where)  # before the weights, which may be a long download
         if isinstance(weights, Network):
             network = weights
         else:
