@@ -282,10 +282,13 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
         extra = "".join(f" · {note}" for note in one["notes"])
         extra += "".join(f" · {method}: constant, no positive evidence" for method in one["constant_maps"])
         print(f"{name:<{width}}  {one['class']:>4} {one['label']:<24} {one['probability']:.3f}{extra}")
-    together = [method for method in manifest["methods"] if method not in manifest["seconds"]]
-    for method, label in [(m, m) for m in manifest["methods"] if m not in together] + [("shared", ", ".join(together))]:
-        if label:
-            print(f"{label:<{width}}  {manifest['seconds'][method] / len(photographs):.2f} s a photograph")
+    spent, count = manifest["seconds"], len(photographs)
+    for method in manifest["methods"]:
+        if method in spent:
+            print(f"{method:<{width}}  {spent[method] / count:.2f} s a map")
+    if "shared" in spent:
+        together = ", ".join(method for method in manifest["methods"] if method not in spent) or "logits"
+        print(f"{together}: together {spent['shared'] / count:.2f} s a photograph")
     print(f"total     {seconds:.1f} s")
     for path in written:
         print(f"wrote     {_printable(str(path))}")

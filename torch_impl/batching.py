@@ -29,9 +29,9 @@ class AutoSize:
 BatchSize = int | str | AutoSize
 """Photographs (for SmoothGrad: noisy copies) in one pass; "auto" takes what memory holds, at most `AUTO`; see `sized`."""
 
-AUTO = {"cpu": 5, "cuda": 32}
-"""Beyond these VGG16 at 224×224 gains nothing (on 2 cores, seconds an image in batches of 1, 2, 4, 5, 7, 10: 0.153, 0.147,
-0.146, 0.144, 0.148, 0.143, where runs differ by 0.005), and a CPU pass of 5 stays within 0.6 GB; 20 samples are four fives."""
+AUTO = {"cpu": 4, "cuda": 32}
+"""Beyond these VGG16 at 224×224 gains nothing: on 2 cores, seconds an image in batches of 1, 2, 4, 5, 7, 10 were 0.153, 0.147,
+0.146, 0.144, 0.148, 0.143, where runs differ by 0.005. A CPU pass of 4 stays within 0.6 GB."""
 
 MEMORY_PART = 0.5
 """Of the memory that is free, the part that "auto" plans with: others use the machine too, and an estimate is an estimate."""

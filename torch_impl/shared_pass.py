@@ -149,7 +149,7 @@ def _first_pass(
 
         def capture(module: nn.Module, args: object, output: object) -> Tensor:
             activations = cam.checked_feature_maps(output)
-            if not vanilla:  # nothing below is read: the backward pass ends here
+            if not vanilla or not activations.requires_grad:  # nothing below is read: the backward pass ends here
                 activations = activations.detach().requires_grad_()
             captured.append(activations)
             return activations.clone()  # what follows may work in place
@@ -176,8 +176,10 @@ def _first_pass(
             score, scale = _score(logits, classes)
             wanted = ([images] if vanilla else []) + captured
             gradients = list(torch.autograd.grad(score, wanted, allow_unused=True))
-            if gradients[-1] is None:
+            if cams and gradients[-1] is None:
                 raise cam.LayerError(cam.NOT_ON_THE_WAY)
+            if gradients[0] is None:
+                raise ValueError("the model's logits do not depend on its inputs: there is no gradient to draw")
             wide = at_least_fp32(inputs.dtype)
             if vanilla:
                 maps["vanilla"] = saliency.channel_maximum(gradients.pop(0).to(wide).abs_().div_(scale))
