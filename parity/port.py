@@ -25,7 +25,7 @@ def candidate(job: Job) -> Iterator[Row]:
     Yields:
         (photograph, stage, array) for every stage of `parity.contract.stages` but `pixels`.
     """
-    return _stages(job, lambda name, model, inputs, target, s: methods.raw_maps(name, model, inputs, target, s))
+    return _stages(job, methods.raw_maps)
 
 
 def shared(job: Job) -> Iterator[Row]:
