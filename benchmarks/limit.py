@@ -109,7 +109,7 @@ class Clock:
         self._events: list[Any] = []
         if device.startswith("cuda"):
             torch.cuda.synchronize()
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
             self._events[0].record()
         self._start = time.perf_counter()
 

@@ -58,7 +58,8 @@ def checks(folder: Path, names: list[str]) -> dict[str, dict[str, list[float]]]:
                         if method == "smoothgrad" and count > 1:
                             continue
                         found[name][method] = [pearson(a, b) for a, b in zip(ours[method], theirs[method], strict=True)]
-    return {"reference": {base: []}} | found
+    reference: dict[str, dict[str, list[float]]] = {"reference": {base: []}}
+    return reference | found
 
 
 def sound(checked: dict[str, dict[str, list[float]]]) -> bool:
