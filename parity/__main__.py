@@ -77,6 +77,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="MODULE:NAME|ARTIFACT",
         help="a function candidate(job), or what a program wrote; default: this port",
     )
+    add(
+        "--engine",
+        choices=("library", "shared"),
+        default="library",
+        help="this port's engine, where no --candidate is given (%(default)s)",
+    )
     add("--native", action="store_true", help="also torchvision's own ImageNet network beside Keras's own; no verdict")
     add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
     add("--quiet", action="store_true", help="print the verdict alone")
@@ -118,6 +124,7 @@ def _say(message: str, status: int = FAILED) -> int:
 
 
 def _compared(options: argparse.Namespace) -> int:
+    from parity.candidate import PORT
     from parity.comparison import compare
     from parity.report import Conditioning, ContextRow, Rung
 
@@ -150,8 +157,7 @@ def _compared(options: argparse.Namespace) -> int:
                 arguments = [str(reference_path), "--weights", options.weights, "--precision", precision]
                 arguments += ["--device", options.device, "--methods", ",".join(methods), "--out", str(written)]
                 arguments += ["--input", reference.settings.input]
-                if options.candidate:
-                    arguments += ["--candidate", options.candidate]
+                arguments += ["--candidate", options.candidate or PORT[options.engine]]
                 if precision == home:
                     arguments += ["--context"] if options.no_ladder else ["--context", "--ladder"]
                 drawn = folder / f"{precision}.json"

@@ -35,6 +35,9 @@ Candidate = Callable[["Job"], Stages]
 
 DEFAULT = "parity.port:candidate"
 
+PORT = {"library": DEFAULT, "shared": "parity.port:shared"}
+"""This port's engines."""
+
 SHAPE = "shape of "
 """Begins the flag that says which other height and width a stage had: then the program differs, and its values are NaN."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from parity.candidate import Job
-from torch_impl import cam, images, methods, postprocess, preserve, saliency, vgg16
+from torch_impl import cam, images, methods, postprocess, preserve, saliency, shared_pass, vgg16
 from torch_impl.explainer import choose_device
 from torch_impl.precision import dtype_of, numerics, score_scale
 
@@ -25,6 +25,29 @@ def candidate(job: Job) -> Iterator[Row]:
     Yields:
         (photograph, stage, array) for every stage of `parity.contract.stages` but `pixels`.
     """
+    return _stages(job, methods.raw_maps)
+
+
+def shared(job: Job) -> Iterator[Row]:
+    """The shared engine: every map that is asked for in one call.
+
+    Arguments and result as `candidate`.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def draw(name: str, model: nn.Module, inputs: Tensor, target: Tensor, settings: methods.Settings) -> Tensor:
+        if not kept:
+            kept.update(shared_pass.shared_pass(model, inputs, target, job.methods, settings).raw)
+        return kept[name]
+
+    return _stages(job, draw)
+
+
+Draw = Callable[[str, nn.Module, Tensor, Tensor, methods.Settings], Tensor]
+"""(method, model, inputs, target, settings) → raw maps (N, …)."""
+
+
+def _stages(job: Job, draw: Draw) -> Iterator[Row]:
     device = choose_device(job.device)
     with numerics(job.precision):
         model = vgg16.build(job.network).to(device, dtype_of(job.precision))
@@ -37,7 +60,7 @@ def candidate(job: Job) -> Iterator[Row]:
             target_layer=target_layer, noise_level=job.noise_level, n_samples=job.n_samples, seed=job.seed
         )
         for name in job.methods:
-            raw = methods.raw_maps(name, model, inputs, target, settings)
+            raw = draw(name, model, inputs, target, settings)
             size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
             final = methods.finish(raw, size)
             for i in range(len(inputs)):

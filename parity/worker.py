@@ -82,7 +82,7 @@ def _extras(options: argparse.Namespace, job: Job, reference: Artifact, found: A
     if job.precision == "fp64":
         from parity import context
 
-        ours = options.candidate == candidates.DEFAULT
+        ours = options.candidate in candidates.PORT.values()
         known = {m: found.whole(f"{m}/raw", "fp64") for m in job.methods} if ours else {}
         rows["conditioning"] = [[c.method, c.photograph, c.amplification] for c in context.conditioning(job, known)]
     return rows

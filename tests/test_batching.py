@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_impl.batching import AUTO, OutOfMemoryError, micro_batches
+from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, micro_batches
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_auto_halves_and_goes_on_with_the_same_piece(error):
     seen = pieces(range(9), "auto", limit=1, error=error)
     assert [i for piece in seen for i in piece] == list(range(9))
     assert max(map(len, seen)) == 1
-    assert pieces(range(7), "auto", limit=2) == [[0, 1], [2, 3], [4, 5], [6]]
+    assert pieces(range(7), AutoSize(4), limit=2) == [[0, 1], [2, 3], [4, 5], [6]]
 
 
 def test_a_given_size_is_not_changed_silently():

@@ -849,3 +849,10 @@ def test_the_ladder_ends_at_the_reference(tmp_path: Path, in_process: None) -> N
         assert min(rungs[-1]["pearson"]) > 0.99999, rungs[-1]
         assert rungs[-1]["what"].endswith("(the port)")
         assert min(rungs[0]["pearson"]) < 0.999
+
+
+def test_the_shared_engine_is_the_reference_too(golden):
+    """Every map of the shared engine holds against Keras's and tf-keras-vis's own, in both precisions."""
+    found = {p: recorded(golden, port.shared, p) for p in ("fp64", "fp32")}
+    report = compare(golden, found)
+    assert report.holds, report.as_table()

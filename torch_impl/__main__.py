@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from torch_impl import __version__
-from torch_impl.names import PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
+from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explanation
@@ -102,6 +102,12 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--precision", choices=PRECISIONS, default="fp32", help="default: %(default)s, with TF32 off")
     explain.add_argument(
         "--batch-size", type=_batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)"
+    )
+    explain.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="library",
+        help="library: Captum and pytorch-grad-cam (default); shared: the same maps in the fewest passes, faster",
     )
     explain.add_argument(
         "--colormap",
@@ -230,6 +236,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             device=device,
             precision=arguments.precision,
             batch_size=arguments.batch_size,
+            engine=arguments.engine,
             progress=progress,
         )
         if explainer.size != 224:
@@ -265,7 +272,9 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     print(f"weights   {weights['source']}" + (f" · {weights['remark']}" if weights["remark"] else ""))
     print(f"          fingerprint {weights['fingerprint'][:16]}")
     print(f"input     {manifest['input']}, resize {manifest['resize']}")
-    print(f"device    {manifest['device']} ({manifest['device_name']}), {manifest['precision']}")
+    print(
+        f"device    {manifest['device']} ({manifest['device_name']}), {manifest['precision']}, engine {manifest['engine']}"
+    )
     photographs = manifest["photographs"]
     names = [_printable(one["name"]) for one in photographs]
     width = min(40, max(map(len, [*names, *manifest["methods"]])))
@@ -273,9 +282,13 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
         extra = "".join(f" · {note}" for note in one["notes"])
         extra += "".join(f" · {method}: constant, no positive evidence" for method in one["constant_maps"])
         print(f"{name:<{width}}  {one['class']:>4} {one['label']:<24} {one['probability']:.3f}{extra}")
+    spent, count = manifest["seconds"], len(photographs)
     for method in manifest["methods"]:
-        each = manifest["seconds"][method] / len(photographs)
-        print(f"{method:<{width}}  {each:.2f} s a map")
+        if method in spent:
+            print(f"{method:<{width}}  {spent[method] / count:.2f} s a map")
+    if "shared" in spent:
+        together = ", ".join(method for method in manifest["methods"] if method not in spent) or "logits"
+        print(f"{together}: together {spent['shared'] / count:.2f} s a photograph")
     print(f"total     {seconds:.1f} s")
     for path in written:
         print(f"wrote     {_printable(str(path))}")

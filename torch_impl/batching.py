@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 Item = TypeVar("Item")
 
-BatchSize = int | str
-"""Photographs (for SmoothGrad: noisy copies) in one pass; "auto" starts with `AUTO` and halves when memory runs out."""
+
+@dataclass(frozen=True)
+class AutoSize:
+    """A batch size that was found, and may be halved when memory runs out all the same.
+
+    Attributes:
+        start: the first micro-batch's size.
+    """
+
+    start: int
+
+
+BatchSize = int | str | AutoSize
+"""Photographs (for SmoothGrad: noisy copies) in one pass; "auto" takes what memory holds, at most `AUTO`; see `sized`."""
 
 AUTO = {"cpu": 4, "cuda": 32}
-"""Beyond these VGG16 at 224×224 gains nothing, and a CPU pass of 4 stays within 0.6 GB."""
+"""Beyond these VGG16 at 224×224 gains nothing: on 2 cores, seconds an image in batches of 1, 2, 4, 5, 7, 10 were 0.153, 0.147,
+0.146, 0.144, 0.148, 0.143, where runs differ by 0.005. A CPU pass of 4 stays within 0.6 GB."""
+
+MEMORY_PART = 0.5
+"""Of the memory that is free, the part that "auto" plans with: others use the machine too, and an estimate is an estimate."""
 
 
 class OutOfMemoryError(RuntimeError):
@@ -28,7 +48,8 @@ def micro_batches(
 
     Args:
         items: streamed; never more than one piece is held.
-        batch_size: how many make a piece; "auto" halves it when memory runs out, and goes on with the same piece.
+        batch_size: how many make a piece; "auto" and an `AutoSize` are halved when memory runs out, and the work goes on
+            with the same piece.
         device: where `work` allocates.
         work: must change nothing outside itself before its memory is allocated: after running out it is called again.
 
@@ -36,16 +57,21 @@ def micro_batches(
         OutOfMemoryError: a given batch size does not fit, or not even 1 does.
         ValueError: `batch_size` is neither "auto" nor a positive integer.
     """
-    if batch_size != "auto" and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+    size = batch_size
+    if size == "auto":
+        size = AutoSize(AUTO.get(device.type, AUTO["cpu"]))
+    automatic = isinstance(size, AutoSize)
+    if isinstance(size, AutoSize):
+        size = size.start
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f'batch size {batch_size!r}: give "auto" or a positive integer')
-    size = AUTO.get(device.type, AUTO["cpu"]) if batch_size == "auto" else int(batch_size)
     stream = iter(items)
     while pending := list(islice(stream, size)):
         while pending:
             piece = pending[:size]
             if _fits(work, piece):
                 del pending[: len(piece)]
-            elif batch_size == "auto" and len(piece) > 1:
+            elif automatic and len(piece) > 1:
                 size = len(piece) // 2
             else:
                 hint = (
@@ -67,3 +93,98 @@ def _fits(work: Callable[[list[Item]], None], piece: list[Item]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return False
+
+
+def sized(batch_size: BatchSize, model: nn.Module, inputs: Tensor) -> BatchSize:
+    """A batch size for "auto": what the free memory holds of this network, at most `AUTO`. A number stays as it is.
+
+    On a CPU nothing raises when memory runs out (the system ends the process instead), so it is asked beforehand.
+
+    Args:
+        batch_size: as the user gave it.
+        model: as it will be run.
+        inputs: (N, C, H, W), of the type and on the device of the passes.
+    """
+    if batch_size != "auto":
+        return batch_size
+    most = AUTO.get(inputs.device.type, AUTO["cpu"])
+    free, image = free_memory(inputs.device), bytes_per_image(model, inputs)
+    if free is None or image is None:
+        return AutoSize(most)
+    return AutoSize(max(1, min(most, int(MEMORY_PART * free) // image)))
+
+
+def bytes_per_image(model: nn.Module, inputs: Tensor) -> int | None:
+    """An estimate of what one image's forward and backward pass needs: every layer's output twice.
+
+    The model runs once on PyTorch's `meta` device, where shapes are computed and nothing else. None where it does not.
+
+    Args:
+        model: comes back as it was.
+        inputs: (N, C, H, W); their shape and type count.
+    """
+    total = 0
+
+    def add(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor) and not getattr(module, "inplace", False):
+            total += output.numel() * output.element_size()
+
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(add) for module in leaves]
+    try:
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        nothing = {name: torch.empty_like(tensor, device="meta") for name, tensor in state.items()}
+        with torch.no_grad():
+            torch.func.functional_call(model, nothing, (torch.empty_like(inputs[:1], device="meta"),))
+    except Exception:  # a model that looks at values, or makes tensors on a device of its own
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return 2 * total or None
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had, or None where nobody says.
+
+    On CUDA: the device's free memory and what PyTorch holds unused. On a CPU: Linux's `MemAvailable`, or what the control
+    group (a container) leaves, if that is less.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return _least(_available(Path("/proc/meminfo")), _group(Path("/sys/fs/cgroup")))
+
+
+def _available(meminfo: Path) -> int | None:
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    found = next((line.split() for line in lines if line.startswith("MemAvailable:")), None)
+    return int(found[1]) * 1024 if found else None
+
+
+def _group(root: Path) -> int | None:
+    """What version 2 control groups leave: the least over this process's group and those above it."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        inside = next(line[4:] for line in own if line.startswith("0::/"))
+    except (OSError, ValueError, StopIteration):
+        inside = ""
+    left: int | None = None
+    for part in [inside, *map(os.fspath, Path(inside).parents)] if inside else [""]:
+        folder = root / part
+        try:
+            limit = (folder / "memory.max").read_text(encoding="ascii").strip()
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit():
+            left = _least(left, max(0, int(limit) - used))
+    return left
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)

@@ -10,13 +10,16 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
 from torch_impl.arrays import Cams, ChannelWeights, FeatureMaps, Images, Target
-from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.batching import BatchSize, micro_batches, sized
 from torch_impl.precision import at_least_fp32, score_scale
 from torch_impl.preserve import preserved
 
 
 class LayerError(ValueError):
     """The target layer does not exist, or cannot carry a class activation map."""
+
+
+NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
 
 
 def grad_cam_weights(gradients: FeatureMaps) -> ChannelWeights:
@@ -84,7 +87,7 @@ class _Score:
 
     def __call__(self, logits: Tensor) -> Tensor:
         if not logits.requires_grad:
-            raise LayerError("the target layer does not lie on the way to the logits: choose one that does")
+            raise LayerError(NOT_ON_THE_WAY)
         score = logits[self.category]
         return score if self.scale == 1 else score.float() * self.scale
 
@@ -237,7 +240,7 @@ def _raw_cam(
         try:
             micro_batches(
                 range(len(inputs)),
-                batch_size,
+                sized(batch_size, model, inputs),
                 inputs.device,
                 lambda rows: found.append(engine.raw(inputs[rows], target[rows])),
             )
@@ -246,11 +249,20 @@ def _raw_cam(
     return torch.cat(found)
 
 
-def _cut(module: nn.Module, args: Any, output: Any) -> Tensor:
+def checked_feature_maps(output: object) -> Tensor:
+    """A layer's output, if it can carry a map.
+
+    Raises:
+        LayerError: it is not (N, K, h, w).
+    """
     if not isinstance(output, Tensor) or output.ndim != 4:
         shape = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise LayerError(f"the target layer's output is {shape}; a class activation map needs (N, K, h, w)")
-    return output.detach().requires_grad_()
+    return output
+
+
+def _cut(module: nn.Module, args: Any, output: Any) -> Tensor:
+    return checked_feature_maps(output).detach().requires_grad_()
 
 
 def _copy(module: nn.Module, args: Any, output: Tensor) -> Tensor:

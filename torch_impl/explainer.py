@@ -9,8 +9,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,13 @@ from parity.contract import classes as imagenet
 from parity.contract.network import INPUTS, Network
 from torch_impl import __version__, images, vgg16
 from torch_impl.arrays import Images, Logits
-from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.batching import BatchSize, micro_batches, sized
 from torch_impl.cam import find_layer
-from torch_impl.methods import METHODS, MapError, Settings, finish, raw_maps
-from torch_impl.names import REFERENCE_METHODS, canonical_name
+from torch_impl.methods import METHODS, Settings, finish, logits_of, raw_maps
+from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name
 from torch_impl.precision import dtype_of, numerics
 from torch_impl.preserve import preserved
+from torch_impl.shared_pass import Computed, shared_pass
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,22 +177,33 @@ class Explanation:
         return {name: [name in p["constant_maps"] for p in self.manifest["photographs"]] for name in self.maps}
 
 
-def _transformed(transform: Transform, photographs: Sequence[images.Photograph]) -> Images:
+def _transformed(transform: Transform, pictures: Iterable[np.ndarray], names: Sequence[str]) -> Images:
     from PIL import Image as Pillow
 
     found: list[Tensor] = []
-    for one in photographs:
-        made = transform(Pillow.fromarray(one.pixels))
+    for pixels, name in zip(pictures, names, strict=True):
+        made = transform(Pillow.fromarray(pixels))
         if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
             shape = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-            raise ValueError(f"preprocess gave {shape} for {one.name!r}; expected a floating-point tensor (C, H, W)")
+            raise ValueError(f"preprocess gave {shape} for {name!r}; expected a floating-point tensor (C, H, W)")
         if found and made.shape != found[0].shape:
             raise ValueError(
-                f"preprocess gave {tuple(made.shape)} for {one.name!r}, and {tuple(found[0].shape)} before; "
+                f"preprocess gave {tuple(made.shape)} for {name!r}, and {tuple(found[0].shape)} before; "
                 "let it resize to one size, or explain photographs one by one"
             )
         found.append(made)
     return torch.stack(found)
+
+
+def _chosen(logits: Logits, classes: Sequence[int | str] | None) -> list[int]:
+    """The class of each photograph: as given, or its top-1."""
+    if classes is None:
+        return [int(c) for c in logits.argmax(dim=1)]
+    return _checked_classes(classes, *logits.shape)
+
+
+def _checked_classes(classes: Sequence[int | str], n_photographs: int, n_classes: int) -> list[int]:
+    return imagenet.per_photograph([c if isinstance(c, str) else int(c) for c in classes], n_photographs, n_classes)
 
 
 def _visible(inputs: Images) -> np.ndarray:
@@ -284,6 +296,11 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
 
 
+def _check_engine(engine: str) -> None:
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
+
+
 class Explainer:
     """Draws attention maps of one classifier.
 
@@ -304,6 +321,7 @@ class Explainer:
         device: str | torch.device | None = None,
         precision: str | None = None,
         batch_size: BatchSize = "auto",
+        engine: str = "library",
     ) -> None:
         """Any PyTorch classifier with convolutions, and any of its layers.
 
@@ -317,12 +335,15 @@ class Explainer:
             device: None: where the model is. Otherwise a copy of the model is moved there, if it is elsewhere.
             precision: None: as the model is. Otherwise one of `PRECISIONS`, on a copy if it differs.
             batch_size: images in one pass; "auto" or a number.
+            engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes, see
+                `shared_pass`; the libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
 
         Raises:
             LayerError: no such layer.
             DeviceError: no such device.
-            ValueError: unknown preprocessing, resize or precision.
+            ValueError: unknown preprocessing, resize, precision or engine.
         """
+        _check_engine(engine)
         if isinstance(preprocess, str) and preprocess not in INPUTS:
             raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
         resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
@@ -345,6 +366,7 @@ class Explainer:
         self.size = size
         self.resize = resize
         self.batch_size = batch_size
+        self.engine = engine
         self.network: Network | None = None
         self._memory_format = torch.contiguous_format
 
@@ -358,6 +380,7 @@ class Explainer:
         device: str | torch.device = "auto",
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
+        engine: str = "library",
         progress: Any = None,
     ) -> Explainer:
         """torchvision's VGG16.
@@ -369,13 +392,15 @@ class Explainer:
             device: `auto`, `cpu`, `cuda`, `cuda:1`.
             precision: one of `PRECISIONS`.
             batch_size: images in one pass; "auto" or a number.
+            engine: `library` or `shared`; see `Explainer`.
             progress: of a download; see `weights.load_network`.
 
         Raises:
             WeightsError: the weights cannot be had or used.
             DeviceError: no such device.
-            ValueError: unknown preprocessing, resize or precision.
+            ValueError: unknown preprocessing, resize, precision or engine.
         """
+        _check_engine(engine)
         where = choose_device(device)
         _check_precision(precision, where)  # before the weights, which may be a long download
         if isinstance(weights, Network):
@@ -395,6 +420,7 @@ class Explainer:
             resize=resize,
             precision=precision,
             batch_size=batch_size,
+            engine=engine,
         )
         explainer.network = network
         explainer._memory_format = torch.channels_last
@@ -443,33 +469,26 @@ class Explainer:
             clock = time.perf_counter()
             read, pixels, inputs = self._prepared(photographs)
             seconds["photographs"] = time.perf_counter() - clock
-            clock = time.perf_counter()
-            logits = self._logits(inputs)
-            seconds["logits"] = time.perf_counter() - clock
-            if classes is None:
-                chosen = logits.argmax(dim=1).tolist()
-            else:
-                wanted = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
-                chosen = imagenet.per_photograph(
-                    [c if isinstance(c, str) else int(c) for c in wanted], len(inputs), logits.shape[1]
-                )
-            target = torch.tensor(chosen, device=self.device)
+            settings = Settings(
+                target_layer=self.target_layer,
+                noise_level=noise_level,
+                n_samples=n_samples,
+                seed=seed,
+                batch_size=sized(self.batch_size, self.model, inputs),
+            )
+            wanted = (
+                classes if classes is None else [classes] if isinstance(classes, (int, str, np.integer)) else classes
+            )
+            draw = self._by_libraries if self.engine == "library" else self._shared
+            logits, chosen, raws = draw(inputs, wanted, names, settings, seconds, progress)
             maps: dict[str, np.ndarray] = {}
             constant: dict[str, list[bool]] = {}
+            clock = time.perf_counter()
             for name in names:
-                clock = time.perf_counter()
-                settings = Settings(
-                    target_layer=self.target_layer,
-                    noise_level=noise_level,
-                    n_samples=n_samples,
-                    seed=seed,
-                    batch_size=self.batch_size,
-                    progress=partial(progress, name) if progress else None,
-                )
-                raw = raw_maps(name, self.model, inputs, target, settings)
+                raw = raws.pop(name)
                 maps[name] = finish(raw, (inputs.shape[-2], inputs.shape[-1])).cpu().numpy()
                 constant[name] = (raw.amax(dim=(1, 2)) == raw.amin(dim=(1, 2))).tolist()
-                seconds[name] = time.perf_counter() - clock
+            seconds["finish"] = time.perf_counter() - clock
         probabilities = logits.double().softmax(dim=1)
         rows = [
             {
@@ -515,26 +534,139 @@ class Explainer:
         read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
         if isinstance(self.preprocess, str):
             pixels = np.stack([p.pixels for p in read])
+            return read, pixels, self._inputs(pixels)
+        inputs = _transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
+        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
+        # What a function did to the picture cannot be undone; its own output, stretched to [0, 255], lies under the map.
+        return read, _visible(inputs), inputs
+
+    def compute(
+        self,
+        pixels: np.ndarray,
+        target: Sequence[int] | None = None,
+        methods: str | Sequence[str] = REFERENCE_METHODS,
+        *,
+        n_samples: int = 20,
+        noise_level: float = 0.2,
+        seed: int = 0,
+    ) -> Computed:
+        """Logits and raw maps of decoded photographs, by the shared engine: for those who finish and keep them themselves.
+
+        Args:
+            pixels: uint8 (N, H, W, 3), RGB, of the network's size.
+            target: the class of each; None: each one's top-1.
+            methods: of the four.
+            n_samples: SmoothGrad's noisy copies.
+            noise_level: SmoothGrad's σ as a fraction of each image's range.
+            seed: of SmoothGrad's noise.
+
+        Returns:
+            Tensors on the device; `methods.finish(raw, (H, W))` makes a raw map one in [0, 1] of the photograph's size.
+
+        Raises:
+            ValueError, MapError: as of `shared_pass`.
+        """
+        with numerics(self.precision):
+            inputs = self._inputs(pixels)
+            settings = Settings(
+                target_layer=self.target_layer,
+                noise_level=noise_level,
+                n_samples=n_samples,
+                seed=seed,
+                batch_size=self.batch_size,
+            )
+            categories = None if target is None else torch.tensor(list(target), device=self.device)
+            return shared_pass(self.model, inputs, categories, methods, settings)
+
+    def _by_libraries(
+        self,
+        inputs: Images,
+        classes: Sequence[int | str] | None,
+        names: Sequence[str],
+        settings: Settings,
+        seconds: dict[str, float],
+        progress: Report | None,
+    ) -> tuple[Logits, list[int], dict[str, Tensor]]:
+        """Logits, classes and raw maps, each map by the library that draws it; the seconds are noted down."""
+        clock = time.perf_counter()
+        logits = self._logits(inputs, settings.batch_size)
+        seconds["logits"] = time.perf_counter() - clock
+        chosen = _chosen(logits, classes)
+        return logits, chosen, self._each(inputs, chosen, names, settings, seconds, progress)
+
+    def _each(
+        self,
+        inputs: Images,
+        chosen: list[int],
+        names: Sequence[str],
+        settings: Settings,
+        seconds: dict[str, float],
+        progress: Report | None,
+    ) -> dict[str, Tensor]:
+        target = torch.tensor(chosen, device=self.device)
+        raws: dict[str, Tensor] = {}
+        for name in names:
+            clock = time.perf_counter()
+            one = replace(settings, progress=partial(progress, name) if progress else None)
+            raws[name] = raw_maps(name, self.model, inputs, target, one)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds[name] = time.perf_counter() - clock
+        return raws
+
+    def _shared(
+        self,
+        inputs: Images,
+        classes: Sequence[int | str] | None,
+        names: Sequence[str],
+        settings: Settings,
+        seconds: dict[str, float],
+        progress: Report | None,
+    ) -> tuple[Logits, list[int], dict[str, Tensor]]:
+        """The same in the fewest passes. A class given by a label needs no logits, but the number of classes to be checked."""
+        shared = [name for name in names if name in REFERENCE_METHODS]
+        target: Tensor | None = None
+        if classes is not None:
+            count = self._n_classes(inputs)
+            chosen = _checked_classes(classes, len(inputs), count)
+            target = torch.tensor(chosen, device=self.device)
+        computed = shared_pass(
+            self.model, inputs, target, shared, settings, progress=partial(partial, progress) if progress else None
+        )
+        chosen = computed.target.tolist()
+        seconds |= computed.seconds
+        others = [name for name in names if name not in shared]
+        return (
+            computed.logits,
+            chosen,
+            dict(computed.raw) | self._each(inputs, chosen, others, settings, seconds, progress),
+        )
+
+    def _n_classes(self, inputs: Images) -> int:
+        """How many logits the model gives."""
+        if self.network is not None:
+            return self.network.architecture.classes
+        return self._logits(inputs[:1], 1).shape[1]
+
+    def _inputs(self, pixels: np.ndarray) -> Images:
+        """Decoded photographs uint8 (N, H, W, 3) → (N, C, H, W) on the device."""
+        if isinstance(self.preprocess, str):
             inputs = images.preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
-            inputs = _transformed(self.preprocess, read).to(self.device, self.dtype)
-            # What a function did to the picture cannot be undone; its own output, stretched to [0, 255], lies under the map.
-            pixels = _visible(inputs)
-        return read, pixels, inputs.contiguous(memory_format=self._memory_format)
+            inputs = _transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
+            inputs = inputs.to(self.device, self.dtype)
+        return inputs.contiguous(memory_format=self._memory_format)
 
-    def _logits(self, inputs: Images) -> Logits:
+    def _logits(self, inputs: Images, batch_size: BatchSize) -> Logits:
         found: list[Tensor] = []
         with preserved(self.model), torch.inference_mode():
             micro_batches(
-                range(len(inputs)), self.batch_size, self.device, lambda rows: found.append(self.model(inputs[rows]))
+                range(len(inputs)),
+                batch_size,
+                self.device,
+                lambda rows: found.append(logits_of(self.model, inputs[rows])),
             )
         logits = torch.cat(found)
-        if logits.ndim != 2:
-            raise ValueError(f"the model's output has shape {tuple(logits.shape)}; expected logits (N, classes)")
-        if not torch.isfinite(logits).all():
-            raise MapError(
-                "the logits are not finite: the number format is too narrow, or the inputs hold NaN; try fp32"
-            )
         return logits if logits.dtype == torch.float64 else logits.float()
 
     def _manifest(
@@ -555,6 +687,7 @@ class Explainer:
             },
             "input": self.preprocess if isinstance(self.preprocess, str) else "a function that was handed in",
             "resize": self.resize if isinstance(self.preprocess, str) else None,
+            "engine": self.engine,
             "settings": {**settings, "batch_size": self.batch_size},
             "device": str(self.device),
             "device_name": torch.cuda.get_device_name(self.device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_impl import cam, saliency, stock
-from torch_impl.arrays import Images, Maps, Target
+from torch_impl.arrays import Images, Logits, Maps, Target
 from torch_impl.batching import BatchSize
 from torch_impl.names import METHOD_NAMES, canonical_name
 from torch_impl.postprocess import normalize, upsample
@@ -118,14 +118,38 @@ def raw_maps(method: str, model: nn.Module, inputs: Images, target: Target, sett
         ValueError: unknown method, or settings that the method cannot use.
         MapError: a value is not finite.
     """
-    raw = METHODS[canonical_name(method)](model, inputs, target, settings)
+    return finite(method, METHODS[canonical_name(method)](model, inputs, target, settings))
+
+
+def finite(method: str, raw: Tensor) -> Tensor:
+    """The raw maps (N, …) themselves.
+
+    Raises:
+        MapError: a value is not finite; the message counts the photographs.
+    """
+    if bool(torch.isfinite(raw).all()):
+        return raw
     broken = [str(i) for i, one in enumerate(raw) if not torch.isfinite(one).all()]
-    if broken:
-        raise MapError(
-            f"{method}: the map of photograph {', '.join(broken)} (counted from 0) is not finite: "
-            "the inputs hold NaN, or the number format is too narrow; try fp32"
-        )
-    return raw
+    raise MapError(
+        f"{method}: the map of photograph {', '.join(broken)} (counted from 0) is not finite: "
+        "the inputs hold NaN, or the number format is too narrow; try fp32"
+    )
+
+
+def logits_of(model: nn.Module, inputs: Images) -> Logits:
+    """A forward pass, and a look at what came out.
+
+    Raises:
+        ValueError: the model's output is not (N, classes).
+        MapError: a logit is not finite.
+    """
+    logits = model(inputs)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model's output has shape {shape}; expected logits (N, classes)")
+    if not torch.isfinite(logits).all():
+        raise MapError("the logits are not finite: the number format is too narrow, or the inputs hold NaN; try fp32")
+    return logits
 
 
 def finish(raw: Tensor, size: tuple[int, int]) -> Maps:

@@ -29,6 +29,10 @@ PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 """fp32 is strict: TF32 off. tf32 is float32 storage with TF32 products, on CUDA only."""
 
 
+ENGINES = ("library", "shared")
+"""Who computes: Captum and pytorch-grad-cam, map by map; or one pass for all of them. The maps are the same."""
+
+
 def canonical_name(name: str) -> str:
     """The key of a method: `gradcam++` is an alias of `gradcam_plus_plus`.
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
+import numpy as np
 import torch
 from captum.attr import Saliency
 from torch import Tensor, nn
 
-from parity.contract.noise import unit_noise
+from parity.contract.noise import CACHE_BYTES, unit_noise
 from torch_impl.arrays import Image, Images, Maps, Target
-from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.batching import BatchSize, micro_batches, sized
 from torch_impl.precision import at_least_fp32, score_scale
 from torch_impl.preserve import preserved
 
 Progress = Callable[[int, int], None]
 """Called with (passes done, passes in all)."""
+
+Gradients = Callable[[nn.Module, Images, Target], Images]
+"""(frozen model, inputs, target) → |∂score/∂inputs|, as `absolute_gradients`."""
 
 
 def absolute_gradients(model: nn.Module, inputs: Images, target: Target) -> Images:
@@ -78,7 +84,7 @@ def vanilla_saliency(
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
-        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
+        micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
     return torch.cat(found)
 
 
@@ -92,6 +98,7 @@ def smoothgrad(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
+    absolute_gradients: Gradients = absolute_gradients,
 ) -> Maps:
     """Mean of |∂score/∂inputs| over noisy copies, then the largest over the colour channels; raw.
 
@@ -107,6 +114,7 @@ def smoothgrad(
         seed: of the noise, 0 to 2**32 − 1.
         batch_size: noisy copies in one pass.
         progress: called after each pass.
+        absolute_gradients: Captum's by default; another engine's.
 
     Returns:
         ≥ 0, logits per unit of the preprocessed input.
@@ -138,7 +146,7 @@ def smoothgrad(
     with preserved(model):
         total = torch.zeros(inputs.shape, dtype=at_least_fp32(inputs.dtype), device=inputs.device)
         copies = noisy_copies(inputs, noise_level=noise_level, n_samples=n_samples, seed=seed)
-        micro_batches(copies, batch_size, inputs.device, one_pass)
+        micro_batches(copies, sized(batch_size, model, inputs), inputs.device, one_pass)
     return channel_maximum(total / n_samples)
 
 
@@ -169,8 +177,27 @@ def scaled_noise(image: Image, sigma: Tensor, *, n_samples: int, seed: int) -> I
         seed: every image's noise starts here.
     """
     channels, height, width = image.shape
-    for unit in unit_noise(seed, n_samples, (height, width, channels)):
-        yield (torch.tensor(unit, device=image.device).permute(2, 0, 1) * sigma.double()).to(image.dtype)
+    shape = (height, width, channels)
+    if image.device.type == "cpu":
+        wide = float(sigma)
+        for unit in unit_noise(seed, n_samples, shape):
+            yield torch.from_numpy(unit * wide).permute(2, 0, 1).to(image.dtype)
+    else:
+        for there in _on_device(seed, n_samples, shape, image.device):
+            yield (there * sigma.double()).to(image.dtype)
+
+
+def _on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Iterable[Image]:
+    """Unit noise (C, H, W) on a device: copied there once where it is small enough to be kept, else streamed."""
+    if 8 * n_samples * math.prod(shape) <= CACHE_BYTES:
+        return _kept_on_device(seed, n_samples, shape, device)
+    return (torch.tensor(unit, device=device).permute(2, 0, 1) for unit in unit_noise(seed, n_samples, shape))
+
+
+@lru_cache(maxsize=2)
+def _kept_on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    drawn = torch.tensor(np.stack(list(unit_noise(seed, n_samples, shape))))
+    return drawn.pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
 def standard_deviations(inputs: Images, noise_level: float) -> Tensor:

@@ -9,7 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from torch_impl.arrays import Images, Maps, Target
-from torch_impl.batching import BatchSize, micro_batches
+from torch_impl.batching import BatchSize, micro_batches, sized
 from torch_impl.cam import find_layer
 from torch_impl.preserve import preserved
 
@@ -47,7 +47,7 @@ def pytorch_grad_cam_map(
             found.append(torch.from_numpy(cam(input_tensor=leaf, targets=targets)))
 
         try:
-            micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
+            micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
         finally:
             cam.activations_and_grads.release()
     return torch.cat(found).to(inputs.device)
