@@ -236,6 +236,77 @@ def load(source: Source, *, size: int = 224, resize: str = "lab") -> Photograph:
     return _load(source, size, resize, "")
 
 
+def load_bytes(data: bytes, *, name: str, path: str | None = None, size: int = 224, resize: str = "lab") -> Photograph:
+    """Reads one photograph out of bytes that somebody has read already; everything else is as in `load`.
+
+    Args:
+        data: What a photograph's file holds.
+        name: For display.
+        path: Where the bytes come from, for the result and for the error.
+        size: Side of the result, in pixels.
+        resize: One of `RESIZES`, or `AS_IT_IS`.
+
+    Returns:
+        The photograph, its pixels (size, size, 3).
+
+    Raises:
+        ImageError: The picture cannot be used.
+        ValueError: ``size`` or ``resize`` is wrong.
+    """
+    _check_options(size, resize)
+    with _refusing(path if path is not None else f"<{name}>"):
+        _check_length(len(data))
+        return _from_bytes(data, name, path, size, resize)
+
+
+def read_file(path: str, *, offset: int = 0, length: int | None = None, stamp: tuple[int, int] | None = None) -> bytes:
+    """Reads a photograph's file, or the piece of an archive that holds one, once; a pipe or a device is never opened.
+
+    Args:
+        path: The file.
+        offset: Where the piece starts, bytes.
+        length: Of the piece, bytes; None: the whole file.
+        stamp: (size, mtime_ns) that the file had when the piece was found in it; None: not compared.
+
+    Raises:
+        ImageError: It cannot be read, is empty or larger than `MAX_BYTES`, or is not the file it was.
+    """
+    try:
+        return _read(path, offset, length, stamp)
+    except _RefusedError as refusal:
+        raise ImageError(path, str(refusal)) from None
+
+
+def check_length(length: int) -> None:
+    """Refuses a photograph by the number of its bytes.
+
+    Raises:
+        ValueError: It is empty, or larger than `MAX_BYTES`; the message is an ImageError's problem.
+    """
+    try:
+        _check_length(length)
+    except _RefusedError as refusal:
+        raise ValueError(str(refusal)) from None
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """(size, mtime_ns) of a file, by which a change is noticed later; (-1, -1) where there is none to be seen."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return (-1, -1)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sorts numbers by value: ``2.jpg`` before ``10.jpg``.
+
+    The parts alternate text and number, so that unlike kinds never meet.
+    """
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
 def load_all(
     sources: Iterable[Source], *, size: int = 224, resize: str = "lab", skip_bad: bool = False
 ) -> tuple[list[Photograph], list[ImageError]]:
@@ -328,10 +399,11 @@ def _status(path: str | os.PathLike[str]) -> os.stat_result:
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _RefusedError(_why_not(path, error)) from error
+        raise _RefusedError(why_not(path, error)) from error
 
 
-def _why_not(path: str | os.PathLike[str], error: Exception) -> str:
+def why_not(path: str | os.PathLike[str], error: Exception) -> str:
+    """Says why a file could not be looked at or opened: the problem of an ImageError."""
     if isinstance(error, FileNotFoundError):
         return "a link to a file that is not there" if os.path.islink(path) else "no such file"
     if isinstance(error, PermissionError):
@@ -352,38 +424,42 @@ def _folder_files(folder: str) -> list[Path]:
     try:
         names = os.listdir(folder)
     except OSError as error:
-        raise _RefusedError(_why_not(folder, error)) from error
+        raise _RefusedError(why_not(folder, error)) from error
     names = [name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES]
     if not names:
         raise _RefusedError("a folder without photographs (.jpg, .png, .webp, .tif and so on)")
-    return [Path(folder, name) for name in sorted(names, key=_natural)]
+    return [Path(folder, name) for name in sorted(names, key=natural_order)]
 
 
-def _natural(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers by value. The parts alternate text and number, so that unlike kinds never meet."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+def _check_length(length: int) -> None:
+    if length == 0:
+        raise _RefusedError("an empty file (0 bytes)")
+    if length > MAX_BYTES:
+        raise _RefusedError(
+            f"{length / 2**20:,.0f} MiB, more than the {MAX_BYTES // 2**20} MiB that are read: export it smaller"
+        )
 
 
-def _read(path: str) -> bytes:
-    """Reads a file once; what is no regular file is never opened."""
+def _read(path: str, offset: int = 0, length: int | None = None, stamp: tuple[int, int] | None = None) -> bytes:
+    """Reads a file once, or a piece of it; what is no regular file is never opened."""
     _check_regular(_status(path))
     try:
         # Without waiting, for the case that a pipe has been put in the file's place since.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             status = os.fstat(file.fileno())
             _check_regular(status)
-            if status.st_size == 0:
-                raise _RefusedError("an empty file (0 bytes)")
-            if status.st_size > MAX_BYTES:
-                raise _RefusedError(
-                    f"{status.st_size / 2**20:,.0f} MiB, more than the {MAX_BYTES // 2**20} MiB that are read:"
-                    " export it smaller"
-                )
-            data = file.read(status.st_size)
+            if stamp is not None and stamp != (status.st_size, status.st_mtime_ns):
+                raise _RefusedError("the file that holds it has changed since it was listed: start again")
+            if length is None:
+                length = status.st_size
+            elif offset + length > status.st_size:
+                raise _RefusedError("the file that holds it ends before it does: truncated, copy it again")
+            _check_length(length)
+            file.seek(offset)
+            data = file.read(length)
     except OSError as error:
-        raise _RefusedError(_why_not(path, error)) from error
-    if len(data) < status.st_size:
+        raise _RefusedError(why_not(path, error)) from error
+    if len(data) < length:
         raise _RefusedError("changed while it was being read: try again")
     return data
 
@@ -391,11 +467,15 @@ def _read(path: str) -> bytes:
 # Decoding
 
 
-def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
+def _check_options(size: int, resize: str) -> None:
     if resize not in (*RESIZES, AS_IT_IS):
         raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
     if not isinstance(size, int | np.integer) or not 1 <= size <= 4096:
         raise ValueError(f"size is a number of pixels from 1 to 4096, not {size!r}")
+
+
+def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
+    _check_options(size, resize)
     path = None
     if isinstance(source, np.ndarray):
         name = f"array{place}"
@@ -411,11 +491,8 @@ def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
     notes: list[str] = []
     with _refusing(path if path is not None else f"<{name}>"):
         if path is not None:
-            data = _read(path)
-            digest = hashlib.sha256(data).hexdigest()
-            image = _decode(data, notes)
-            del data
-        elif isinstance(source, np.ndarray):
+            return _from_bytes(_read(path), name, path, size, resize)
+        if isinstance(source, np.ndarray):
             image = _from_array(source, notes)
             digest = hashlib.sha256(source.tobytes()).hexdigest()
         else:
@@ -424,8 +501,22 @@ def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
             _check_size(*image.size)
             with _silent_libtiff(image):
                 digest = hashlib.sha256(image.tobytes()).hexdigest()  # decodes it, where that is still to be done
-        image = _as_seen(image, notes)
-        pixels = np.array(_resized(image, int(size), resize))
+        return _seen(image, name, None, digest, size, resize, notes)
+
+
+def _from_bytes(data: bytes, name: str, path: str | None, size: int, resize: str) -> Photograph:
+    notes: list[str] = []
+    digest = hashlib.sha256(data).hexdigest()
+    image = _decode(data, notes)
+    del data  # before the copies that the rest makes
+    return _seen(image, name, path, digest, size, resize, notes)
+
+
+def _seen(
+    image: Image.Image, name: str, path: str | None, digest: str, size: int, resize: str, notes: list[str]
+) -> Photograph:
+    image = _as_seen(image, notes)
+    pixels = np.array(_resized(image, int(size), resize))
     return Photograph(name, path, digest, image.size, pixels, tuple(notes))
 
 
