@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from parity.contract.architecture import VGG16, Architecture
+from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of, numerics
 
 
@@ -54,7 +55,7 @@ def measure(device: str, precision: str, batch: int, architecture: Architecture 
         of one photograph's forward pass and input gradient, every convolution and dense layer timed alone and added up.
     """
     dtype = dtype_of(precision)
-    with numerics(precision), torch.inference_mode():
+    with numerics(precision), torch.no_grad():
         best = 0.0
         for size in (2048,) if device == "cpu" else (4096, 8192):
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -79,13 +80,21 @@ def measure(device: str, precision: str, batch: int, architecture: Architecture 
             elif layer.kind == "dense":
                 units = (layer.parameters - layer.shape[-1]) // layer.shape[-1]
                 x, g = (torch.randn(batch, n, device=device).to(dtype) for n in (units, layer.shape[-1]))
-                weight = torch.randn(layer.shape[-1], units, device=device).to(dtype)
-                forward = _seconds(lambda x=x, w=weight: F.linear(x, w), device)  # type: ignore[misc]
-                backward = _seconds(lambda g=g, w=weight: g @ w, device)  # type: ignore[misc]
+                dense = torch.nn.Linear(units, layer.shape[-1], device=device, dtype=dtype).requires_grad_(False)
+                quicken(dense)  # as the network's own
+                forward = _seconds(lambda x=x, dense=dense: dense(x), device)  # type: ignore[misc]
+                backward = _seconds(_gradient(dense, x, g), device)
             else:
                 continue
             layers += forward + backward
     return {"rate": best, "layers_s": layers / batch, "flops": flops(architecture), "batch": batch}
+
+
+def _gradient(layer: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor) -> Callable[[], object]:
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+    return lambda: torch.autograd.grad(y, leaf, upstream, retain_graph=True)
 
 
 def _picture(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> torch.Tensor:

@@ -122,5 +122,3 @@ def setup(app: Sphinx) -> None:
     """Register the renderer of formulas and the reading of docstrings."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-docstring", _docstring, priority=10)  # before napoleon, so that sections are untouched
-
-
