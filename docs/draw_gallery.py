@@ -25,7 +25,6 @@ PHOTOGRAPHS = (
     ("skimage", "data/coffee.png", "espresso"),
     ("skimage", "data/camera.png", "tripod"),
     ("skimage", "data/rocket.jpg", "missile"),
-    ("skimage", "data/motorcycle_left.png", "moped"),
     ("sklearn", "datasets/images/china.jpg", "palace"),
     ("sklearn", "datasets/images/flower.jpg", "daisy"),
 )
@@ -34,7 +33,6 @@ PHOTOGRAPHS = (
 CREDITS = {
     **images.LICENCES,
     "rocket.jpg": "CC0, SpaceX",
-    "motorcycle_left.png": "CC BY-NC-SA",
     "flower.jpg": "CC BY 2.0, vultilion, https://www.flickr.com/photos/vultilion/6056698931/",
 }
 
