@@ -1,123 +1,189 @@
-"""`python -m benchmarks`: every contender in turn, each run in a fresh process, medians and ratios.
+"""`python -m benchmarks`: every contender in turn, on the same photographs, weights and classes; medians, ratios, memory.
 
-Every process loads the weights, draws one photograph to warm up, then is timed over all four maps of the photographs; its
-peak memory is the operating system's own figure for the whole process. Contenders alternate (A B A B …), so that a machine
-whose speed drifts slows them alike; the ratio is taken pair by pair.
+    speed      each map alone, the two CAMs together, all four, of 1, 4 and 16 photographs; the machine's limit (the default)
+    precision  what each number format costs and gives: seconds, and correlation with the float64 map
+    cost       seconds against photographs and against SmoothGrad samples: a line, and its fixed part
+
+Every contender runs in a fresh process, loads the weights, draws each size once to warm up, then is timed. Contenders
+alternate (A B C A B C …), so that a machine whose speed drifts slows them alike; ratios are taken round by round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
-import statistics
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from benchmarks import report
+
 ROOT = Path(__file__).resolve().parent.parent
 
+PRECISIONS = {"cpu": ("fp64", "fp32", "bf16"), "cuda": ("fp64", "fp32", "tf32", "fp16", "bf16")}
+"""What is measured where nothing else is asked for: fp16 on a CPU takes minutes, no CPU kernel being made for it."""
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark, or with `--child` one contender.
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a benchmark.
 
     Args:
         argv: without the program's name; None: the process's own.
+
+    Returns:
+        0; 1 where a map is not what it claims to be; 2 where a contender did not run.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--photographs", type=int, default=4, help="1 to 4, scikit-image's and scikit-learn's (%(default)s)"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("what", nargs="?", choices=("speed", "precision", "cost"), default="speed")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s); on CUDA without TensorFlow")
     parser.add_argument("--samples", type=int, default=20, help="of SmoothGrad (%(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each contender (%(default)s)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--weights", default="offline")
-    parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.child:
-        print(json.dumps(_child(options)))
-        return 0
-    names = ["ours", "stock"]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for number in range(options.runs):
-        for name in names:
-            command = [sys.executable, "-m", "benchmarks", "--child", name, "--photographs", str(options.photographs)]
-            command += ["--samples", str(options.samples), "--device", options.device, "--weights", options.weights]
-            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if result.returncode:
-                print(result.stderr.strip().splitlines()[-1], file=sys.stderr)
-                return 2
-            runs[name].append(json.loads(result.stdout.splitlines()[-1]))
-            print(f"run {number + 1}: {name} {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
-    print(_table(options, runs))
-    if options.json:
-        options.json.write_text(
-            json.dumps({"machine": _machine(), "options": vars(options), "runs": runs}, default=str, indent=1)
-        )
-    return 0
-
-
-def _child(options: argparse.Namespace) -> dict[str, Any]:
-    import resource
-    import time
-
-    import torch
-
-    from benchmarks.contenders import CONTENDERS
-    from parity.contract.network import from_source
-    from torch_impl import images
-
-    network = from_source(options.weights)
-    assert network is not None
-    photographs = images.load_all(images.defaults()[: options.photographs])[0]
-    classes = [285, 967, 872, 698][: options.photographs]
-    job = CONTENDERS[options.child](network, options.device)
-    job(photographs[:1], classes[:1], 1)
-    if options.device.startswith("cuda"):
-        torch.cuda.synchronize()
-    clock = time.perf_counter()
-    maps = job(photographs, classes, options.samples)
-    if options.device.startswith("cuda"):
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - clock
-    return {
-        "seconds": seconds,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "device_peak_mb": torch.cuda.max_memory_allocated() / 2**20 if options.device.startswith("cuda") else 0.0,
-        "maps": {name: [len(drawn), float(drawn.max())] for name, drawn in maps.items()},
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine(),
-    }
-
-
-def _table(options: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> str:
-    lines = [
-        f"{options.photographs} photographs, four maps, {options.samples} samples, {options.weights}, fp32; "
-        f"{options.runs} runs each, in turn; {_machine()}",
-        "",
-        "| | seconds, median (min to max) | peak memory, MB |",
-        "|---|---|---|",
-    ]
-    for name, rows in runs.items():
-        times = [row["seconds"] for row in rows]
-        peak = max(row["peak_mb"] for row in rows)
-        lines.append(f"| {name} | {statistics.median(times):.1f} ({min(times):.1f} to {max(times):.1f}) | {peak:.0f} |")
-    ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["ours"], runs["stock"], strict=True)]
-    lines.append("")
-    lines.append(
-        f"stock / ours, pair by pair: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    parser.add_argument("--rounds", type=int, default=3, help="counted runs of each contender (%(default)s)")
+    parser.add_argument("--photographs", type=_numbers, default=[1, 4, 16], help="N,N,… (1,4,16)")
+    parser.add_argument(
+        "--contenders", help="of shared,library,stock,torch-cam,tf-keras-vis; default: all that are here"
     )
-    return "\n".join(lines)
+    parser.add_argument("--jobs", default="all,cams,vanilla,smoothgrad,gradcam,gradcam_plus_plus", help="(%(default)s)")
+    parser.add_argument("--precision", help="speed: of shared and library (fp32); precision: a list")
+    parser.add_argument("--weights", default="offline", help="offline, offline-random:N, or a file (%(default)s)")
+    parser.add_argument("--long", action="store_true", help="SmoothGrad of more than 4 photographs, too: minutes more")
+    parser.add_argument("--json", type=Path, help="write every single figure here")
+    parser.add_argument("--plot", type=Path, help="cost: draw it here (.svg, .png)")
+    options = parser.parse_args(argv)
+    try:
+        run = {"speed": _speed, "precision": _precision, "cost": _cost}[options.what]
+        text, data, good = run(options)
+    except ChildError as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if options.json:
+        about = {"machine": machine(), "options": {k: str(v) for k, v in vars(options).items()}}
+        options.json.write_text(json.dumps(about | data, indent=1), encoding="utf-8")
+    return 0 if good else 1
 
 
-def _machine() -> str:
-    import os
-    from importlib import metadata
+class ChildError(RuntimeError):
+    """A contender's process failed; its last line."""
 
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "captum", "grad-cam"))
-    return f"{os.cpu_count()} CPU cores, Python {platform.python_version()}, {versions}"
+
+def _child(options: argparse.Namespace, contender: str, jobs: Sequence[Any] = (), **more: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.child", contender, "--device", options.device]
+    command += ["--weights", options.weights, "--jobs", json.dumps(list(jobs))]
+    for name, value in more.items():
+        command += [f"--{name}", value]
+    print(f"… {contender} {more.get('precision', '')}", file=sys.stderr, flush=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ChildError(f"{contender}: {(done.stderr.strip().splitlines() or ['it gave no reason'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def _speed(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
+    cuda = options.device.startswith("cuda")
+    names = options.contenders.split(",") if options.contenders else _present(cuda)
+    jobs = [
+        (job, count, options.samples)
+        for count in sorted(options.photographs)
+        for job in options.jobs.split(",")
+        if options.long or count <= 4 or job not in ("smoothgrad", "all")
+    ]
+    cams_only = [row for row in jobs if row[0] in ("cams", "gradcam", "gradcam_plus_plus")]
+    precision = options.precision or "fp32"
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    limits = []
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+        for turn in range(options.rounds):
+            limits.append(_child(options, "limit", precision=precision))
+            for name in names:
+                todo = cams_only if name == "torch-cam" else jobs
+                more = {"precision": precision} if name in ("shared", "library") else {}
+                if not turn:
+                    more["maps"] = folder
+                runs[name].append(_child(options, name, todo, **more))
+        checks = report.checks(Path(folder), names)
+    text = report.speed_table(runs, limits, machine(), options)
+    return (
+        f"{text}\n\n{report.check_table(checks)}",
+        {"runs": runs, "limits": limits, "checks": checks},
+        report.sound(checks),
+    )
+
+
+def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
+    wanted = options.precision.split(",") if options.precision else PRECISIONS[options.device.partition(":")[0]]
+    wanted = ["fp64", *[p for p in wanted if p != "fp64"]]
+    jobs = [("all", 4, options.samples), ("cams", 4, options.samples)]
+    runs: dict[str, list[dict[str, Any]]] = {p: [] for p in wanted}
+    fidelity: dict[str, dict[str, list[float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
+        for turn in range(options.rounds):
+            for precision in wanted:
+                if precision == "fp64" and turn:
+                    continue  # the yardstick, not a contender
+                folder = Path(name, precision)
+                folder.mkdir(exist_ok=True)
+                runs[precision].append(_child(options, "shared", jobs, precision=precision, maps=str(folder)))
+        for precision in wanted[1:]:
+            fidelity[precision] = report.fidelity(Path(name, precision), Path(name, "fp64"))
+    text = report.precision_table(runs, fidelity, machine(), options)
+    return text, {"runs": runs, "fidelity": fidelity}, True
+
+
+def _cost(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
+    by_photographs = [("cams", n, 1) for n in (1, 2, 4, 8, 16, 32)] + [("vanilla", n, 1) for n in (1, 2, 4, 8, 16)]
+    by_samples = [("smoothgrad", 1, n) for n in (1, 2, 4, 8, 12, 16, 20)]
+    runs = [_child(options, "shared", by_photographs + by_samples) for _ in range(options.rounds)]
+    lines = report.lines(runs)
+    if options.plot:
+        report.plot(lines, options.plot, machine())
+    return report.cost_table(lines, machine()), {"runs": runs, "lines": lines}, True
+
+
+def _present(cuda: bool) -> list[str]:
+    found = ["shared", "library", "stock"]
+    for name, module in (("torch-cam", "torchcam"), ("tf-keras-vis", "tf_keras_vis")):
+        if util.find_spec(module) is None:
+            print(f"benchmarks: {name} is not installed here, and is left out", file=sys.stderr)
+        elif not (cuda and name == "tf-keras-vis"):
+            found.append(name)
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What the figures hold for."""
+    found = {"cores": str(os.cpu_count()), "python": platform.python_version(), "processor": _processor()}
+    for name in ("torch", "captum", "grad-cam", "torchcam", "tensorflow", "tf-keras-vis"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers of photographs, such as 1,4,16")
+    return found
 
 
 if __name__ == "__main__":

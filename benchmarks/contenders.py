@@ -1,8 +1,8 @@
-"""Who is timed: each draws the same maps of the same photographs with the same weights, classes and number of passes."""
+"""Who is timed on PyTorch: each draws the same maps of the same photographs with the same weights and classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,52 +15,103 @@ from torch_impl import images, vgg16
 from torch_impl.explainer import Explainer
 from torch_impl.images import Photograph
 
-Job = Callable[[list[Photograph], list[int], int], dict[str, np.ndarray]]
-"""(photographs, classes, SmoothGrad samples) → method → maps (N, 224, 224)."""
+Job = Callable[[list[Photograph], list[int], Sequence[str], int], dict[str, np.ndarray]]
+"""(photographs, classes, methods, SmoothGrad samples) → method → maps (N, 224, 224)."""
 
 MICRO_BATCH = 4
 """Noisy copies in one pass of stock Captum: all at once, as its README shows, would take 20 times the memory."""
 
 
-def ours(network: Network, device: str, precision: str = "fp32") -> Job:
+def ours(engine: str) -> Callable[[Network, str, str], Job]:
     """`Explainer.vgg16`, as `attention-maps explain` uses it."""
-    explainer = Explainer.vgg16(network, device=device, precision=precision)
 
-    def run(photographs: list[Photograph], classes: list[int], samples: int) -> dict[str, np.ndarray]:
-        return dict(explainer(photographs, classes, n_samples=samples).maps)
+    def make(network: Network, device: str, precision: str) -> Job:
+        explainer = Explainer.vgg16(network, device=device, precision=precision, engine=engine)
 
-    return run
+        def run(
+            photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
+        ) -> dict[str, np.ndarray]:
+            return dict(explainer(photographs, classes, methods, n_samples=samples).maps)
+
+        return run
+
+    return make
 
 
-def stock(network: Network, device: str) -> Job:
-    """Captum and pytorch-grad-cam as their READMEs call them, on torchvision's network as it comes (with gradients)."""
+def _plain_network(network: Network, device: str) -> torch.nn.Module:
+    """torchvision's network as it comes: contiguous, its parameters with gradients."""
     model = vgg16.build(network).to(device).requires_grad_(True)
     for module in model.modules():
         if isinstance(module, torch.nn.ReLU):
-            module.inplace = False  # as both READMEs advise
+            module.inplace = False  # as the libraries' READMEs advise
+    return model
+
+
+def _inputs(photographs: list[Photograph], device: str) -> torch.Tensor:
+    return images.preprocess(np.stack([p.pixels for p in photographs]), device=device)
+
+
+def stock(network: Network, device: str, precision: str) -> Job:
+    """Captum and pytorch-grad-cam as their READMEs call them."""
+    model = _plain_network(network, device)
     layer = [model.get_submodule(vgg16.TARGET_LAYER)]
 
-    def run(photographs: list[Photograph], classes: list[int], samples: int) -> dict[str, np.ndarray]:
-        inputs = images.preprocess(np.stack([p.pixels for p in photographs]), device=device)
+    def run(
+        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
+    ) -> dict[str, np.ndarray]:
+        inputs = _inputs(photographs, device)
         target = torch.tensor(classes, device=device)
         targets = [ClassifierOutputTarget(c) for c in classes]
-        maps = {}
-        inputs.requires_grad_()
-        maps["vanilla"] = Saliency(model).attribute(inputs, target=target).amax(dim=1)
-        maps["smoothgrad"] = (
-            NoiseTunnel(Saliency(model))
-            .attribute(inputs, nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=1 if len(inputs) > 1
-                       else MICRO_BATCH, stdevs=0.2, target=target)
-            .amax(dim=1)
-        )  # fmt: skip
-        drawn = {name: tensor.detach().cpu().numpy() for name, tensor in maps.items()}
-        drawn["gradcam"] = GradCAM(model=model, target_layers=layer)(input_tensor=inputs, targets=targets)
-        drawn["gradcam_plus_plus"] = GradCAMPlusPlus(model=model, target_layers=layer)(
-            input_tensor=inputs, targets=targets
-        )
+        drawn: dict[str, np.ndarray] = {}
+        if "vanilla" in methods:
+            maps = Saliency(model).attribute(inputs.requires_grad_(), target=target).amax(dim=1)
+            drawn["vanilla"] = maps.detach().cpu().numpy()
+        if "smoothgrad" in methods:
+            maps = NoiseTunnel(Saliency(model)).attribute(
+                inputs.requires_grad_(),
+                nt_type="smoothgrad",
+                nt_samples=samples,
+                nt_samples_batch_size=1 if len(inputs) > 1 else MICRO_BATCH,
+                stdevs=0.2,
+                target=target,
+            )
+            drawn["smoothgrad"] = maps.amax(dim=1).detach().cpu().numpy()
+        for name, method in (("gradcam", GradCAM), ("gradcam_plus_plus", GradCAMPlusPlus)):
+            if name in methods:
+                cam = method(model=model, target_layers=layer)
+                drawn[name] = cam(input_tensor=inputs, targets=targets)
+                cam.activations_and_grads.release()
         return drawn
 
     return run
 
 
-CONTENDERS: dict[str, Callable[[Network, str], Job]] = {"ours": ours, "stock": stock}
+def torch_cam(network: Network, device: str, precision: str) -> Job:
+    """torch-cam as its README calls it, then enlarged as its README does (bilinear, by torchvision)."""
+    from torchcam.methods import GradCAM as Cam
+    from torchcam.methods import GradCAMpp as CamPlusPlus
+    from torchvision.transforms.functional import resize
+
+    model = _plain_network(network, device)
+
+    def run(
+        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
+    ) -> dict[str, np.ndarray]:
+        inputs = _inputs(photographs, device)
+        drawn: dict[str, np.ndarray] = {}
+        for name, method in (("gradcam", Cam), ("gradcam_plus_plus", CamPlusPlus)):
+            if name in methods:
+                with method(model, vgg16.TARGET_LAYER) as extractor:
+                    (cam,) = extractor(classes, model(inputs))
+                drawn[name] = resize(cam, list(inputs.shape[-2:])).detach().cpu().numpy()
+        return drawn
+
+    return run
+
+
+CONTENDERS: dict[str, Callable[[Network, str, str], Job]] = {
+    "shared": ours("shared"),
+    "library": ours("library"),
+    "stock": stock,
+    "torch-cam": torch_cam,
+}

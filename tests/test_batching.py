@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, micro_batches
+from torch_impl import batching
+from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, bytes_per_image, micro_batches, sized
 
 CPU = torch.device("cpu")
 
@@ -70,3 +71,86 @@ def test_the_stream_is_never_held():
 
     micro_batches(stream(), 2, CPU, lambda piece: drawn.append(-len(piece)))
     assert drawn == [0, 1, -2, 2, 3, -2, 4, 5, -2]
+
+
+# The size that "auto" finds
+
+
+class TwoLayers(torch.nn.Module):
+    """One image of 8×8: a convolution to 4 channels (4·64 values), a ReLU in place, 5 logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.relu = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(inplace=True)
+        self.dense = torch.nn.Linear(256, 5)
+
+    def forward(self, x):
+        return self.dense(self.relu(self.conv(x)).flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_of_an_image_on_paper(dtype):
+    model, inputs = TwoLayers().to(dtype), torch.zeros(7, 3, 8, 8, dtype=dtype)
+    hooks = [len(module._forward_hooks) for module in model.modules()]
+    assert bytes_per_image(model, inputs) == 2 * (256 + 5) * dtype.itemsize
+    assert [len(module._forward_hooks) for module in model.modules()] == hooks
+    assert all(p.device.type == "cpu" for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("free", "size"), [(10**12, AUTO["cpu"]), (4 * 2088 * 3, AUTO["cpu"]), (4 * 2088 + 8, 2), (1, 1), (0, 1)]
+)
+def test_auto_takes_what_half_of_the_free_memory_holds(monkeypatch, free, size):
+    monkeypatch.setattr(batching, "free_memory", lambda device: free)
+    assert sized("auto", TwoLayers(), torch.zeros(7, 3, 8, 8)) == AutoSize(size)
+    assert sized(9, TwoLayers(), torch.zeros(7, 3, 8, 8)) == 9
+
+
+def test_where_nobody_says_auto_starts_high(monkeypatch):
+    class Looks(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) if float(x.sum()) > 0 else x  # a value, which a shape has not
+
+    monkeypatch.setattr(batching, "free_memory", lambda device: None)
+    assert sized("auto", TwoLayers(), torch.zeros(1, 3, 8, 8)) == AutoSize(AUTO["cpu"])
+    monkeypatch.setattr(batching, "free_memory", lambda device: 1)
+    assert bytes_per_image(Looks(), torch.zeros(1, 3, 8, 8)) is None
+    assert sized("auto", Looks(), torch.zeros(1, 3, 8, 8)) == AutoSize(AUTO["cpu"])
+
+
+def test_free_memory_is_what_linux_and_the_container_say(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:  999 kB\nMemAvailable:  12 kB\n")
+    assert batching._available(tmp_path / "meminfo") == 12 * 1024
+    assert batching._available(tmp_path / "absent") is None
+    assert batching._group(tmp_path) is None
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert batching._group(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert batching._group(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("200\n")
+    assert batching._group(tmp_path) == 0
+
+
+def test_a_group_above_may_be_the_narrower_one(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    monkeypatch.setattr(batching, "OWN_GROUP", own)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for folder, limit in ((tmp_path / "a", 50), (tmp_path / "a" / "b", 90)):
+        (folder / "memory.max").write_text(str(limit))
+        (folder / "memory.current").write_text("10")
+    assert batching._group(tmp_path) == 40
+
+
+def test_a_real_machine_has_memory():
+    free = batching.free_memory(CPU)
+    assert free is None or free > 2**20
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_cuda_device_says_what_it_has():
+    free = batching.free_memory(torch.device("cuda"))
+    assert free is not None
+    assert 0 < free <= torch.cuda.get_device_properties(0).total_memory

@@ -49,3 +49,17 @@ def test_types():
     assert score_scale(torch.float16) > 1 == score_scale(torch.float32)
     with pytest.raises(ValueError, match=r"fp8.*known: fp64"):
         dtype_of("fp8")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_fastest_convolutions_that_give_the_same_numbers_every_time(before):
+    cudnn = torch.backends.cudnn
+    kept = cudnn.benchmark, cudnn.deterministic
+    try:
+        cudnn.benchmark = cudnn.deterministic = before
+        with pytest.raises(ZeroDivisionError), numerics("fp32"):
+            assert (cudnn.benchmark, cudnn.deterministic) == (True, True)
+            raise ZeroDivisionError
+        assert (cudnn.benchmark, cudnn.deterministic) == (before, before)
+    finally:
+        cudnn.benchmark, cudnn.deterministic = kept

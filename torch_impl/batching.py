@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -35,6 +34,10 @@ AUTO = {"cpu": 4, "cuda": 32}
 
 MEMORY_PART = 0.5
 """Of the memory that is free, the part that "auto" plans with: others use the machine too, and an estimate is an estimate."""
+
+
+OWN_GROUP = Path("/proc/self/cgroup")
+"""Where Linux says which control group a process is in."""
 
 
 class OutOfMemoryError(RuntimeError):
@@ -169,13 +172,12 @@ def _available(meminfo: Path) -> int | None:
 def _group(root: Path) -> int | None:
     """What version 2 control groups leave: the least over this process's group and those above it."""
     try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = OWN_GROUP.read_text(encoding="utf-8").splitlines()
         inside = next(line[4:] for line in own if line.startswith("0::/"))
     except (OSError, ValueError, StopIteration):
         inside = ""
     left: int | None = None
-    for part in [inside, *map(os.fspath, Path(inside).parents)] if inside else [""]:
-        folder = root / part
+    for folder in (root / inside, *(root / parent for parent in Path(inside).parents)):
         try:
             limit = (folder / "memory.max").read_text(encoding="ascii").strip()
             used = int((folder / "memory.current").read_text(encoding="ascii"))

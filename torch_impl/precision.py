@@ -42,10 +42,11 @@ def score_scale(dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def numerics(precision: str) -> Iterator[None]:
-    """TF32 on for tf32 and off for everything else, within the block.
+    """TF32 on for tf32 and off for everything else, within the block; on CUDA, each convolution's fastest algorithm.
 
-    cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. The switches are put back to
-    what they were, in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
+    cuDNN times its algorithms once for each shape (`benchmark`), among those that give the same numbers every time
+    (`deterministic`); so a map is the same from call to call in one process. cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to
+    what they were, TF32's in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
     """
     switches = _switches()
     before = [getattr(owner, name) for owner, name, _, _ in switches]
@@ -59,10 +60,11 @@ def numerics(precision: str) -> Iterator[None]:
 
 
 def _switches() -> list[tuple[Any, str, Any, Any]]:
-    """(owner, attribute, value for TF32, value for strict float32)."""
+    """(owner, attribute, value for tf32, value for every other precision)."""
     cuda, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    algorithms = [(cudnn, name, True, True) for name in ("benchmark", "deterministic")]
     if hasattr(
         cuda, "fp32_precision"
     ):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
-        return [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
-    return [(cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]
+        return algorithms + [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
+    return [*algorithms, (cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]

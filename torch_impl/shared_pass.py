@@ -43,7 +43,7 @@ class Computed:
         logits: (N, classes); float32, or float64 for float64 inputs.
         target: (N,) the explained class of each image, int64.
         raw: method → (N, h, w) for the CAMs, (N, H, W) for the saliency maps: ≥ 0, as `methods.raw_maps` gives them.
-        seconds: pass → seconds: `shared` for everything that one forward and backward pass gives, `smoothgrad`.
+        seconds: `shared`: everything that one forward and backward pass gives; `smoothgrad`; `noise`: its one draw.
     """
 
     logits: Tensor = field(repr=False)
@@ -100,6 +100,9 @@ def shared_pass(
     )
     seconds["shared"] = _seconds_since(clock, inputs.device)
     if "smoothgrad" in names:
+        clock = time.perf_counter()
+        saliency.draw_noise(inputs, n_samples=settings.n_samples, seed=settings.seed)
+        seconds["noise"] = time.perf_counter() - clock
         clock = time.perf_counter()
         raw["smoothgrad"] = saliency.smoothgrad(
             model,

@@ -1,0 +1,146 @@
+"""One contender in a process of its own: `python -m benchmarks.child`, started by `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METHODS = {
+    "vanilla": ["vanilla"],
+    "smoothgrad": ["smoothgrad"],
+    "gradcam": ["gradcam"],
+    "gradcam_plus_plus": ["gradcam_plus_plus"],
+    "cams": ["gradcam", "gradcam_plus_plus"],
+    "all": ["vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus"],
+}
+"""What is timed: a job's name → its methods."""
+
+CLASSES = [285, 967, 872, 698]
+"""Of the default photographs: Egyptian cat, espresso, tripod, palace."""
+
+
+def main() -> int:
+    """Do the jobs of one JSON line from standard input, in order; write one JSON line."""
+    parser = argparse.ArgumentParser(prog="benchmarks.child", description=__doc__)
+    parser.add_argument("contender")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--weights", default="offline")
+    parser.add_argument("--jobs", default="[]", help="JSON: [[job, photographs, samples], …]")
+    parser.add_argument("--maps", type=Path, help="keep the maps of each job here")
+    options = parser.parse_args()
+    jobs = [(str(job), int(count), int(samples)) for job, count, samples in json.loads(options.jobs)]
+    print(json.dumps(_limit(options) if options.contender == "limit" else _run(options, jobs)))
+    return 0
+
+
+def _limit(options: argparse.Namespace) -> dict[str, Any]:
+    from benchmarks import limit
+    from torch_impl.batching import AUTO
+
+    return limit.measure(options.device, options.precision, AUTO[options.device.partition(":")[0]])
+
+
+def _run(options: argparse.Namespace, jobs: list[tuple[str, int, int]]) -> dict[str, Any]:
+    from parity.contract.network import from_source
+    from torch_impl import images
+
+    started = time.perf_counter()
+    network = from_source(options.weights)
+    if network is None:
+        raise SystemExit(
+            f"benchmarks: --weights {options.weights!r}: give offline, offline-random:N or a safetensors file"
+        )
+    four = images.load_all(images.defaults())[0]
+    keras = options.contender == "tf-keras-vis"
+    if keras:
+        from benchmarks import keras_contender
+
+        job = keras_contender.make(network)
+    else:
+        from benchmarks.contenders import CONTENDERS
+
+        job = CONTENDERS[options.contender](network, options.device, options.precision)
+    ready = time.perf_counter() - started
+    cuda = options.device.startswith("cuda") and not keras
+    for count in sorted({count for _, count, _ in jobs}):  # to warm up: what is compiled or chosen once for each shape
+        job((four * count)[:count], (CLASSES * count)[:count], sorted({m for j, _, _ in jobs for m in METHODS[j]}), 1)
+    rows = []
+    for name, count, samples in jobs:
+        photographs, classes = (four * count)[:count], (CLASSES * count)[:count]
+        _forget_peak(cuda)
+        clock = _clock(options.device if cuda else "cpu", keras)
+        maps = job(photographs, classes, METHODS[name], samples)
+        seconds = clock()
+        rows.append(
+            {"job": name, "photographs": count, "samples": samples, "seconds": seconds, "peak_mb": _peak_mb()}
+            | ({"device_peak_mb": _device_peak_mb()} if cuda else {})
+        )
+        if options.maps:
+            np.savez(options.maps / f"{options.contender}-{name}-{count}.npz", **maps)  # type: ignore[arg-type]
+    return {"rows": rows, "ready_s": ready, "device": _device(options, cuda), "threads": _threads(keras)}
+
+
+def _clock(device: str, keras: bool) -> Any:
+    if keras:
+        start = time.perf_counter()
+        return lambda: time.perf_counter() - start
+    from benchmarks.limit import Clock
+
+    return Clock(device).stop
+
+
+def _forget_peak(cuda: bool) -> None:
+    """Linux forgets a process's largest size when asked; elsewhere the peak is that of all jobs so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if cuda:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_mb() -> float:
+    """Largest size since `_forget_peak`, MB (10**6 bytes), the interpreter, libraries and weights included."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024 / 1e6
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def _device_peak_mb() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e6
+
+
+def _device(options: argparse.Namespace, cuda: bool) -> str:
+    if cuda:
+        import torch
+
+        return torch.cuda.get_device_name(options.device)
+    return f"{platform.machine()} CPU"
+
+
+def _threads(keras: bool) -> int:
+    if keras:
+        import os
+
+        return os.cpu_count() or 1
+    import torch
+
+    return torch.get_num_threads()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The machine's own limit: how fast it multiplies, and how long the network's layers take when each is run alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from parity.contract.architecture import VGG16, Architecture
+from torch_impl.precision import dtype_of, numerics
+
+
+def flops(architecture: Architecture = VGG16) -> int:
+    """Multiplications and additions of one photograph's forward pass; the input's gradient takes as many again."""
+    total = 0
+    for layer in architecture.layers:
+        if layer.kind in ("conv", "dense"):
+            weights = layer.parameters - layer.shape[-1]
+            total += 2 * weights * (math.prod(layer.shape[:-1]) if layer.kind == "conv" else 1)
+    return total
+
+
+def flops_of(job: str, samples: int) -> int:
+    """Of a job (`vanilla`, `smoothgrad`, `gradcam`, `gradcam_plus_plus`, `cams`, `all`), for one photograph, in the fewest passes."""
+    head = 2 * 2 * sum(layer.parameters - layer.shape[-1] for layer in VGG16.layers if layer.kind == "dense") // 2
+    passes = {
+        "vanilla": 2 * flops(),
+        "smoothgrad": 2 * samples * flops(),
+        "gradcam": flops() + head,
+        "gradcam_plus_plus": flops() + head,
+        "cams": flops() + head,
+        "all": 2 * (samples + 1) * flops(),
+    }
+    return passes[job]
+
+
+def measure(device: str, precision: str, batch: int) -> dict[str, Any]:
+    """Rates of this machine, now.
+
+    Args:
+        device: `cpu` or a CUDA device.
+        precision: of `torch_impl.names.PRECISIONS`.
+        batch: photographs in one call of a layer.
+
+    Returns:
+        `rate`: floating-point operations per second of the best of a few large products and convolutions; `layers_s`: seconds
+        of one photograph's forward pass and input gradient, every convolution and dense layer timed alone and added up.
+    """
+    dtype = dtype_of(precision)
+    with numerics(precision), torch.inference_mode():
+        best = 0.0
+        for size in (2048, 4096):
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            best = max(best, 2 * size**3 / _seconds(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+        layers = 0.0
+        for layer, incoming in zip(VGG16.layers[1:], VGG16.layers, strict=False):
+            if layer.kind == "conv":
+                x, g = (_picture(batch, one.shape, device, dtype) for one in (incoming, layer))
+                weight = torch.randn(layer.shape[-1], incoming.shape[-1], 3, 3, device=device).to(dtype)
+                weight = weight.contiguous(memory_format=torch.channels_last)
+                bias = torch.zeros(layer.shape[-1], device=device, dtype=dtype)
+                forward = _seconds(lambda x=x, w=weight, b=bias: F.conv2d(x, w, b, padding=1), device)  # type: ignore[misc]
+                one = [1, 1]
+                backward = _seconds(
+                    lambda x=x, g=g, w=weight, one=one: torch.ops.aten.convolution_backward(  # type: ignore[misc]
+                        g, x, w, [0], one, one, one, False, [0, 0], 1, [True, False, False]
+                    ),
+                    device,
+                )
+                work = 2 * batch * (layer.parameters - layer.shape[-1]) * math.prod(layer.shape[:-1])
+                best = max(best, work / forward, work / backward)
+            elif layer.kind == "dense":
+                units = (layer.parameters - layer.shape[-1]) // layer.shape[-1]
+                x, g = (torch.randn(batch, n, device=device).to(dtype) for n in (units, layer.shape[-1]))
+                weight = torch.randn(layer.shape[-1], units, device=device).to(dtype)
+                forward = _seconds(lambda x=x, w=weight: F.linear(x, w), device)  # type: ignore[misc]
+                backward = _seconds(lambda g=g, w=weight: g @ w, device)  # type: ignore[misc]
+            else:
+                continue
+            layers += forward + backward
+    return {"rate": best, "layers_s": layers / batch, "flops": flops(), "batch": batch}
+
+
+def _picture(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> torch.Tensor:
+    made = torch.randn(batch, shape[-1], *shape[:-1], device=device).to(dtype)
+    return made.contiguous(memory_format=torch.channels_last)
+
+
+def _seconds(work: Callable[[], object], device: str, times: int = 5) -> float:
+    """Median, after one call that is not counted."""
+    work()
+    found = []
+    for _ in range(times):
+        clock = Clock(device)
+        work()
+        found.append(clock.stop())
+    return statistics.median(found)
+
+
+class Clock:
+    """Seconds since it was made: by the device's own events on CUDA, which measure the device and not the queue."""
+
+    def __init__(self, device: str) -> None:
+        self._events: list[Any] = []
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            self._events[0].record()
+        self._start = time.perf_counter()
+
+    def stop(self) -> float:
+        """Seconds."""
+        if self._events:
+            self._events[1].record()
+            torch.cuda.synchronize()
+            return float(self._events[0].elapsed_time(self._events[1])) / 1e3
+        return time.perf_counter() - self._start
