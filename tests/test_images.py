@@ -712,6 +712,47 @@ def test_hash_is_of_the_files_bytes(read: Callable[..., Photograph]) -> None:
     assert read(b"P5 1 1 255\nA", size=1).sha256 == expected
 
 
+def test_bytes_are_read_as_their_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    for data in (*FILES.values(), PLAIN["palette"][0], *(data for data, _ in TRANSPARENT.values())):
+        path.write_bytes(data)
+        for resize in (*images.RESIZES, images.AS_IT_IS):
+            file = images.load(path, size=16, resize=resize)
+            found = images.load_bytes(data, name="a.jpg", path=str(path), size=16, resize=resize)
+            np.testing.assert_array_equal(found.pixels, file.pixels)
+            assert (found.name, found.path, found.sha256) == (file.name, file.path, file.sha256)
+            assert (found.original_size, found.notes) == (file.original_size, file.notes)
+    for data in (b"", FILES["PNG"][:100], b"text"):
+        path.write_bytes(data)
+        with pytest.raises(ImageError) as from_file:
+            images.load(path)
+        with pytest.raises(ImageError) as from_bytes:
+            images.load_bytes(data, name="a.jpg", path="s.tar//a.jpg")
+        assert (from_bytes.value.path, from_bytes.value.problem) == ("s.tar//a.jpg", from_file.value.problem)
+    monkeypatch.setattr(images, "MAX_BYTES", 2**20)
+    with pytest.raises(ImageError, match=r"^'<a\.jpg>': 2 MiB, more than the 1 MiB that are read: export it smaller$"):
+        images.load_bytes(bytes(2**21), name="a.jpg")
+    with pytest.raises(ValueError, match="resize is "):
+        images.load_bytes(FILES["PNG"], name="a.jpg", resize="bicubic")
+
+
+def test_a_piece_of_a_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "pieces")
+    Path(path).write_bytes(b"0123456789")
+    stamp = images.stamp_of(path)
+    assert images.read_file(path, offset=3, length=4, stamp=stamp) == b"3456"
+    assert images.read_file(path) == b"0123456789"
+    for options, problem in (
+        ({"offset": 8, "length": 3}, "the file that holds it ends before it does: truncated, copy it again"),
+        ({"offset": 3, "length": 0}, "an empty file (0 bytes)"),
+        ({"stamp": (10, 0)}, "the file that holds it has changed since it was listed: start again"),
+    ):
+        with pytest.raises(ImageError) as caught:
+            images.read_file(path, **options)  # type: ignore[arg-type]
+        assert str(caught.value) == f"{path!r}: {problem}"
+    assert images.stamp_of(f"{path}/gone") == images.stamp_of("nul\0") == (-1, -1)
+
+
 NAMES = [
     "with space.jpg",
     "quote'\".jpg",

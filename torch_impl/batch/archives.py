@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import IO, BinaryIO
 
 from torch_impl import images
-from torch_impl.batch.entries import Entry, Locator, Member, Refused, SourceError
+from torch_impl.batch.entries import Entry, Locator, Member, Refused, SourceError, readable
 from torch_impl.batch.seen import Seen
 from torch_impl.batch.tables import open_regular, plain
 
@@ -52,10 +52,11 @@ class _Headers:
 class _Group:
     """Members of one WebDataset key: its photographs, and the class that a `.cls` or `.json` beside them gives."""
 
-    def __init__(self) -> None:
-        self.key: str | None = None
+    def __init__(self, key: str | None = None, before: _Group | None = None) -> None:
+        self.key = key
+        self.goes_on = before is not None
         self.photographs: list[tuple[str, Locator, str]] = []
-        self.classes: dict[str, tuple[int, int]] = {}
+        self.classes: dict[str, tuple[int, int]] = before.classes if before is not None else {}
 
 
 def entries(path: str, *, with_classes: bool) -> Iterator[Entry]:
@@ -85,12 +86,19 @@ def entries(path: str, *, with_classes: bool) -> Iterator[Entry]:
             archive = tarfile.TarFile(fileobj=_Headers(file), errors="surrogateescape", encoding="utf-8")  # type: ignore[arg-type]
         except (tarfile.TarError, ValueError, RecursionError, OSError, OverflowError) as error:
             raise SourceError(f"{path!r}: not a tar archive: {plain(error)}") from None
-        group, names = _Group(), Seen()
+        group, names, has_classes = _Group(), Seen(), False
         for member in _members(archive, file, status.st_size):
-            if isinstance(member, Refused):
+            if isinstance(member, tuple):
+                at, problem = member
+                if with_classes and has_classes and not group.classes:  # top-1 would be a guess
+                    lost = Refused("its class cannot be read: the archive breaks off behind it")
+                    group.photographs = [
+                        (name, where if isinstance(where, Refused) else lost, remark)
+                        for name, where, remark in group.photographs
+                    ]
                 yield from _flushed(group, file, path, stamp, with_classes)
                 group = _Group()
-                yield Entry(path, None, None, None, member, stamp, f"#byte {archive.offset}")
+                yield Entry(path, None, None, None, Refused(problem), stamp, f"#byte {at}")
                 continue
             name = "/".join(part for part in member.name.split("/") if part != ".") or "."
             folder, _, base = name.rpartition("/")
@@ -100,10 +108,15 @@ def entries(path: str, *, with_classes: bool) -> Iterator[Entry]:
             key = f"{folder}/{stem}"
             if key != group.key or len(group.photographs) >= MAX_GROUP:
                 yield from _flushed(group, file, path, stamp, with_classes)
-                group = _Group()
-                group.key = key
+                has_classes = has_classes or bool(group.classes)
+                group = _Group(key, group if key == group.key else None)
             extension = extension.lower()
             if extension in MAX_CLASS_MEMBER and member.isreg() and not member.issparse():
+                if with_classes and group.goes_on and not group.classes:
+                    raise SourceError(
+                        f"{path!r}: {readable(name)!r} comes after more than {MAX_GROUP} photographs of its class: "
+                        "put it before them"
+                    )
                 group.classes.setdefault(extension, (member.offset_data, member.size))
             elif os.path.splitext(base)[1].lower() in images.SUFFIXES and not member.isdir():
                 fresh = names.add(name)
@@ -115,31 +128,33 @@ def entries(path: str, *, with_classes: bool) -> Iterator[Entry]:
         yield from _flushed(group, file, path, stamp, with_classes)
 
 
-def _members(archive: tarfile.TarFile, file: BinaryIO, length: int) -> Iterator[tarfile.TarInfo | Refused]:
-    """tarfile's members, without keeping them; a last `Refused` where the archive breaks off."""
+def _members(archive: tarfile.TarFile, file: BinaryIO, length: int) -> Iterator[tarfile.TarInfo | tuple[int, str]]:
+    """tarfile's members, without keeping them; at last, where the archive breaks off, the byte and why."""
     before = 0  # and not archive.offset: opening it has read the first header
+    damaged = "the archive is damaged from byte {:,} on, and not read further: {}"
     while True:
         try:
             member = archive.next()
         except Exception as error:  # tarfile raises all sorts of things on bytes that are no header
-            yield Refused(f"the archive is damaged from byte {before:,} on, and not read further: {plain(error)}")
+            yield before, damaged.format(before, plain(error))
             return
         if member is None:
             break
         if member.size < 0 or archive.offset <= before:
-            yield Refused(f"the archive is damaged from byte {before:,} on, and not read further: a header leads back")
+            yield before, damaged.format(before, "a header leads back")
             return
         before = archive.offset
         archive.members.clear()  # type: ignore[attr-defined]  # or it would keep every header
         yield member
-    if archive.offset >= length:
-        yield Refused("the archive has no end mark: it was probably cut off; copy it again")
+    end = archive.offset
+    if end >= length:
+        yield end, "the archive has no end mark: it was probably cut off; copy it again"
         return
-    file.seek(archive.offset)
+    file.seek(end)
     if any(file.read(tarfile.BLOCKSIZE)):
-        yield Refused(f"the archive is damaged from byte {archive.offset:,} on, and not read further: no header there")
+        yield end, damaged.format(end, "no header there")
     elif any(file.read(_AFTER_END)):
-        yield Refused("the archive goes on behind its end mark (two joined into one?), and is not read there: split it")
+        yield end, "the archive goes on behind its end mark (two joined into one?), and is not read there: split it"
 
 
 def _problem(member: tarfile.TarInfo, name: str) -> str:

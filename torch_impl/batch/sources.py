@@ -238,7 +238,7 @@ def _entries(given: str, with_classes: bool, root: str | None) -> Iterator[Entry
         raise SourceError(f"{given!r}: a URL; nothing is fetched: download it first")
     path = _clean(given)
     try:
-        status = os.stat(path)
+        status = os.stat(path if given else "")  # nothing is not the current folder
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if _MAGIC.search(path) and isinstance(error, FileNotFoundError):
             for match in _matches(path):

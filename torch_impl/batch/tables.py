@@ -39,7 +39,7 @@ IMAGE_COLUMNS = ("image", "img", "photo", "picture", "jpg", "jpeg", "png", "webp
 MAX_RECORD = 2**20
 """Longest row of a text table, bytes; of Parquet's paths and classes, longest cell."""
 
-_MAX_BATCH = 2**28
+_MAX_BATCH = 2**27
 """Most bytes that one batch of a column can unpack to: a dictionary can hold one long cell for a million rows."""
 
 _MAX_RATIO = 100
@@ -191,7 +191,7 @@ def _text_rows(path: str) -> Iterator[Row]:
                 yield Row(reader.line_num, cells[place], text or None)
         except csv.Error as error:
             raise SourceError(
-                f"{path!r}, line {max(1, reader.line_num)}: broken quotes or line ends: {plain(error)}"
+                f"{path!r}, line {max(1, reader.line_num)}: broken quotes or line ends: {plain(error).partition(' - ')[0]}"
             ) from None
         except OSError as error:
             raise SourceError(f"{path!r}: {images.why_not(path, error)}") from None
@@ -525,7 +525,8 @@ def read_cell(cell: Cell, stamp: tuple[int, int]) -> bytes:
     # The process is part of it: a forked child would move the parent's place in the file.
     wanted = (os.getpid(), cell.path, cell.row_group, cell.column, stamp)
     with _reader_lock:
-        if _reader is None or _reader[0] != wanted or not _reader[1].holds(cell.row):
+        unchanged = images.stamp_of(cell.path) == stamp
+        if _reader is None or _reader[0] != wanted or not unchanged or not _reader[1].holds(cell.row):
             if _reader is not None and _reader[0][0] == wanted[0]:
                 _reader[1].file.close()
             _reader = None
