@@ -71,7 +71,11 @@ def register(
         "--samples", type=types["samples"], default=20, metavar="N", help="SmoothGrad's noisy copies (%(default)s)"
     )
     batch.add_argument(
-        "--noise", type=types["noise"], default=0.2, metavar="F", help="SmoothGrad's σ, a fraction of the range (%(default)s)"
+        "--noise",
+        type=types["noise"],
+        default=0.2,
+        metavar="F",
+        help="SmoothGrad's σ, a fraction of the range (%(default)s)",
     )
     batch.add_argument("--seed", type=types["seed"], default=0, metavar="N", help="of SmoothGrad's noise (%(default)s)")
     batch.add_argument(
@@ -88,7 +92,11 @@ def register(
     )
     batch.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     batch.add_argument(
-        "--batch-size", type=types["batch_size"], default="auto", metavar="auto|N", help="photographs in one pass (%(default)s)"
+        "--batch-size",
+        type=types["batch_size"],
+        default="auto",
+        metavar="auto|N",
+        help="photographs in one pass (%(default)s)",
     )
     batch.add_argument(
         "--loaders",
@@ -97,18 +105,28 @@ def register(
         metavar="auto|N",
         help="processes that decode; 0: one thread. auto (default): the thread on a CPU, up to 8 processes for a GPU",
     )
-    batch.add_argument("--runner", choices=("local", "ray"), default="local", help="this process (default), or a Ray cluster")
+    batch.add_argument(
+        "--runner", choices=("local", "ray"), default="local", help="this process (default), or a Ray cluster"
+    )
     batch.add_argument("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: one is started here")
     batch.add_argument(
-        "--workers", type=_range, metavar="N|MIN:MAX", help="Ray actors; the pool grows from MIN to MAX (default: all that fit)"
+        "--workers",
+        type=_range,
+        metavar="N|MIN:MAX",
+        help="Ray actors; the pool grows from MIN to MAX (default: all that fit)",
     )
     batch.add_argument("--cpus-per-worker", type=_count, default=1, metavar="N", help="and threads (%(default)s)")
     batch.add_argument(
-        "--gpus-per-worker", type=_fraction, metavar="F", help="a fraction shares a GPU (default: 1 where there are any)"
+        "--gpus-per-worker",
+        type=_fraction,
+        metavar="F",
+        help="a fraction shares a GPU (default: 1 where there are any)",
     )
     batch.add_argument("--strict", action="store_true", help="stop at the first photograph that cannot be explained")
     batch.add_argument(
-        "--redo-changed", action="store_true", help="do those parts again whose inputs have changed, instead of refusing"
+        "--redo-changed",
+        action="store_true",
+        help="do those parts again whose inputs have changed, instead of refusing",
     )
     batch.add_argument("--quiet", action="store_true", help="print errors only")
     batch.set_defaults(run=_batch)
@@ -128,7 +146,9 @@ def register(
     show.add_argument("--csv", metavar="FILE", help="write the rows' columns, all but the maps")
     show.add_argument("--methods", metavar="METHOD[,METHOD…]", help="default: all that the run has")
     show.add_argument("--colormap", default="jet", metavar="NAME", help="matplotlib's (%(default)s)")
-    show.add_argument("--overwrite", action="store_true", help="write into a folder that holds other files, too; replace FILE")
+    show.add_argument(
+        "--overwrite", action="store_true", help="write into a folder that holds other files, too; replace FILE"
+    )
     show.set_defaults(run=_show)
 
 
@@ -313,7 +333,9 @@ def _errors_of(store: Store, run: Run, numbers: Iterable[int]) -> Counter[str]:
     for number in numbers:
         written = store.read_written(number, run.id)
         if written is None:
-            raise RunError(f"{store.shown}: part {number} is not there, though it was written: run the same command again")
+            raise RunError(
+                f"{store.shown}: part {number} is not there, though it was written: run the same command again"
+            )
         errors.update(written.errors)
     return errors
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import platform
 import signal
 import threading
 import zlib
@@ -194,7 +195,7 @@ class Actor:
                 raise RunError("another run's")
         except RunError:
             self.failure = (
-                f"{self.store.shown} on node {ray.util.get_node_ip_address()} is not the folder of this run: "
+                f"{self.store.shown} on node {platform.node()} is not the folder of this run: "
                 "--out must be on a file system that all nodes share"
             )
             return
@@ -279,4 +280,3 @@ def _why(error: BaseException) -> str:
     cause = getattr(error, "cause", None)
     lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()] or [type(error).__name__]
     return "".join(c if c.isprintable() else "?" for c in lines[-1])[:300]
-

@@ -110,7 +110,12 @@ class Plan:
         return found
 
 
-_WORDS = {"fingerprint": "weights' fingerprint", "n_samples": "samples", "noise_level": "noise", "part_rows": "part size"}
+_WORDS = {
+    "fingerprint": "weights' fingerprint",
+    "n_samples": "samples",
+    "noise_level": "noise",
+    "part_rows": "part size",
+}
 
 
 def _shown(value: Any) -> str:

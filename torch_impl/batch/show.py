@@ -39,7 +39,9 @@ def explanation(found: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
     pixels, missing = _photographs(rows, run)
     maps = {}
     for method, stored in found.maps.items():
-        finished = stored if plan.resolution == "full" else finish(torch.from_numpy(stored), (plan.size, plan.size)).numpy()
+        finished = (
+            stored if plan.resolution == "full" else finish(torch.from_numpy(stored), (plan.size, plan.size)).numpy()
+        )
         maps[method] = finished
     photographs = [
         {
@@ -73,7 +75,7 @@ def _photographs(rows: list[dict[str, Any]], run: Run) -> tuple[np.ndarray, list
     plan = run.plan
     pixels = np.full((len(rows), plan.size, plan.size, 3), _GREY, np.uint8)
     wanted = {row["index"]: place for place, row in enumerate(rows)}
-    missing = {place: "is no longer listed" for place in wanted.values()}
+    missing = dict.fromkeys(wanted.values(), "is no longer listed")
     try:
         for item in _items(plan, run):
             place = wanted.pop(item.index, None)
@@ -99,9 +101,7 @@ def _items(plan: Plan, run: Run) -> Iterator[sources.Item]:
     folder = str(run.said.get("folder", ""))
     names = (*plan.inputs, plan.classes, plan.root)
     if folder != os.getcwd():
-        names = tuple(
-            name if name is None or name == sources.TOP1 else os.path.join(folder, name) for name in names
-        )
+        names = tuple(name if name is None or name == sources.TOP1 else os.path.join(folder, name) for name in names)
     *inputs, classes, root = names
     return iter(sources.open_inputs([str(one) for one in inputs], classes=classes, root=root))
 

@@ -192,6 +192,8 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if not os.fspath(folder).strip():
+            raise RunError("the output folder's name is empty")
         self.folder = Path(folder)
 
     @property
@@ -225,16 +227,15 @@ class Store:
 
     def _refuse_foreign(self) -> None:
         """Leave somebody else's files alone."""
-        if not os.fspath(self.folder).strip() or self.folder.name == "":
-            if str(self.folder) != ".":
-                raise RunError(f"output folder {self.shown}: give the name of a folder")
         if not os.path.lexists(self.folder):
             return
         if not self.folder.is_dir():
             raise RunError(f"output folder {self.shown} is not a folder; choose another name")
         names = {entry.name for entry in self.folder.iterdir()}
         if RUN not in names and names - {LOCK, ROWS} and any(not n.startswith(".part-") for n in names - {LOCK, ROWS}):
-            raise RunError(f"output folder {self.shown} holds files that are no run of this program; choose another folder")
+            raise RunError(
+                f"output folder {self.shown} holds files that are no run of this program; choose another folder"
+            )
 
     def begin(self, plan: Plan, about: Mapping[str, Any]) -> str:
         """Write `run.json`, or compare with the one that is there. Left-over temporary files are removed.
@@ -341,11 +342,10 @@ class Store:
         made = table(rows, plan)
         made = made.replace_schema_metadata({**(made.schema.metadata or {}), _META: json.dumps(said).encode()})
         path = self.part_path(part.number)
-        with self._told("cannot be written"), whole(path) as temporary:
-            with open(temporary, "wb") as file:
-                pq.write_table(made, file, compression="zstd", row_group_size=ROW_GROUP)
-                file.flush()
-                os.fsync(file.fileno())
+        with self._told("cannot be written"), whole(path) as temporary, open(temporary, "wb") as file:
+            pq.write_table(made, file, compression="zstd", row_group_size=ROW_GROUP)
+            file.flush()
+            os.fsync(file.fileno())
         self._flush_names(path.parent)
         return Written(part.number, len(rows), part.digest, errors)
 
@@ -413,9 +413,7 @@ class Store:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise RunError(
-                    f"{self.shown}: no space left ({error.strerror}): make room; {GO_ON}"
-                ) from None
+                raise RunError(f"{self.shown}: no space left ({error.strerror}): make room; {GO_ON}") from None
             reason = error.strerror or str(error)
             raise RunError(f"{self.shown}: {what} ({reason}); {GO_ON} once that is mended") from None
 
