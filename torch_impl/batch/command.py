@@ -182,11 +182,12 @@ def _run(arguments: argparse.Namespace, methods: tuple[str, ...], store: Store, 
         from torch_impl.batch.on_ray import require_ray
 
         require_ray()
+    store.check()
     source = sources.open_inputs(
         arguments.inputs, classes=arguments.classes, limit=arguments.limit, root=arguments.root
     )
+    network, plan, about = _planned(arguments, methods)
     with store.locked():
-        network, plan, about = _planned(arguments, methods)
         identity = store.begin(plan, about)
         run = Run(identity, store.read_run().plan, about)
         found = survey(source, store, run, redo_changed=arguments.redo_changed, report=progress.listing)

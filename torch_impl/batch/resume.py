@@ -52,8 +52,9 @@ def survey(
     redo_changed: bool = False,
     report: Callable[[int], None] | None = None,
 ) -> Survey:
-    """Go through the listing once, and through the metadata of the parts that are there. Nothing is changed on the disk
-    unless all is well, or `redo_changed` says so.
+    """Go through the listing once, and through the metadata of the parts that are there.
+
+    Nothing is changed on the disk unless all is well, or `redo_changed` says so.
 
     Args:
         source: the listing.

@@ -181,7 +181,7 @@ def table(rows: Sequence[Row], plan: Plan) -> pa.Table:
 def kind_of(error: str) -> str:
     """An error without what is particular to one photograph: numbers, quotes, and what follows the first colon."""
     head = re.sub(r"'[^']*'", "…", error).split(":", 1)[0]
-    return re.sub(r"[0-9][0-9,.]*", "N", head).strip()[:100] or "unknown"
+    return re.sub(r"[0-9]+(?:[,.][0-9]+)*", "N", head).strip()[:100] or "unknown"
 
 
 class Store:
@@ -211,7 +211,7 @@ class Store:
         from filelock import FileLock, Timeout
 
         with self._told("cannot be written"):
-            self._refuse_foreign()
+            self.check()
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / LOCK)
             try:
@@ -225,17 +225,25 @@ class Store:
         finally:
             lock.release()
 
-    def _refuse_foreign(self) -> None:
-        """Leave somebody else's files alone."""
-        if not os.path.lexists(self.folder):
-            return
-        if not self.folder.is_dir():
-            raise RunError(f"output folder {self.shown} is not a folder; choose another name")
-        names = {entry.name for entry in self.folder.iterdir()}
-        if RUN not in names and names - {LOCK, ROWS} and any(not n.startswith(".part-") for n in names - {LOCK, ROWS}):
-            raise RunError(
-                f"output folder {self.shown} holds files that are no run of this program; choose another folder"
-            )
+    def check(self) -> None:
+        """Leave somebody else's files alone; asked before the work, so that nobody waits in vain.
+
+        Raises:
+            RunError: no folder, or one with files that are no run of ours.
+        """
+        with self._told("cannot be read"):
+            existing = next(p for p in (self.folder, *self.folder.absolute().parents) if os.path.lexists(p))
+            if not existing.is_dir():
+                raise RunError(
+                    f"output folder {self.shown}: {ascii(str(existing))} is not a folder; choose another name"
+                )
+            if existing != self.folder:
+                return
+            names = {name for name in os.listdir(self.folder) if not name.startswith(".part-")}
+            if RUN not in names and names - {LOCK, ROWS, SUMMARY}:
+                raise RunError(
+                    f"output folder {self.shown} holds files that are no run of this program; choose another folder"
+                )
 
     def begin(self, plan: Plan, about: Mapping[str, Any]) -> str:
         """Write `run.json`, or compare with the one that is there. Left-over temporary files are removed.
