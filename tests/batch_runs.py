@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.dataset
 from PIL import Image
+from tolerances import FLOAT32
 
 from torch_impl.__main__ import main
+from torch_impl.batch.reading import StoredMaps
 
 METHODS = "gradcam,gradcam++"
 
@@ -59,6 +61,12 @@ def bits(out: Path) -> bytes:
             values = chunk.flatten().to_numpy() if hasattr(chunk.type, "list_size") else None
             digest.update(values.tobytes() if values is not None else repr(chunk.to_pylist()).encode())
     return digest.digest()
+
+
+def same_logits(a: StoredMaps, b: StoredMaps) -> None:
+    """Equal up to float32's rounding, which is relative to the largest logit that the same sums give."""
+    first, second = (one.rows["logit"].to_numpy() for one in (a, b))
+    assert float(np.abs(first - second).max()) <= FLOAT32 * float(np.abs(first).max())
 
 
 class Killer:

@@ -28,9 +28,9 @@ from torch_impl.batch.store import GO_ON, Run, Store
 
 INSTALL = "pip install 'attention-maps[ray]'"
 
-RETRIES = 3
-"""How often a part is given out again when its actor dies. Without a limit a photograph that kills its reader, or a network
-that does not fit, would be tried for ever."""
+TRIES = 4
+"""How often a part is begun before it is given up. Ray gives it out again whenever its actor dies; without a limit, what kills
+its worker would be tried for ever."""
 
 BLOCKS = 5000
 """Pieces that the listing is handed over in: beyond a few thousand, Ray's own bookkeeping would be the work."""
@@ -161,8 +161,6 @@ def run_ray(
             num_cpus=cluster.cpus,
             num_gpus=gpus or None,
             fn_constructor_kwargs=arguments,
-            max_restarts=-1,
-            max_task_retries=RETRIES,
         )
         try:
             for done in data.iter_rows():
@@ -227,13 +225,20 @@ class Actor:
         from torch_impl.batch.loading import Loader
         from torch_impl.batch.work import explained
 
-        loader: Loader[tuple[Part, bool]] = Loader(
-            self.run.plan.size, self.run.plan.resize, processes=self.settings.processes
-        )
+        tries = self.store.begun(part.number)
+        if tries > TRIES:
+            raise RunError(
+                f"part {part.number} ({part.items[0].path!r} and {len(part.items) - 1} more) has lost its worker {TRIES} times: "
+                f"too little memory for it, or for its neighbours on the node? {GO_ON}"
+            )
+        # Its worker may have died of a photograph: from the second time on, a process of its own decodes them.
+        processes = max(self.settings.processes, int(tries > 1))
+        loader: Loader[tuple[Part, bool]] = Loader(self.run.plan.size, self.run.plan.resize, processes=processes)
         with loader:
             ((_, rows),) = explained([part], self.worker, loader, strict=self.settings.strict)
         about = self.worker.about() | {"runner": "ray"}
         written = self.store.write_part(self.run.id, part, rows, self.run.plan, about)
+        self.store.ended(part.number)
         return written.rows, sum(written.errors.values())
 
 

@@ -357,6 +357,27 @@ class Store:
         self._flush_names(path.parent)
         return Written(part.number, len(rows), part.digest, errors)
 
+    def begun(self, number: int) -> int:
+        """Note on the disk that a part is begun, for whoever comes after a worker that dies.
+
+        Returns:
+            How often it has been, this time included.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        with self._told("cannot be written"), open(self._tries(number), "ab") as file:
+            file.write(b".")
+            return file.tell()
+
+    def ended(self, number: int) -> None:
+        """A part has been written: how often it was begun is of no interest any more."""
+        with self._told("cannot be written"):
+            self._tries(number).unlink(missing_ok=True)
+
+    def _tries(self, number: int) -> Path:
+        return self.folder / ROWS / f".part-{number:06d}.tries"
+
     def read_written(self, number: int, run: str) -> Written | None:
         """A part's own metadata; None where it is damaged or another run's, and so must be done again."""
         import pyarrow as pa
