@@ -12,9 +12,7 @@ from hypothesis.extra.numpy import arrays
 from tolerances import FLOAT32, FLOAT64, FLOAT64_ALPHA
 from torch import nn
 
-from torch_impl import cam
 from torch_impl.cam import (
-    GradCAM,
     LayerError,
     class_activation_map,
     grad_cam,
@@ -23,6 +21,7 @@ from torch_impl.cam import (
     grad_cam_plus_plus_weights,
     grad_cam_weights,
 )
+from torch_impl.library_cam import GradCAM, ReferenceCAM
 from torch_impl.vgg16 import TARGET_LAYER, build
 
 
@@ -298,4 +297,4 @@ def test_the_engine_is_pytorch_grad_cams(model):
     from pytorch_grad_cam.base_cam import BaseCAM
 
     assert issubclass(GradCAM, BaseCAM)
-    assert cam.ReferenceCAM.forward is BaseCAM.forward
+    assert ReferenceCAM.forward is BaseCAM.forward

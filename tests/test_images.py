@@ -21,11 +21,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
+from parity.contract.network import INPUTS
 from torch_impl import images
 from torch_impl.images import ImageError, ImagesError, Photograph
 
@@ -955,3 +957,23 @@ def test_defaults_name_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImageError, match=r"'chelsea\.png': comes with scikit-image, which is not installed"):
         images.defaults()
+
+
+# On the device
+
+
+@pytest.mark.parametrize("input", INPUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_preprocessing_on_the_device_is_the_same_bit_for_bit(input, dtype, device):
+    """Every value in every channel, on the CPU by the function that CUDA uses, and on CUDA where there is one."""
+    values = np.arange(256, dtype=np.uint8)
+    pixels = np.stack([values, values[::-1], np.roll(values, 7)], axis=-1).reshape(2, 8, 16, 3)
+    expected = images.preprocess(pixels, input=input, dtype=dtype)
+    if device.type == "cuda":
+        found = images.preprocess(pixels, input=input, dtype=dtype, device=device)
+        assert found.device.type == "cuda"
+    else:
+        work = torch.float64 if dtype == torch.float64 else torch.float32
+        found = images._preprocessed(torch.from_numpy(pixels), input, work).to(dtype)
+    assert found.is_contiguous()
+    assert torch.equal(found.cpu(), expected)

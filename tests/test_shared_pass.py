@@ -321,6 +321,17 @@ def test_large_pages_are_asked_for_and_a_users_choice_is_kept(tmp_path, given, m
     assert run_program("-c", code, cwd=tmp_path, **environment).stdout.strip() == (given or "1")
 
 
+def test_neither_library_is_imported(tmp_path):
+    """They take seconds to import, and the shared engine draws without them."""
+    code = (
+        "import sys, numpy as np; from parity.contract.architecture import TINY; from parity.contract.network import seeded;"
+        "from torch_impl import Explainer; e = Explainer.vgg16(seeded(0, TINY), device='cpu', engine='shared');"
+        "e([np.zeros((64, 64, 3), np.uint8)], 1, n_samples=1);"
+        "print([m for m in ('captum', 'pytorch_grad_cam', 'sklearn', 'cv2') if m in sys.modules])"
+    )
+    assert run_program("-c", code, cwd=tmp_path).stdout.strip() == "[]"
+
+
 def test_the_module_is_shape_checked():
     """conftest checks every jaxtyping signature of these modules; a wrong shape must not pass."""
     with pytest.raises(Exception, match="Type-check error"):

@@ -1,17 +1,14 @@
-"""Grad-CAM and Grad-CAM++: the formulas as pure functions, and pytorch-grad-cam's `BaseCAM` around them."""
+"""Grad-CAM and Grad-CAM++: the formulas as pure functions, and the maps by pytorch-grad-cam's engine (`library_cam`)."""
 
 from __future__ import annotations
 
 import difflib
-from typing import Any
 
 import torch
-from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
 from torch_impl.arrays import Cams, ChannelWeights, FeatureMaps, Images, Target
 from torch_impl.batching import BatchSize, micro_batches, sized
-from torch_impl.precision import at_least_fp32, score_scale
 from torch_impl.preserve import preserved
 
 
@@ -79,97 +76,6 @@ def class_activation_map(activations: FeatureMaps, channel_weights: ChannelWeigh
     return torch.einsum("nkhw,nk->nhw", activations, channel_weights).relu()
 
 
-class _Score:
-    """A pytorch-grad-cam target: one class's logit, scaled where float16 needs it."""
-
-    def __init__(self, category: int, scale: float) -> None:
-        self.category, self.scale = category, scale
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        if not logits.requires_grad:
-            raise LayerError(NOT_ON_THE_WAY)
-        score = logits[self.category]
-        return score if self.scale == 1 else score.float() * self.scale
-
-
-class ReferenceCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no type information
-    """pytorch-grad-cam's engine with the reference's arithmetic.
-
-    The library captures activations and gradients; what it does to them on the way out (NumPy in float32, min–max before
-    and after a half-pixel resize) is replaced, so that a call returns the raw map (N, h, w) as a tensor.
-
-    Two hooks stand around the library's own. The one before them cuts the graph at the target layer: the backward pass
-    ends there, and a frozen network with a plain input works. The one after them hands a copy to the rest of the network,
-    so that an in-place layer that follows cannot overwrite what was captured.
-
-    Close it in a `finally`: as a `with` block the library swallows an IndexError.
-    """
-
-    def __init__(self, model: nn.Module, target_layer: nn.Module) -> None:
-        self._around = [target_layer.register_forward_hook(_cut)]
-        super().__init__(model, [target_layer])
-        self._around.append(target_layer.register_forward_hook(_copy))
-
-    def close(self) -> None:
-        """Remove every hook."""
-        self.activations_and_grads.release()
-        for handle in self._around:
-            handle.remove()
-
-    def raw(self, inputs: Images, target: Target) -> Cams:
-        """The map at the layer's resolution, ≥ 0; float32, or float64 for float64 inputs.
-
-        Raises:
-            LayerError: the layer did not run exactly once, or its output is not (N, K, h, w).
-        """
-        self._scale = score_scale(inputs.dtype)
-        cam: Tensor = self(inputs, [_Score(int(category), self._scale) for category in target])
-        return cam.to(inputs.device)
-
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> ChannelWeights:
-        """Channel weights of this method."""
-        raise NotImplementedError
-
-    def compute_cam_per_layer(self, input_tensor: Tensor, targets: Any, eigen_smooth: bool) -> list[Cams]:
-        """The library's extension point after its capture: here, formulas and nothing else."""
-        captured = self.activations_and_grads
-        if len(captured.activations) != 1 or len(captured.gradients) != 1:
-            raise LayerError(
-                f"the target layer ran {len(captured.activations)} times in one pass: choose a layer that runs once"
-            )
-        dtype = at_least_fp32(input_tensor.dtype)
-        activations = captured.activations[0].to(dtype)
-        gradients = captured.gradients[0].to(dtype) / self._scale
-        weights = self.get_cam_weights(input_tensor, self.target_layers, targets, activations, gradients)
-        return [class_activation_map(activations, weights)]
-
-    def aggregate_multi_layers(self, cam_per_target_layer: list[Cams]) -> Cams:
-        """One layer: its map, unchanged."""
-        return cam_per_target_layer[0]
-
-
-class GradCAM(ReferenceCAM):
-    """Source: arXiv:1610.02391."""
-
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> ChannelWeights:
-        """See `grad_cam_weights`."""
-        return grad_cam_weights(grads)
-
-
-class GradCAMPlusPlus(ReferenceCAM):
-    """Source: arXiv:1710.11063."""
-
-    def get_cam_weights(
-        self, input_tensor: Any, target_layers: Any, targets: Any, activations: Any, grads: Any
-    ) -> ChannelWeights:
-        """See `grad_cam_plus_plus_weights`."""
-        return grad_cam_plus_plus_weights(activations, grads)
-
-
 def grad_cam(
     model: nn.Module, inputs: Images, target: Target, *, target_layer: str | nn.Module, batch_size: BatchSize = "auto"
 ) -> Cams:
@@ -191,7 +97,7 @@ def grad_cam(
     Source: arXiv:1610.02391, Equations 1 and 2.
     Matches: tf-keras-vis 0.8.7, `Gradcam` with `expand_cam=False, normalize_cam=False`.
     """
-    return _raw_cam(GradCAM, model, inputs, target, target_layer, batch_size)
+    return _raw_cam("GradCAM", model, inputs, target, target_layer, batch_size)
 
 
 def grad_cam_plus_plus(
@@ -204,7 +110,7 @@ def grad_cam_plus_plus(
     Source: arXiv:1710.11063, Equations 5, 7 and 19.
     Matches: tf-keras-vis 0.8.7, `GradcamPlusPlus`, divided by exp(score).
     """
-    return _raw_cam(GradCAMPlusPlus, model, inputs, target, target_layer, batch_size)
+    return _raw_cam("GradCAMPlusPlus", model, inputs, target, target_layer, batch_size)
 
 
 def find_layer(model: nn.Module, name: str | nn.Module) -> nn.Module:
@@ -226,17 +132,19 @@ def find_layer(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 
 def _raw_cam(
-    method: type[ReferenceCAM],
+    method: str,
     model: nn.Module,
     inputs: Images,
     target: Target,
     target_layer: str | nn.Module,
     batch_size: BatchSize,
 ) -> Cams:
+    from torch_impl import library_cam
+
     layer = find_layer(model, target_layer)
     found: list[Cams] = []
     with preserved(model):
-        engine = method(model, layer)
+        engine: library_cam.ReferenceCAM = getattr(library_cam, method)(model, layer)
         try:
             micro_batches(
                 range(len(inputs)),
@@ -259,11 +167,3 @@ def checked_feature_maps(output: object) -> Tensor:
         shape = f"{tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise LayerError(f"the target layer's output is {shape}; a class activation map needs (N, K, h, w)")
     return output
-
-
-def _cut(module: nn.Module, args: Any, output: Any) -> Tensor:
-    return checked_feature_maps(output).detach().requires_grad_()
-
-
-def _copy(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return output.clone()

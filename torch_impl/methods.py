@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from torch_impl import cam, saliency, stock
+from torch_impl import cam, saliency
 from torch_impl.arrays import Images, Logits, Maps, Target
 from torch_impl.batching import BatchSize
 from torch_impl.names import METHOD_NAMES, canonical_name
@@ -75,18 +75,24 @@ def _gradcam_plus_plus(model: nn.Module, inputs: Images, target: Target, s: Sett
 
 
 def _stock_gradcam(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    from torch_impl import stock
+
     return stock.pytorch_grad_cam_map(
         "gradcam", model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size
     )
 
 
 def _stock_gradcam_plus_plus(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    from torch_impl import stock
+
     return stock.pytorch_grad_cam_map(
         "gradcam_plus_plus", model, inputs, target, target_layer=s.target_layer, batch_size=s.batch_size
     )
 
 
 def _stock_smoothgrad(model: nn.Module, inputs: Images, target: Target, s: Settings) -> Tensor:
+    from torch_impl import stock
+
     return stock.captum_smoothgrad(model, inputs, target, noise_level=s.noise_level, n_samples=s.n_samples, seed=s.seed)
 
 

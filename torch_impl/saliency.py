@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from captum.attr import Saliency
 from torch import Tensor, nn
 
 from parity.contract.noise import CACHE_BYTES, unit_noise
@@ -37,6 +36,8 @@ def absolute_gradients(model: nn.Module, inputs: Images, target: Target) -> Imag
 
     Source: arXiv:1312.6034, Section 3.
     """
+    from captum.attr import Saliency  # here, because it takes a while to import and the shared engine does without
+
     scale = score_scale(inputs.dtype)
 
     def score(x: Images) -> Tensor:

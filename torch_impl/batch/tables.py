@@ -39,7 +39,7 @@ IMAGE_COLUMNS = ("image", "img", "photo", "picture", "jpg", "jpeg", "png", "webp
 MAX_RECORD = 2**20
 """Longest row of a text table, bytes; of Parquet's paths and classes, longest cell."""
 
-_MAX_BATCH = 2**27
+_MAX_BATCH = 2**26
 """Most bytes that one batch of a column can unpack to: a dictionary can hold one long cell for a million rows."""
 
 _MAX_RATIO = 100
