@@ -17,11 +17,6 @@ import pyarrow.parquet as pq
 import torch
 from batch_runs import METHODS
 
-import torch_impl.batch.command
-import torch_impl.batch.local
-import torch_impl.batch.on_ray
-import torch_impl.batch.resume
-import torch_impl.batch.work  # noqa: F401
 from torch_impl.__main__ import main
 
 PART_ROWS = "3"
@@ -31,11 +26,13 @@ def start(weights: str, photographs: str, out: Path) -> int:
     """One start of the run in a process of its own; its id."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)
-        given = ["batch", photographs, "--out", str(out), "--weights", weights, "--methods", METHODS]
-        status = main([*given, "--part-rows", PART_ROWS, "--device", "cpu", "--batch-size", "2", "--quiet"])
-        os._exit(status)
+        os._exit(work(weights, photographs, out))
     return child
+
+
+def work(weights: str, photographs: str, out: Path) -> int:
+    given = ["batch", photographs, "--out", str(out), "--weights", weights, "--methods", METHODS]
+    return main([*given, "--part-rows", PART_ROWS, "--device", "cpu", "--batch-size", "2", "--quiet"])
 
 
 def parts(out: Path) -> dict[str, int]:
@@ -49,8 +46,10 @@ def parts(out: Path) -> dict[str, int]:
 
 def run(weights: str, photographs: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     generator = random.Random(seed)
+    torch.set_num_threads(1)  # no thread of its own may be lost in a fork
+    assert work(weights, photographs, folder / "undisturbed") in (0, 3)  # and everything is imported
     clock = time.perf_counter()
-    _, status = os.waitpid(start(weights, photographs, folder / "undisturbed"), 0)
+    _, status = os.waitpid(start(weights, photographs, folder / "timed"), 0)
     seconds = time.perf_counter() - clock
     assert os.waitstatus_to_exitcode(status) in (0, 3), status
     stages: list[int] = []

@@ -13,6 +13,7 @@ import os
 import pickle
 import platform
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -264,11 +265,19 @@ def _connected(ray: Any, cluster: Cluster, network: Network) -> Iterator[None]:
         # The weights, and room for the listing; parts do not pass through it.
         options |= {"include_dashboard": False, "object_store_memory": 256 * _MB + 2 * weights}
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-    except Exception as error:  # whatever it is that does not start, it is not a row's fault
-        where = f"at {cluster.address!r}" if cluster.address else "on this machine"
-        raise RunError(f"no Ray cluster {where}: {_why(error)}") from None
+    with _quiet():
+        try:
+            ray.init(**options)
+        except Exception as error:  # whatever it is that does not start, it is not a row's fault
+            where = f"at {cluster.address!r}" if cluster.address else "on this machine"
+            raise RunError(f"no Ray cluster {where}: {_why(error)}") from None
+        with _ours(ray, before):
+            yield
+
+
+@contextmanager
+def _ours(ray: Any, before: Any) -> Iterator[None]:
+    """The cluster just connected to, without bars and logs, left when the run ends."""
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without a word
@@ -278,6 +287,29 @@ def _connected(ray: Any, cluster: Cluster, network: Network) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's C++ parts, which write to the process's standard error by themselves, from the terminal; ours is seen."""
+    try:
+        shared = sys.stderr.fileno() == 2
+    except (AttributeError, OSError, ValueError):
+        shared = False
+    if not shared or os.environ.get("ATTENTION_MAPS_TRACEBACK"):
+        yield
+        return
+    ours, kept = sys.stderr, os.dup(2)
+    sys.stderr = open(os.dup(kept), "w", buffering=1, encoding=ours.encoding, errors="backslashreplace")  # noqa: SIM115
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.close()
+        sys.stderr = ours
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _why(error: BaseException) -> str:

@@ -34,13 +34,17 @@ class RunProgress:
             stream: by default stderr.
             clock: seconds.
         """
-        self._stream = stream or sys.stderr
+        self._given = stream
         self._quiet = quiet
         self._terminal = self._stream.isatty()
         self._clock = clock
         self._open = False
         self.total = self.done = self.errors = self.fresh = 0
         self._began = self._shown = clock()
+
+    @property
+    def _stream(self) -> TextIO:
+        return self._given or sys.stderr  # as it is now: see `on_ray`
 
     def listing(self, count: int) -> None:
         """So many photographs have been listed so far."""
