@@ -265,7 +265,7 @@ def _local(
     from torch_impl.batch.work import Worker, make_explainer, micro_batch
 
     explainer = make_explainer(network, run.plan, arguments.device)
-    size = micro_batch(explainer, arguments.batch_size)
+    size = micro_batch(explainer, run.plan, arguments.batch_size)
     worker = Worker(explainer, run.plan, size, automatic=arguments.batch_size == "auto")
     processes = arguments.loaders
     if processes == "auto":

@@ -200,7 +200,7 @@ class Actor:
             return
         try:
             explainer = make_explainer(ray.get(network[0]), run.plan, settings.device)
-            size = micro_batch(explainer, settings.batch_size)
+            size = micro_batch(explainer, run.plan, settings.batch_size)
             self.worker = Worker(explainer, run.plan, size, automatic=settings.batch_size == "auto")
         except ValueError as error:
             self.failure = str(error)
