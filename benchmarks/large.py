@@ -125,7 +125,7 @@ def begun(plan: Plan, out: Path) -> tuple[Store, Run, Iterator[Any]]:
 def _rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = int(options.photographs or 64)
     make_photographs(folder / "photographs", count)
-    plan = plan_for(offline(), folder / "photographs", 32)
+    plan = plan_for(offline(), folder / "photographs", 256)
     explainer = make_explainer(offline(), plan, "cpu")
     items = list(open_inputs([str(folder / "photographs")]))
     decoded = np.stack([images.load(item.path).pixels for item in items])
