@@ -17,12 +17,14 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from torch_impl import images
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -121,6 +123,7 @@ def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
     wanted = options.precision.split(",") if options.precision else PRECISIONS[options.device.partition(":")[0]]
     wanted = ["fp64", *[p for p in wanted if p != "fp64"]]
     jobs = [("all", 4, options.samples), ("cams", 4, options.samples)]
+    many = 2048 if options.device.startswith("cuda") else 32
     runs: dict[str, list[dict[str, Any]]] = {p: [] for p in wanted}
     fidelity: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
@@ -130,21 +133,47 @@ def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
                     continue  # the yardstick, not a contender
                 folder = Path(name, precision)
                 folder.mkdir(exist_ok=True)
-                runs[precision].append(_child(options, "shared", jobs, precision=precision, maps=str(folder)))
+                done = _child(options, "shared", jobs, precision=precision, maps=str(folder))
+                done["rows"] += _child(options, "decoded", [("cams", many, 1)], precision=precision)["rows"]
+                runs[precision].append(done)
         for precision in wanted[1:]:
             fidelity[precision] = report.fidelity(Path(name, precision), Path(name, "fp64"))
-    text = report.precision_table(runs, fidelity, machine(), options)
+    text = report.precision_table(runs, fidelity, machine(), options, many)
     return text, {"runs": runs, "fidelity": fidelity}, True
 
 
 def _cost(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
     by_photographs = [("cams", n, 1) for n in (1, 2, 4, 8, 16, 32)] + [("vanilla", n, 1) for n in (1, 2, 4, 8, 16)]
     by_samples = [("smoothgrad", 1, n) for n in (1, 2, 4, 8, 12, 16, 20)]
-    runs = [_child(options, "shared", by_photographs + by_samples) for _ in range(options.rounds)]
+    memory = [("all", n, 2) for n in (4, 16)]
+    runs, starts = [], []
+    for _ in range(options.rounds):
+        runs.append(_child(options, "shared", by_photographs + by_samples + memory))
+        starts.append(_starts(options))
     lines = report.lines(runs)
     if options.plot:
         report.plot(lines, options.plot, machine())
-    return report.cost_table(lines, machine()), {"runs": runs, "lines": lines}, True
+    text = f"{report.cost_table(lines, machine())}\n\n{report.memory_line(runs)}\n{report.start_line(starts)}"
+    return text, {"runs": runs, "lines": lines, "starts": starts}, True
+
+
+def _starts(options: argparse.Namespace) -> dict[str, float]:
+    """Seconds of whole processes: from the command to one photograph's Grad-CAM on the disk, by either engine; `--help`."""
+    found = {}
+    for name in ("help", "shared", "library"):
+        with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
+            command = [sys.executable, "-m", "torch_impl"]
+            if name == "help":
+                command += ["--help"]
+            else:
+                command += ["explain", str(images.defaults()[0]), "--weights", options.weights, "--methods", "gradcam"]
+                command += ["--engine", name, "--device", options.device, "--quiet", "--out", str(Path(folder, "out"))]
+            clock = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            found[name] = time.perf_counter() - clock
+            if done.returncode:
+                raise ChildError(f"explain: {(done.stderr.strip().splitlines() or ['it gave no reason'])[-1]}")
+    return found
 
 
 def _present(cuda: bool) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from parity.contract.network import Network, from_source
+
 METHODS = {
     "vanilla": ["vanilla"],
     "smoothgrad": ["smoothgrad"],
@@ -25,7 +27,7 @@ METHODS = {
 """What is timed: a job's name → its methods."""
 
 CLASSES = [285, 967, 872, 698]
-"""Of the default photographs: Egyptian cat, espresso, tripod, palace."""
+"""Of the default photographs: Egyptian cat, espresso, tripod, palace. A network of fewer classes takes the remainder."""
 
 
 def main() -> int:
@@ -47,20 +49,16 @@ def _limit(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks import limit
     from torch_impl.batching import AUTO
 
-    return limit.measure(options.device, options.precision, AUTO[options.device.partition(":")[0]])
+    batch = AUTO[options.device.partition(":")[0]]
+    return limit.measure(options.device, options.precision, batch, _network(options.weights).architecture)
 
 
 def _run(options: argparse.Namespace, jobs: list[tuple[str, int, int]]) -> dict[str, Any]:
-    from parity.contract.network import from_source
     from torch_impl import images
 
     started = time.perf_counter()
-    network = from_source(options.weights)
-    if network is None:
-        raise SystemExit(
-            f"benchmarks: --weights {options.weights!r}: give offline, offline-random:N or a safetensors file"
-        )
-    four = images.load_all(images.defaults())[0]
+    network = _network(options.weights)
+    four = images.load_all(images.defaults(), size=network.architecture.size)[0]
     keras = options.contender == "tf-keras-vis"
     if keras:
         from benchmarks import keras_contender
@@ -71,12 +69,14 @@ def _run(options: argparse.Namespace, jobs: list[tuple[str, int, int]]) -> dict[
 
         job = CONTENDERS[options.contender](network, options.device, options.precision)
     ready = time.perf_counter() - started
+    noise = _draw_noise(network.architecture.size, {samples for _, _, samples in jobs})
     cuda = options.device.startswith("cuda") and not keras
+    chosen = [one % network.architecture.classes for one in CLASSES]
     for count in sorted({count for _, count, _ in jobs}):  # to warm up: what is compiled or chosen once for each shape
-        job((four * count)[:count], (CLASSES * count)[:count], sorted({m for j, _, _ in jobs for m in METHODS[j]}), 1)
+        job((four * count)[:count], (chosen * count)[:count], sorted({m for j, _, _ in jobs for m in METHODS[j]}), 1)
     rows = []
     for name, count, samples in jobs:
-        photographs, classes = (four * count)[:count], (CLASSES * count)[:count]
+        photographs, classes = (four * count)[:count], (chosen * count)[:count]
         _forget_peak(cuda)
         clock = _clock(options.device if cuda else "cpu", keras)
         maps = job(photographs, classes, METHODS[name], samples)
@@ -87,7 +87,29 @@ def _run(options: argparse.Namespace, jobs: list[tuple[str, int, int]]) -> dict[
         )
         if options.maps:
             np.savez(options.maps / f"{options.contender}-{name}-{count}.npz", **maps)  # type: ignore[arg-type]
-    return {"rows": rows, "ready_s": ready, "device": _device(options, cuda), "threads": _threads(keras)}
+    return {
+        "rows": rows,
+        "ready_s": ready,
+        "noise_s": noise,
+        "device": _device(options, cuda),
+        "threads": _threads(keras),
+    }
+
+
+def _network(source: str) -> Network:
+    network = from_source(source)
+    if network is None:
+        raise SystemExit(f"--weights {source!r}: give offline, offline-random:N or a canonical safetensors file")
+    return network
+
+
+def _draw_noise(size: int, samples: set[int]) -> float:
+    """Seconds of the one draw of unit noise, which is kept for every photograph and so is no part of a map's time."""
+    from parity.contract.noise import unit_noise
+
+    start = time.perf_counter()
+    next(iter(unit_noise(0, max(samples, default=1), (size, size, 3))))
+    return time.perf_counter() - start
 
 
 def _clock(device: str, keras: bool) -> Any:

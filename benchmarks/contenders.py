@@ -38,6 +38,19 @@ def ours(engine: str) -> Callable[[Network, str, str], Job]:
     return make
 
 
+def decoded(network: Network, device: str, precision: str) -> Job:
+    """`Explainer.compute`, as runs over large sets use it: from pixels in memory to raw maps on the device."""
+    explainer = Explainer.vgg16(network, device=device, precision=precision, engine="shared")
+
+    def run(
+        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
+    ) -> dict[str, np.ndarray]:
+        explainer.compute(np.stack([p.pixels for p in photographs]), classes, methods, n_samples=samples)
+        return {}
+
+    return run
+
+
 def _plain_network(network: Network, device: str) -> torch.nn.Module:
     """torchvision's network as it comes: contiguous, its parameters with gradients."""
     model = vgg16.build(network).to(device).requires_grad_(True)
@@ -112,6 +125,7 @@ def torch_cam(network: Network, device: str, precision: str) -> Job:
 CONTENDERS: dict[str, Callable[[Network, str, str], Job]] = {
     "shared": ours("shared"),
     "library": ours("library"),
+    "decoded": decoded,
     "stock": stock,
     "torch-cam": torch_cam,
 }

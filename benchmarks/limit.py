@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from parity.contract.architecture import VGG16, Architecture
+from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of, numerics
 
 
@@ -25,40 +26,42 @@ def flops(architecture: Architecture = VGG16) -> int:
     return total
 
 
-def flops_of(job: str, samples: int) -> int:
+def flops_of(job: str, samples: int, architecture: Architecture = VGG16) -> int:
     """Of a job (`vanilla`, `smoothgrad`, `gradcam`, `gradcam_plus_plus`, `cams`, `all`), for one photograph, in the fewest passes."""
-    head = 2 * 2 * sum(layer.parameters - layer.shape[-1] for layer in VGG16.layers if layer.kind == "dense") // 2
+    forward = flops(architecture)
+    head = 2 * sum(layer.parameters - layer.shape[-1] for layer in architecture.layers if layer.kind == "dense")
     passes = {
-        "vanilla": 2 * flops(),
-        "smoothgrad": 2 * samples * flops(),
-        "gradcam": flops() + head,
-        "gradcam_plus_plus": flops() + head,
-        "cams": flops() + head,
-        "all": 2 * (samples + 1) * flops(),
+        "vanilla": 2 * forward,
+        "smoothgrad": 2 * samples * forward,
+        "gradcam": forward + head,
+        "gradcam_plus_plus": forward + head,
+        "cams": forward + head,
+        "all": 2 * (samples + 1) * forward,
     }
     return passes[job]
 
 
-def measure(device: str, precision: str, batch: int) -> dict[str, Any]:
+def measure(device: str, precision: str, batch: int, architecture: Architecture = VGG16) -> dict[str, Any]:
     """Rates of this machine, now.
 
     Args:
         device: `cpu` or a CUDA device.
         precision: of `torch_impl.names.PRECISIONS`.
         batch: photographs in one call of a layer.
+        architecture: whose layers.
 
     Returns:
         `rate`: floating-point operations per second of the best of a few large products and convolutions; `layers_s`: seconds
         of one photograph's forward pass and input gradient, every convolution and dense layer timed alone and added up.
     """
     dtype = dtype_of(precision)
-    with numerics(precision), torch.inference_mode():
+    with numerics(precision), torch.no_grad():
         best = 0.0
-        for size in (2048, 4096):
+        for size in (2048,) if device == "cpu" else (4096, 8192):
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             best = max(best, 2 * size**3 / _seconds(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
         layers = 0.0
-        for layer, incoming in zip(VGG16.layers[1:], VGG16.layers, strict=False):
+        for layer, incoming in zip(architecture.layers[1:], architecture.layers, strict=False):
             if layer.kind == "conv":
                 x, g = (_picture(batch, one.shape, device, dtype) for one in (incoming, layer))
                 weight = torch.randn(layer.shape[-1], incoming.shape[-1], 3, 3, device=device).to(dtype)
@@ -77,13 +80,21 @@ def measure(device: str, precision: str, batch: int) -> dict[str, Any]:
             elif layer.kind == "dense":
                 units = (layer.parameters - layer.shape[-1]) // layer.shape[-1]
                 x, g = (torch.randn(batch, n, device=device).to(dtype) for n in (units, layer.shape[-1]))
-                weight = torch.randn(layer.shape[-1], units, device=device).to(dtype)
-                forward = _seconds(lambda x=x, w=weight: F.linear(x, w), device)  # type: ignore[misc]
-                backward = _seconds(lambda g=g, w=weight: g @ w, device)  # type: ignore[misc]
+                dense = torch.nn.Linear(units, layer.shape[-1], device=device, dtype=dtype).requires_grad_(False)
+                quicken(dense)  # as the network's own
+                forward = _seconds(lambda x=x, dense=dense: dense(x), device)  # type: ignore[misc]
+                backward = _seconds(_gradient(dense, x, g), device)
             else:
                 continue
             layers += forward + backward
-    return {"rate": best, "layers_s": layers / batch, "flops": flops(), "batch": batch}
+    return {"rate": best, "layers_s": layers / batch, "flops": flops(architecture), "batch": batch}
+
+
+def _gradient(layer: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor) -> Callable[[], object]:
+    with torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+    return lambda: torch.autograd.grad(y, leaf, upstream, retain_graph=True)
 
 
 def _picture(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> torch.Tensor:

@@ -168,19 +168,27 @@ def fidelity(folder: Path, yardstick: Path) -> dict[str, list[float]]:
 
 
 def precision_table(
-    runs: Runs, fidelities: dict[str, dict[str, list[float]]], machine: dict[str, str], options: argparse.Namespace
+    runs: Runs,
+    fidelities: dict[str, dict[str, list[float]]],
+    machine: dict[str, str],
+    options: argparse.Namespace,
+    many: int,
 ) -> str:
     """Markdown: a row a number format."""
     methods = list(TITLES)[2:]
     lines = [
         _about(machine, options),
-        "Shared engine, four photographs: seconds, and the lowest Pearson correlation with the float64 map.",
+        "Shared engine, four photographs: seconds, and the lowest Pearson correlation with the float64 map; and photographs a "
+        f"second, both CAMs of {many} from pixels in memory.",
         "",
-        "| | all four maps, s | both CAMs, s | " + " | ".join(TITLES[m] for m in methods) + " |",
-        "|---|---|---|" + "---|" * len(methods),
+        "| | all four maps, s | both CAMs, s | CAMs of photographs a second | "
+        + " | ".join(TITLES[m] for m in methods)
+        + " |",
+        "|---|---|---|---|" + "---|" * len(methods),
     ]
     for precision, rows in runs.items():
         cells = [_spread(_times(rows, job, 4), 3) for job in ("all", "cams")]
+        cells.append(_spread([many / seconds for seconds in _times(rows, "cams", many)], 1))
         if precision == "fp64":
             cells += ["1"] * len(methods)
         else:
@@ -227,6 +235,27 @@ def cost_table(found: dict[str, dict[str, Any]], machine: dict[str, str]) -> str
             f"| {title} | {line['fixed']:.3f} | {line['each']:.4f} | {100 * line['off']:.0f} % of the longest |"
         )
     return "\n".join(rows)
+
+
+def memory_line(runs: list[dict[str, Any]]) -> str:
+    """How the peak grows from 4 to 16 photographs, all four maps."""
+    peaks = {
+        n: max(r["peak_mb"] for run in runs for r in run["rows"] if (r["job"], r["photographs"]) == ("all", n))
+        for n in (4, 16)
+    }
+    return (
+        f"Peak memory, all four maps: {peaks[4]:.0f} MB for 4 photographs, {peaks[16]:.0f} MB for 16: "
+        f"{(peaks[16] - peaks[4]) / 12:.1f} MB for each further one."
+    )
+
+
+def start_line(starts: list[dict[str, float]]) -> str:
+    """From the command to the first map."""
+    cells = {name: _spread([start[name] for start in starts]) for name in starts[0]}
+    return (
+        f"Seconds from the command to one photograph's Grad-CAM on the disk: {cells['shared']} by the shared engine, "
+        f"{cells['library']} by the libraries; --help: {cells['help']}."
+    )
 
 
 def plot(found: dict[str, dict[str, Any]], path: Path, machine: dict[str, str]) -> None:

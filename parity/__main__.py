@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from parity.report import Native, ParityReport, PixelsRow
     from torch_impl import images
 
+_PROGRAM = "attention-parity"
+
 HOLDS, DIFFERS, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 SAMPLES = 4
@@ -40,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = _Parser(
-        prog="python -m parity",
+        prog=_PROGRAM if Path(sys.argv[0]).name.startswith(_PROGRAM) else "python -m parity",
         description="Compare attention maps with the reference's, Keras and tf-keras-vis, on the same pixels, weights and "
         "noise; name the first place where they part.",
         epilog="Exit status: 0 the port holds; 1 it differs; 2 it could not be compared; 130 interrupted.",

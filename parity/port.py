@@ -50,8 +50,7 @@ Draw = Callable[[str, nn.Module, Tensor, Tensor, methods.Settings], Tensor]
 def _stages(job: Job, draw: Draw) -> Iterator[Row]:
     device = choose_device(job.device)
     with numerics(job.precision):
-        model = vgg16.build(job.network).to(device, dtype_of(job.precision))
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+        model = vgg16.prepared(job.network, device, dtype_of(job.precision))
         target_layer = job.architecture.target.activation
         inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)

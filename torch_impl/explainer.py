@@ -409,9 +409,7 @@ class Explainer:
             from torch_impl.weights import load_network
 
             network = load_network(weights, input=input, progress=progress)
-        model = vgg16.build(network)
-        # Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in.
-        model = model.to(where, dtype_of(precision)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = vgg16.prepared(network, where, dtype_of(precision))
         explainer = cls(
             model,
             network.architecture.target.activation,

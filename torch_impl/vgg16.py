@@ -9,6 +9,7 @@ from torch import nn
 
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import Network
+from torch_impl.dense import quicken
 
 TARGET_LAYER = "features.29"
 """ReLU after conv5_3, (N, 512, 14, 14): Keras's block5_conv3. Not .28 (overwritten in place), not .30 (pooled)."""
@@ -58,6 +59,18 @@ def build(network: Network) -> nn.Module:
         state = {name: torch.from_numpy(array) for name, array in network.tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def prepared(network: Network, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The network as it is computed fastest: `build`, on its device, in its number format.
+
+    Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; the dense
+    layers are `dense.Dense`.
+    """
+    model: nn.Module = build(network).to(device, dtype)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+    quicken(model)
+    return model
 
 
 def summary(architecture: Architecture) -> str:

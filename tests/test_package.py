@@ -1,0 +1,231 @@
+"""What is shipped: the two distributions' contents, the one version, the extras, and the commands from an empty folder."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_program
+
+from torch_impl import __version__
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = ("torch_impl", "keras_ref", "parity")
+COMMANDS = {
+    "attention-maps": "torch_impl.__main__",
+    "attention-parity": "parity.__main__",
+    "attention-reference": "keras_ref.__main__",
+}
+
+LARGEST = 25_000_000
+"""Bytes of a distribution: what people still download without a thought."""
+
+NEEDED = (
+    "torch_impl/py.typed",
+    "parity/py.typed",
+    "keras_ref/py.typed",
+    "parity/contract/data/vgg16_offline.safetensors",
+    "parity/contract/data/imagenet_classes.txt",
+    "parity/contract/data/LICENSE",
+)
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist, and the wheel made from it, of this checkout's files."""
+    folder = tmp_path_factory.mktemp("distributions")
+    source = folder / "source"
+    # A copy: what an earlier build left in the checkout would find its way in, and this one must leave nothing there.
+    ignored = shutil.ignore_patterns(".*", "out", "dist", "build", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    made = subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(source)],
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
+    (sdist,) = (folder / "dist").glob("*.tar.gz")
+    (wheel,) = (folder / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_the_weights_and_the_licences_and_no_test(distributions):
+    _, wheel = distributions
+    assert wheel.stat().st_size < LARGEST
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    info = f"attention_maps-{__version__}.dist-info"
+    modules = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    assert modules <= names
+    assert set(NEEDED) <= names
+    assert {f"{info}/licenses/LICENSE", f"{info}/licenses/parity/contract/data/LICENSE"} <= names
+    assert {name.split("/")[0] for name in names} == {*PACKAGES, info}, "nothing else lands in site-packages"
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_is_built_and_read_and_no_test(distributions):
+    sdist, _ = distributions
+    assert sdist.stat().st_size < LARGEST
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*NEEDED, "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "docs/overview.jpg"} <= names
+    outside = [name for name in names if name.startswith(("tests", "benchmarks", "out", "."))]
+    assert outside == []
+
+
+@pytest.mark.slow
+def test_installed_wheel_runs_its_commands_from_an_empty_folder(distributions, tmp_path):
+    """The wheel in an environment of its own; PyTorch and the rest are this environment's, which is 5 GB less to fetch."""
+    _, wheel = distributions
+    venv.create(tmp_path / "environment", with_pip=False)
+    python = tmp_path / "environment" / "bin" / "python"
+    site = next((tmp_path / "environment" / "lib").glob("python*/site-packages"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    installed = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", "--quiet", str(wheel)],
+        env=environment, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert installed.returncode == 0, installed.stderr
+    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python.parent / command[0]), *command[1:]],
+            cwd=empty, env=environment, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    home = run("python", "-c", "import torch_impl, parity; print(torch_impl.__file__, parity.__file__)")
+    assert home.stdout.count(str(site)) == 2, "the wheel's modules, not the checkout's"
+    version = run("attention-maps", "--version")
+    assert version.returncode == 0
+    assert f"attention-maps {__version__} · torch " in version.stdout
+    assert list(empty.iterdir()) == []
+    explained = run("attention-maps", "explain", "--weights", "offline", "--methods", "gradcam", "--out", "maps")
+    assert explained.returncode == 0, explained.stderr
+    assert (empty / "maps" / "overview.png").stat().st_size > 0
+    judged = run(
+        "attention-parity", "--reference", str(ROOT / "tests" / "golden" / "tiny.npz"), "--no-ladder",
+        "--weights", _tiny_weights(empty), "--precision", "fp64", "--out", "parity",
+    )  # fmt: skip
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert (empty / "parity" / "report.html").stat().st_size > 0
+    assert "usage: attention-parity" in run("attention-parity", "--help").stdout
+    assert run("attention-reference", "--help").returncode == 0
+
+
+def _tiny_weights(folder: Path) -> str:
+    from parity.contract.artifact import Artifact
+    from parity.contract.network import write
+
+    network = Artifact.read(ROOT / "tests" / "golden" / "tiny.npz").network
+    assert network is not None
+    write(network, folder / "tiny.safetensors")
+    return "tiny.safetensors"
+
+
+def test_version_has_one_place():
+    assert PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "torch_impl._version.__version__"}
+    # Every literal that says this version in the packages: the one.
+    literals = [
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == __version__
+    ]
+    assert literals == ["torch_impl/_version.py"]
+
+
+def test_changelog_begins_with_this_version_or_what_comes_after_it():
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert __version__ in headings[:2]
+    assert headings[0] in (__version__, "Unreleased", "[Unreleased]")
+
+
+@pytest.mark.parametrize(("command", "module"), COMMANDS.items())
+def test_commands_exist(command, module):
+    assert PYPROJECT["project"]["scripts"][command] == f"{module}:main"
+
+
+def test_extras():
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert {"keras", "ray", "docs", "test"} <= set(extras)
+
+
+def test_every_import_is_a_stated_dependency():
+    """A package that happens to be there because another needs it may be gone tomorrow."""
+    stated = {
+        re.split(r"[\[<>=;! ]", line)[0].lower()
+        for lines in (PYPROJECT["project"]["dependencies"], *PYPROJECT["project"]["optional-dependencies"].values())
+        for line in lines
+    }
+    owners = importlib.metadata.packages_distributions()
+    unstated = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for name in _imported(path):
+                if name in sys.stdlib_module_names or name in PACKAGES or name not in owners:
+                    continue
+                if not stated & {owner.lower() for owner in owners[name]}:
+                    unstated[name] = path.relative_to(ROOT).as_posix()
+    assert unstated == {}
+
+
+def _imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+WITHOUT = """
+import importlib.util, runpy, sys
+hidden = set({hidden!r})
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in hidden else find(name, package)
+for name in hidden:
+    sys.modules[name] = None  # an import of it fails as if it were not there
+sys.argv = {argv!r}
+runpy.run_module({module!r}, run_name="__main__", alter_sys=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("keras_ref", ["--weights", "seeded:0", "--out", "reference.npz"]),
+        ("parity", ["--weights", "seeded:0", "--out", "report"]),
+    ],
+)
+def test_a_missing_extra_is_named_by_the_error_that_meets_it(tmp_path, module, arguments):
+    program = WITHOUT.format(hidden=["tensorflow", "keras", "tf_keras_vis"], argv=[module, *arguments], module=module)
+    result = run_program("-c", program, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"{module}: error: ")
+    assert "attention-maps[keras]" in line
+    assert list(tmp_path.iterdir()) == []
