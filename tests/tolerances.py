@@ -23,3 +23,6 @@ NORMALIZE = 1e-7
 
 FLOAT16 = 0.1
 """A map's peak: float16's 5e-4 times sixteen layers forward and back, and the ReLUs and pools that switch on the way."""
+
+FLOAT16_KEPT = 2.5e-4
+"""Of a map's range, where it is kept min–max scaled in float16: half of the last place below 1 is 2⁻¹² = 2.44e-4."""

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from torch_impl._version import __version__
 
 if TYPE_CHECKING:
+    from torch_impl.batch.reading import StoredMaps, read_maps
     from torch_impl.explainer import Explainer, Explanation
 
 # PyTorch asks for it at its first large allocation: feature maps on large pages, which saves the CPU some 4 % of a pass in
 # page faults. Whoever has set it keeps it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-__all__ = ["Explainer", "Explanation", "__version__"]
+__all__ = ["Explainer", "Explanation", "StoredMaps", "__version__", "read_maps"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from torch_impl import explainer
 
         return getattr(explainer, name)
+    if name in ("StoredMaps", "read_maps"):
+        from torch_impl.batch import reading
+
+        return getattr(reading, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

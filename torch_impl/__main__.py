@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from torch_impl import __version__
+from torch_impl.batch import command as batch_commands
 from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(run=_convert)
+
+    types = {"samples": _samples, "noise": _noise, "seed": _seed, "batch_size": _batch_size}
+    batch_commands.register(commands, types, _weights_option)
     return top
 
 
