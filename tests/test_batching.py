@@ -106,6 +106,12 @@ def test_auto_takes_what_half_of_the_free_memory_holds(monkeypatch, free, size):
     assert sized(9, TwoLayers(), torch.zeros(7, 3, 8, 8)) == 9
 
 
+def test_without_gradients_four_times_as_many_fit(monkeypatch):
+    for free, size in ((10**12, 4 * AUTO["cpu"]), (2 * 2088, 4), (2088, 2)):
+        monkeypatch.setattr(batching, "free_memory", lambda device, free=free: free)
+        assert sized("auto", TwoLayers(), torch.zeros(7, 3, 8, 8), gradients=False) == AutoSize(size)
+
+
 def test_where_nobody_says_auto_starts_high(monkeypatch):
     class Looks(torch.nn.Module):
         def forward(self, x):

@@ -472,7 +472,7 @@ class Explainer:
                 noise_level=noise_level,
                 n_samples=n_samples,
                 seed=seed,
-                batch_size=sized(self.batch_size, self.model, inputs),
+                batch_size=self.batch_size,
             )
             wanted = (
                 classes if classes is None else [classes] if isinstance(classes, (int, str, np.integer)) else classes
@@ -660,7 +660,7 @@ class Explainer:
         with preserved(self.model), torch.inference_mode():
             micro_batches(
                 range(len(inputs)),
-                batch_size,
+                sized(batch_size, self.model, inputs, gradients=False),
                 self.device,
                 lambda rows: found.append(logits_of(self.model, inputs[rows])),
             )

@@ -87,7 +87,6 @@ def shared_pass(
     raw: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
-    batch_size = sized(settings.batch_size, model, inputs)
     logits, target, raw = _first_pass(
         model,
         inputs,
@@ -95,7 +94,7 @@ def shared_pass(
         layer=cam.find_layer(model, settings.target_layer) if cams else None,
         cams=cams,
         vanilla="vanilla" in names,
-        batch_size=batch_size,
+        batch_size=sized(settings.batch_size, model, inputs, gradients="vanilla" in names),
         progress=progress("shared") if progress else None,
     )
     seconds["shared"] = _seconds_since(clock, inputs.device)
@@ -111,7 +110,7 @@ def shared_pass(
             noise_level=settings.noise_level,
             n_samples=settings.n_samples,
             seed=settings.seed,
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             progress=progress("smoothgrad") if progress else None,
             absolute_gradients=absolute_gradients,
         )

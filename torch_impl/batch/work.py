@@ -19,7 +19,7 @@ from torch_impl.batch.entries import Item, readable
 from torch_impl.batch.loading import Loaded, Loader
 from torch_impl.batch.plan import Part, Plan, RunError, chunks
 from torch_impl.batch.store import Row
-from torch_impl.batching import AUTO, MEMORY_PART, OutOfMemoryError, bytes_per_image, free_memory
+from torch_impl.batching import AutoSize, OutOfMemoryError, sized
 from torch_impl.explainer import Explainer, versions
 from torch_impl.methods import MapError, Settings, finish, raw_maps
 from torch_impl.names import REFERENCE_METHODS
@@ -51,25 +51,14 @@ def make_explainer(network: Network, plan: Plan, device: str) -> Explainer:
     )
 
 
-CAMS_ALONE = {"cpu": 16}
-"""Photographs in one pass where only CAMs are drawn. Their backward pass reads the dense layers' 494 MB of weights once a
-pass, whatever its size: the rate over the bare forward pass's was 0.87, 0.92, 0.94 with 4, 8, 16 (2 cores, VGG16). With no
-gradients below their layer, 16 photographs need no more memory than 4 do for a saliency map."""
-
-
 def micro_batch(explainer: Explainer, plan: Plan, batch_size: int | str) -> int:
     """Photographs in one pass: as given, or for "auto" what the free memory holds, up to where more gains nothing."""
-    if isinstance(batch_size, int):
-        return batch_size
-    device = explainer.device
-    most = AUTO.get(device.type, AUTO["cpu"])
-    if plan.engine == "shared" and set(plan.methods) <= {"gradcam", "gradcam_plus_plus"}:
-        most = CAMS_ALONE.get(device.type, most)
-    inputs = torch.empty((1, 3, plan.size, plan.size), dtype=explainer.dtype, device=device)
-    free, image = free_memory(device), bytes_per_image(explainer.model, inputs)
-    if free is None or image is None:
-        return most
-    return max(1, min(most, int(MEMORY_PART * free) // image))
+    inputs = torch.empty((1, 3, plan.size, plan.size), dtype=explainer.dtype, device=explainer.device)
+    cams_alone = plan.engine == "shared" and set(plan.methods) <= {"gradcam", "gradcam_plus_plus"}
+    size = sized(batch_size, explainer.model, inputs, gradients=not cams_alone)
+    if isinstance(size, AutoSize):
+        return size.start
+    return int(size)
 
 
 @dataclass
