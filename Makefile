@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= out
 
-.PHONY: help explain parity test test-slow lint bench freeze clean
+.PHONY: help explain parity test test-slow lint bench docs build freeze clean
 
 help:
 	@echo 'make explain    the four maps of four photographs, into $(OUT)/'
 	@echo 'make parity     the same maps by Keras and by PyTorch, compared: $(OUT)/parity/report.html'
 	@echo 'make test       the tests; make test-slow: the long ones; make lint: types, style, import borders'
+	@echo 'make docs       the documentation, into $(OUT)/docs; make build: sdist and wheel, into dist/'
 	@echo 'make bench      speed and memory against what one would use instead'
 
 explain: $(VENV)/.base
@@ -34,8 +35,15 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.keras
+bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.test
+	$(BIN)/python -m sphinx -W --keep-going -q docs $(OUT)/docs
+	@echo 'wrote $(OUT)/docs/index.html'
+
+build: $(VENV)/.test
+	$(BIN)/python -m build
 
 freeze: $(VENV)/.test
 	$(BIN)/python -m pip freeze --exclude-editable | sort -f | sed '1i \# Exact versions for development and CI: `pip install -c constraints.txt …`. Made with `make freeze`.' > constraints.txt
@@ -60,5 +68,5 @@ $(VENV)/.keras: $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.keras
 	@echo 'Installing the test tools (once) ...'
-	$(INSTALL) -e '.[keras,test]'
+	$(INSTALL) -e '.[keras,ray,docs,bench,test]'
 	@touch $@

@@ -189,6 +189,8 @@ def test_large_files_are_not_read(contain: Callable[[list[bytes]], list[str]], m
     items = list(open_inputs(contain([JPEG, bytes(3 * 2**20), JPEG])))
     monkeypatch.setattr(images, "MAX_BYTES", 2 * 2**20)
     assert [problem(item) for item in items] == ["", "3 MiB, more than the 2 MiB that are read: export it smaller", ""]
+    with pytest.raises(ImageError, match="3 MiB, more than"):  # refused before its bytes are taken, not by the decoder
+        read(items[1])
 
 
 def test_files_that_are_not_there(here: Path) -> None:
@@ -319,15 +321,26 @@ def test_items_are_small_and_travel_between_processes(here: Path) -> None:
     assert (done.stdout, done.stderr) == (f"{[len(JPEG)] * 3}\n", "")
 
 
-def test_a_forked_child_and_its_parent_read_the_same_table() -> None:
-    datas = [bytes([n]) * 500_000 for n in range(40)]
+def test_a_forked_child_opens_the_table_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharing the parent's open file, each would move the other's place in it between a seek and a read."""
+    draw = random.Random(0)
+    datas = [draw.randbytes(100_000) for _ in range(40)]
     items = list(open_inputs([parquet("t.parquet", image=datas, row_group_size=40)]))
     assert read(items[0]) == datas[0]
+    opened: list[str] = []
+    regular = tables.open_regular
+    monkeypatch.setattr(tables, "open_regular", lambda path: opened.append(path) or regular(path))
     child = os.fork()
-    if child == 0:  # would move the parent's place in the file, were it shared
-        os._exit(0 if all(read(item) == data for item, data in zip(items, datas, strict=True)) else 1)
+    if child == 0:
+        status = 2
+        try:
+            same = all(read(item) == data for item, data in zip(items, datas, strict=True))
+            status = 0 if same and len(opened) == 1 else 1
+        finally:
+            os._exit(status)
     assert all(read(item) == data for item, data in zip(items, datas, strict=True))
-    assert os.waitpid(child, 0)[1] == 0
+    assert opened == []  # and the parent goes on with its own
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_listing_again_gives_the_same() -> None:

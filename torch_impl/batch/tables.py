@@ -387,6 +387,7 @@ def _read_rows(
                         found = Row(number, "", None, str(error))
                     yield group, row, found
                     number, row = number + 1, row + 1
+                del batch, places, categories  # or there would be two at once
     except SourceError:
         raise
     except Exception as error:  # Arrow raises its own, OSError, and more on damaged pages
