@@ -705,3 +705,15 @@ def test_a_run_json_of_another_version_is_refused(weights, here, capsys):
 def test_store_refuses_rows_of_another_part():
     with pytest.raises(AssertionError):
         Store("x").write_part("id", Part(0, (Item(0, "k", "p", None, File("f"), (1, 2)),)), [], None, {})
+
+
+@pytest.mark.slow
+def test_memory_and_cost_of_a_longer_run(tmp_path):
+    """The benchmark itself, short: four times the photographs need no more memory, and no more seconds each."""
+    from benchmarks import large
+
+    assert large.main(["growth", "--photographs", "1000,4000", "--json", str(tmp_path / "figures.json")]) == 0
+    few, many = json.loads((tmp_path / "figures.json").read_text())["runs"]
+    # 3000 photographs more, held decoded, would be 37 MB; their maps and rows, 10 MB. Allocators vary by some 5 MB.
+    assert many["rss_mb"] - few["rss_mb"] < 10
+    assert many["seconds"] < 4 * few["seconds"], "the fixed part is paid once"
