@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_sources
 import torch
 from batch_runs import METHODS, Killer, batch, bits, identity, make_photographs, same_logits, table
 from conftest import ROOT
@@ -114,6 +116,17 @@ def test_a_bad_photograph_is_a_row_with_its_reason(weights, here):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rows"] == 23
     assert sum(summary["errors"].values()) == 3
+
+
+@pytest.mark.parametrize("contain", [test_sources.in_folder, test_sources.in_tar, test_sources.in_hugging_face])
+def test_every_awkward_file_is_a_row_in_any_container(weights, tmp_path, monkeypatch, contain):
+    monkeypatch.chdir(tmp_path)
+    mixed = [data for pair in zip(test_sources.AWKWARD, test_sources.FINE, strict=False) for data in pair]
+    rows = table(run(weights, inputs=contain(mixed))).to_pylist()
+    assert len(rows) == len(mixed)
+    assert [row["error"] is None for row in rows] == [False, True] * (len(mixed) // 2)
+    assert all(row["error"].isprintable() for row in rows if row["error"])
+    assert [row["sha256"] for row in rows[1::2]] == [hashlib.sha256(data).hexdigest() for data in mixed[1::2]]
 
 
 def test_classes_from_a_table_and_a_class_that_does_not_exist(weights, here):
@@ -692,3 +705,15 @@ def test_a_run_json_of_another_version_is_refused(weights, here, capsys):
 def test_store_refuses_rows_of_another_part():
     with pytest.raises(AssertionError):
         Store("x").write_part("id", Part(0, (Item(0, "k", "p", None, File("f"), (1, 2)),)), [], None, {})
+
+
+@pytest.mark.slow
+def test_memory_and_cost_of_a_longer_run(tmp_path):
+    """The benchmark itself, short: four times the photographs need no more memory, and no more seconds each."""
+    from benchmarks import large
+
+    assert large.main(["growth", "--photographs", "1000,4000", "--json", str(tmp_path / "figures.json")]) == 0
+    few, many = json.loads((tmp_path / "figures.json").read_text())["runs"]
+    # 3000 photographs more, held decoded, would be 37 MB; their maps and rows, 10 MB. Allocators vary by some 5 MB.
+    assert many["rss_mb"] - few["rss_mb"] < 10
+    assert many["seconds"] < 4 * few["seconds"], "the fixed part is paid once"

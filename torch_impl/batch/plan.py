@@ -18,7 +18,7 @@ RESOLUTIONS = ("raw", "full")
 """raw: CAMs at the layer's resolution, before they are enlarged. full: normalized, at the network's input size."""
 
 PART_ROWS = 256
-"""Rows of a part: the most that a kill can cost, some 40 s on two cores, and 5,000 files for ImageNet's training set."""
+"""Rows of a part: what a kill can cost, some 20 s on two cores, and 5,000 files for ImageNet's training set."""
 
 START_AFRESH = "choose another --out, or delete that folder to start afresh"
 

@@ -14,6 +14,7 @@ import torch
 from parity.contract.files import whole
 from torch_impl import images
 from torch_impl.batch import sources
+from torch_impl.batch.command import printable
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, columns, row_batches
 from torch_impl.batch.store import Run, Store
@@ -152,8 +153,3 @@ def cell(value: Any) -> Any:
         value = "; ".join(f"{v['label']} {v['probability']:.4f}" if isinstance(v, dict) else str(v) for v in value)
     text = str(value)
     return printable("'" + text if text.lstrip(" ").startswith(_FORMULA) else text)
-
-
-def printable(text: str) -> str:
-    """Text that a terminal does not obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

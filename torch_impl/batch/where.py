@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +39,12 @@ def parse(text: str) -> pc.Expression:
     """
     if len(text) > _LONGEST:
         raise WhereError(f"--where: longer than {_LONGEST} letters")
+    if not text.isprintable():  # Python 3.12's tokenizer answers a NUL with a SystemError
+        raise WhereError(f"--where {text!r}: holds control characters; {HINT}")
     try:
-        tree = ast.parse(_without_keyword(text).strip(), mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts: they are compared as they are
+            tree = ast.parse(_without_keyword(text).strip(), mode="eval")
         return _Builder(text).condition(tree.body)
     except WhereError:
         raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,6 @@ class Worker:
     plan: Plan
     batch_size: int
     automatic: bool = True
-    busy: float = field(default=0.0, init=False)
 
     def about(self) -> dict[str, Any]:
         """How rows are computed here, for a part's metadata."""
@@ -126,7 +125,6 @@ class Worker:
             seconds = (time.perf_counter() - clock) / len(good)
             for i, values in zip(good, explained, strict=True):
                 rows[i] = replace(rows[i], seconds=rows[i].seconds + seconds, **values)
-        self.busy += time.perf_counter() - clock
         return rows
 
     def _maps(self, photographs: Sequence[Any], target: Sequence[int | None]) -> list[dict[str, Any]]:
