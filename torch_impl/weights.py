@@ -210,7 +210,7 @@ def _read(path: Path) -> Network:
     try:
         kind = _kind(path)
         if kind == "safetensors":
-            network = contract.read(path)
+            network = contract.read(path, framework="pt")
             if network is not None:
                 _vgg16({name: array.shape for name, array in network.tensors.items()})
                 return network

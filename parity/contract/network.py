@@ -160,8 +160,12 @@ def from_source(source: str) -> Network | None:
     return None
 
 
-def read(path: str | os.PathLike[str]) -> Network | None:
+def read(path: str | os.PathLike[str], *, framework: str = "numpy") -> Network | None:
     """Read a canonical safetensors file, as `write` writes it.
+
+    Args:
+        path: the file.
+        framework: whose reader: `numpy` copies the tensors into memory; `pt`, where PyTorch is, maps the file instead.
 
     Returns:
         The network; None where the file is a sound safetensors file that does not say it is canonical.
@@ -170,11 +174,12 @@ def read(path: str | os.PathLike[str]) -> Network | None:
         WeightsError: the file is damaged, or holds something else than a VGG.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with safetensors.safe_open(path, framework=framework) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: tensor if framework == "numpy" else tensor.numpy() for name, tensor in found.items()}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # The last two: NumPy has no bfloat16 and no float8.
         raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({_line(error)})") from None
