@@ -31,7 +31,7 @@ CLASSES = [285, 967, 872, 698]
 
 
 def main() -> int:
-    """Do the jobs of one JSON line from standard input, in order; write one JSON line."""
+    """Do the jobs in order; write one JSON line."""
     parser = argparse.ArgumentParser(prog="benchmarks.child", description=__doc__)
     parser.add_argument("contender")
     parser.add_argument("--device", default="cpu")
@@ -41,6 +41,10 @@ def main() -> int:
     parser.add_argument("--maps", type=Path, help="keep the maps of each job here")
     options = parser.parse_args()
     jobs = [(str(job), int(count), int(samples)) for job, count, samples in json.loads(options.jobs)]
+    if options.device.startswith("cuda") and options.contender != "tf-keras-vis":
+        import torch
+
+        torch.cuda.set_device(options.device)  # events, memory and synchronization are the current device's
     print(json.dumps(_limit(options) if options.contender == "limit" else _run(options, jobs)))
     return 0
 

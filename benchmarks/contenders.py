@@ -92,7 +92,7 @@ def stock(network: Network, device: str, precision: str) -> Job:
         for name, method in (("gradcam", GradCAM), ("gradcam_plus_plus", GradCAMPlusPlus)):
             if name in methods:
                 cam = method(model=model, target_layers=layer)
-                drawn[name] = cam(input_tensor=inputs, targets=targets)
+                drawn[name] = cam(input_tensor=inputs.detach(), targets=targets)
                 cam.activations_and_grads.release()
         return drawn
 

@@ -48,24 +48,24 @@ def checks(folder: Path, names: list[str]) -> dict[str, dict[str, list[float]]]:
         if name == base:
             continue
         found[name] = {}
-        for job in ("all", "cams"):
-            for count in (1, 4):
-                paths = [folder / f"{one}-{job}-{count}.npz" for one in (name, base)]
-                if not all(path.is_file() for path in paths):
-                    continue
-                with np.load(paths[0]) as ours, np.load(paths[1]) as theirs:
-                    for method in ours.files:
-                        if method == "smoothgrad" and count > 1:
-                            continue
-                        found[name][method] = [pearson(a, b) for a, b in zip(ours[method], theirs[method], strict=True)]
+        for theirs_path in sorted(folder.glob(f"{base}-*.npz")):
+            ours_path = folder / f"{name}{theirs_path.name.removeprefix(base)}"
+            if not ours_path.is_file():
+                continue
+            with np.load(ours_path) as ours, np.load(theirs_path) as theirs:
+                for method in ours.files:
+                    if method == "smoothgrad" and len(ours[method]) > 1:
+                        continue
+                    values = [pearson(a, b) for a, b in zip(ours[method], theirs[method], strict=True)]
+                    found[name].setdefault(method, []).extend(values)
     reference: dict[str, dict[str, list[float]]] = {"reference": {base: []}}
     return reference | found
 
 
 def sound(checked: dict[str, dict[str, list[float]]]) -> bool:
-    """Whether every contender that claims the reference's maps draws them."""
+    """Whether every contender that claims the reference's maps was compared with it, and draws them."""
     claims = [checked[name] for name in EXACT_TO_KERAS if name in checked]
-    return all(value >= SAME for rows in claims for values in rows.values() for value in values)
+    return all(rows and all(value >= SAME for values in rows.values() for value in values) for rows in claims)
 
 
 def check_table(checked: dict[str, dict[str, list[float]]]) -> str:
@@ -129,13 +129,15 @@ def speed_table(runs: Runs, limits: list[dict[str, Any]], machine: dict[str, str
         pairs = zip(_times(runs["library"], "all", 4), _times(runs["stock"], "all", 4), strict=True)
         lines += ["", f"stock / library, all four maps of 4 photographs: {_spread([b / a for a, b in pairs])}."]
     lines += ["", "Peak memory of the process, MB, all four maps (torch-cam: both CAMs):", ""]
-    counts = sorted({count for _, count in seen})
     lines += ["| photographs | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for count in counts:
+    for count in sorted({count for job, count in seen if job == "all"}):
         cells = []
         for name in names:
-            peaks = [row["peak_mb"] for run in runs[name] for row in run["rows"] if row["photographs"] == count]
-            cells.append(f"{max(peaks):.0f}" if peaks else "–")
+            job = "cams" if name == "torch-cam" else "all"
+            rows = [
+                row for run in runs[name] for row in run["rows"] if (row["job"], row["photographs"]) == (job, count)
+            ]
+            cells.append(f"{max(row['peak_mb'] for row in rows):.0f}" if rows else "–")
         lines.append(f"| {count} | " + " | ".join(cells) + " |")
     if options.device.startswith("cuda"):
         peak = max(row.get("device_peak_mb", 0) for run in runs[names[0]] for row in run["rows"])

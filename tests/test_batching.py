@@ -134,6 +134,9 @@ def test_free_memory_is_what_linux_and_the_container_say(tmp_path):
     assert batching._group(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     assert batching._group(tmp_path) == 700
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 150\nactive_file 2\n")
+    assert batching._group(tmp_path) == 850
+    (tmp_path / "memory.stat").unlink()
     (tmp_path / "memory.max").write_text("200\n")
     assert batching._group(tmp_path) == 0
 

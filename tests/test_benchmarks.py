@@ -49,9 +49,16 @@ def test_a_map_that_is_another_is_noticed(tmp_path):
     assert report.sound(checked)  # stock is another map and does not claim to be this one
     assert min(checked["shared"]["gradcam"]) == pytest.approx(1)
     assert max(checked["stock"]["gradcam"]) < 0.5
+    for name in ("shared", "tf-keras-vis"):  # a right map in another job does not make up for a wrong one
+        np.savez(tmp_path / f"{name}-cams-1.npz", gradcam=maps["gradcam"])
+    assert report.sound(report.checks(tmp_path, ["shared", "stock", "tf-keras-vis"]))
     maps["gradcam"] = maps["gradcam"][:, ::-1]
     np.savez(tmp_path / "shared-all-1.npz", **maps)
     assert not report.sound(report.checks(tmp_path, ["shared", "stock", "tf-keras-vis"]))
+
+
+def test_a_contender_that_was_never_compared_is_not_sound(tmp_path):
+    assert not report.sound(report.checks(tmp_path, ["shared", "tf-keras-vis"]))
 
 
 def test_the_peak_is_that_of_the_job_alone():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import close
@@ -80,3 +82,20 @@ def test_the_network_is_the_same_one(tiny, inputs, target):
     scores = [model(z).gather(1, target.cpu()[:, None]).sum() for model, z in ((plain, x), (quick, y))]
     (a,), (b,) = (torch.autograd.grad(score, z) for score, z in zip(scores, (x, y), strict=True))
     close(b, a, FLOAT32)
+
+
+def test_second_derivatives_and_functional_transforms():
+    """A user may take the explainer's own model for more than maps."""
+    torch.manual_seed(1)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).requires_grad_(False)
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    x, y = (torch.arange(12.0).reshape(2, 6).div(6).requires_grad_() for _ in range(2))
+    found = []
+    for model, z in ((plain, x), (quick, y)):
+        (first,) = torch.autograd.grad(model(z).sum(), z, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), z)[0])
+    assert found[0].abs().max() > 1e-3
+    close(found[1], found[0], FLOAT32)
+    slope = torch.func.vmap(torch.func.grad(lambda z: quick(z[None]).sum()))(x.detach())
+    close(slope, torch.autograd.grad(plain(x).sum(), x)[0], FLOAT32)

@@ -306,6 +306,26 @@ def test_compute_gives_raw_maps_of_pixels(tiny, photographs):
     assert explainer.compute(pixels, methods=[]).target.tolist() == found.logits.argmax(dim=1).tolist()
 
 
+def test_compute_refuses_what_it_cannot_do(tiny, photographs):
+    from parity.contract.classes import ClassError
+
+    explainer = Explainer.vgg16(tiny, device="cpu")
+    pixels = np.stack([p.pixels for p in photographs])
+    with pytest.raises(ClassError, match="class 10 does not exist"):
+        explainer.compute(pixels, [1, 10, 2], "gradcam")
+    with pytest.raises(ClassError, match="2 classes for 3 photographs"):
+        explainer.compute(pixels, [1, 2], "gradcam")
+    with pytest.raises(ValueError, match="no photograph"):
+        explainer.compute(pixels[:0], None, "gradcam")
+
+
+@torch.inference_mode()
+def test_an_explainer_made_in_inference_mode(tiny, photographs):
+    for engine in ("library", "shared"):
+        maps = Explainer.vgg16(tiny, device="cpu", engine=engine)(photographs, 2, ["vanilla", "gradcam"])
+        assert maps["vanilla"].max() > 0.9
+
+
 def test_progress_tells_each_pass(tiny, photographs):
     told = []
     explainer = Explainer.vgg16(tiny, device="cpu", engine="shared", batch_size=2)

@@ -158,7 +158,7 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be had, or None where nobody says.
 
     On CUDA: the device's free memory and what PyTorch holds unused. On a CPU: Linux's `MemAvailable`, or what the control
-    group (a container) leaves, if that is less.
+    group (a container, version 2) leaves, if that is less.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -187,11 +187,21 @@ def _group(root: Path) -> int | None:
         try:
             limit = (folder / "memory.max").read_text(encoding="ascii").strip()
             used = int((folder / "memory.current").read_text(encoding="ascii"))
+            used -= _reclaimable(folder / "memory.stat")
         except (OSError, ValueError):
             continue
         if limit.isdigit():
             left = _least(left, max(0, int(limit) - used))
     return left
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of files that were read and can be dropped: counted as used, but no less free."""
+    try:
+        found = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return 0
+    return next((int(value) for name, value in found if name == "inactive_file"), 0)
 
 
 def _least(*values: int | None) -> int | None:

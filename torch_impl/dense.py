@@ -24,6 +24,7 @@ class Dense(nn.Linear):
             and input.device.type == "cpu"
             and not self.weight.requires_grad
             and _available()
+            and not torch._C._are_functorch_transforms_active()
         ):
             product: Tensor = _Product.apply(input, self.weight)  # type: ignore[no-untyped-call]
             return product if self.bias is None else product + self.bias
@@ -58,4 +59,4 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _one_dnn(gradient, ctx.weight.t()), None
+        return _Product.apply(gradient, ctx.weight.t()), None  # type: ignore[no-untyped-call]  # itself differentiable

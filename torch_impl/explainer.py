@@ -562,8 +562,12 @@ class Explainer:
             Tensors on the device; `methods.finish(raw, (H, W))` makes a raw map one in [0, 1] of the photograph's size.
 
         Raises:
-            ValueError, MapError: as of `shared_pass`.
+            ClassError: a class that does not exist, or not one for all or for each.
+            ValueError: no photograph, or pixels that are not uint8 (N, H, W, 3); and as of `shared_pass`.
+            MapError: a value is not finite.
         """
+        if len(pixels) == 0:
+            raise ValueError("no photograph was given")
         with numerics(self.precision):
             inputs = self._inputs(pixels)
             settings = Settings(
@@ -573,7 +577,10 @@ class Explainer:
                 seed=seed,
                 batch_size=self.batch_size,
             )
-            categories = None if target is None else torch.tensor(list(target), device=self.device)
+            categories = None
+            if target is not None:
+                chosen = _checked_classes(list(target), len(pixels), self._n_classes(inputs))
+                categories = torch.tensor(chosen, device=self.device)
             return shared_pass(self.model, inputs, categories, methods, settings)
 
     def _by_libraries(

@@ -67,8 +67,9 @@ def prepared(network: Network, device: torch.device, dtype: torch.dtype) -> nn.M
     Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; the dense
     layers are `dense.Dense`.
     """
-    model: nn.Module = build(network).to(device, dtype)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
+    with torch.inference_mode(False):  # tensors made in inference mode could never be part of a gradient
+        model: nn.Module = build(network).to(device, dtype)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     quicken(model)
     return model
 
