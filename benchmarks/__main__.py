@@ -28,6 +28,8 @@ from torch_impl import images
 
 ROOT = Path(__file__).resolve().parent.parent
 
+JOBS = ("all", "cams", "vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
+
 PRECISIONS = {"cpu": ("fp64", "fp32", "bf16"), "cuda": ("fp64", "fp32", "tf32", "fp16", "bf16")}
 """What is measured where nothing else is asked for: fp16 on a CPU takes minutes, no CPU kernel being made for it."""
 
@@ -52,13 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--contenders", help="of shared,library,stock,torch-cam,tf-keras-vis; default: all that are here"
     )
-    parser.add_argument("--jobs", default="all,cams,vanilla,smoothgrad,gradcam,gradcam_plus_plus", help="(%(default)s)")
+    parser.add_argument("--jobs", help=f"default: {','.join(JOBS)}, and the memory of all")
     parser.add_argument("--precision", help="speed: of shared and library (fp32); precision: a list")
     parser.add_argument("--weights", default="offline", help="offline, offline-random:N, or a file (%(default)s)")
     parser.add_argument("--long", action="store_true", help="SmoothGrad of more than 4 photographs, too: minutes more")
     parser.add_argument("--json", type=Path, help="write every single figure here")
     parser.add_argument("--plot", type=Path, help="cost: draw it here (.svg, .png)")
     options = parser.parse_args(argv)
+    options.jobs_given = options.jobs is not None
+    options.jobs = options.jobs or ",".join(JOBS)
     try:
         run = {"speed": _speed, "precision": _precision, "cost": _cost}[options.what]
         text, data, good = run(options)
@@ -145,15 +149,14 @@ def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
 def _cost(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
     by_photographs = [("cams", n, 1) for n in (1, 2, 4, 8, 16, 32)] + [("vanilla", n, 1) for n in (1, 2, 4, 8, 16)]
     by_samples = [("smoothgrad", 1, n) for n in (1, 2, 4, 8, 12, 16, 20)]
-    memory = [("all", n, 2) for n in (4, 16)]
     runs, starts = [], []
     for _ in range(options.rounds):
-        runs.append(_child(options, "shared", by_photographs + by_samples + memory))
+        runs.append(_child(options, "shared", by_photographs + by_samples))
         starts.append(_starts(options))
     lines = report.lines(runs)
     if options.plot:
         report.plot(lines, options.plot, machine())
-    text = f"{report.cost_table(lines, machine())}\n\n{report.memory_line(runs)}\n{report.start_line(starts)}"
+    text = f"{report.cost_table(lines, machine())}\n\n{report.start_line(starts)}"
     return text, {"runs": runs, "lines": lines, "starts": starts}, True
 
 

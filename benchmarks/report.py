@@ -128,17 +128,6 @@ def speed_table(runs: Runs, limits: list[dict[str, Any]], machine: dict[str, str
     if "library" in names and "stock" in names and _times(runs["library"], "all", 4):
         pairs = zip(_times(runs["library"], "all", 4), _times(runs["stock"], "all", 4), strict=True)
         lines += ["", f"stock / library, all four maps of 4 photographs: {_spread([b / a for a, b in pairs])}."]
-    lines += ["", "Peak memory of the process, MB, all four maps (torch-cam: both CAMs):", ""]
-    lines += ["| photographs | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
-    for count in sorted({count for job, count in seen if job == "all"}):
-        cells = []
-        for name in names:
-            job = "cams" if name == "torch-cam" else "all"
-            rows = [
-                row for run in runs[name] for row in run["rows"] if (row["job"], row["photographs"]) == (job, count)
-            ]
-            cells.append(f"{max(row['peak_mb'] for row in rows):.0f}" if rows else "–")
-        lines.append(f"| {count} | " + " | ".join(cells) + " |")
     if options.device.startswith("cuda"):
         peak = max(row.get("device_peak_mb", 0) for run in runs[names[0]] for row in run["rows"])
         lines += ["", f"Peak memory on the device, {names[0]}: {peak:.0f} MB."]
@@ -239,16 +228,18 @@ def cost_table(found: dict[str, dict[str, Any]], machine: dict[str, str]) -> str
     return "\n".join(rows)
 
 
-def memory_line(runs: list[dict[str, Any]]) -> str:
-    """How the peak grows from 4 to 16 photographs, all four maps."""
-    peaks = {
-        n: max(r["peak_mb"] for run in runs for r in run["rows"] if (r["job"], r["photographs"]) == ("all", n))
-        for n in (4, 16)
-    }
-    return (
-        f"Peak memory, all four maps: {peaks[4]:.0f} MB for 4 photographs, {peaks[16]:.0f} MB for 16: "
-        f"{(peaks[16] - peaks[4]) / 12:.1f} MB for each further one."
-    )
+def memory_table(memory: dict[str, dict[int, float]]) -> str:
+    """Markdown: peaks, and what each further photograph adds."""
+    lines = [
+        "Peak memory of the whole process, MB, all four maps, each in a process of its own:",
+        "",
+        "| photographs | " + " | ".join(memory) + " |",
+        "|---|" + "---|" * len(memory),
+    ]
+    for count in (4, 16):
+        lines.append(f"| {count} | " + " | ".join(f"{peaks[count]:.0f}" for peaks in memory.values()) + " |")
+    each = [f"{(peaks[16] - peaks[4]) / 12:.1f}" for peaks in memory.values()]
+    return "\n".join([*lines, "| each further one | " + " | ".join(each) + " |"])
 
 
 def start_line(starts: list[dict[str, float]]) -> str:
