@@ -14,7 +14,7 @@ help:
 	@echo 'make parity     the same maps by Keras and by PyTorch, compared: $(OUT)/parity/report.html'
 	@echo 'make test       the tests; make test-slow: the long ones; make lint: types, style, import borders'
 	@echo 'make docs       the documentation, into $(OUT)/docs; make build: sdist and wheel, into dist/'
-	@echo 'make bench      speed and memory against what one would use instead'
+	@echo 'make bench      speed and memory against what one would use instead; number formats; cost against work (half an hour)'
 
 explain: $(VENV)/.base
 	$(BIN)/python -m torch_impl explain --weights offline --out $(OUT)
@@ -36,7 +36,10 @@ lint: $(VENV)/.test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks
+	mkdir -p $(OUT)
+	$(BIN)/python -m benchmarks --json $(OUT)/benchmarks.json
+	$(BIN)/python -m benchmarks precision --samples 4 --json $(OUT)/precision.json
+	$(BIN)/python -m benchmarks cost --json $(OUT)/cost.json --plot $(OUT)/cost.svg
 
 docs: $(VENV)/.test
 	$(BIN)/python -m sphinx -W --keep-going -q docs $(OUT)/docs

@@ -68,6 +68,12 @@ def test_every_block_is_run_or_says_why_not(page):
     )
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_nothing_is_left_to_be_filled_in(page):
+    text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.search(r"(^|\s)(SPEED|PRECISION|COST|COMPILE|MEASURED|RAY[A-Z]+|TODO|FIXME|XXX)\b", text)
+
+
 RUNNER = """
 import json, linecache, re, subprocess, sys
 sys.path.insert(0, "")
