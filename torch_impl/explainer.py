@@ -246,13 +246,10 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
     return set()
 
 
-def _is_default(photograph: images.Photograph) -> bool:
-    """Whether it is one of the photographs that installed packages carry, whose credit belongs in the figures."""
-    return (
-        photograph.path is not None
-        and Path(photograph.path).parent.name in ("data", "images")
-        and (photograph.name in images.LICENCES)
-    )
+def credit_of(name: str, path: str | None) -> str:
+    """Whose photograph it is, for the figures: of those that installed packages carry; "" for every other."""
+    ours = path is not None and Path(path).parent.name in ("data", "images")
+    return images.LICENCES.get(name, "") if ours else ""
 
 
 def _earlier_result(out: Path) -> set[str] | None:
@@ -495,7 +492,7 @@ class Explainer:
                 "sha256": one.sha256,
                 "size": list(one.original_size),
                 "notes": list(one.notes),
-                "credit": images.LICENCES.get(one.name, "") if _is_default(one) else "",
+                "credit": credit_of(one.name, one.path),
                 "class": chosen[i],
                 "label": imagenet.label(chosen[i], logits.shape[1]),
                 "logit": float(logits[i, chosen[i]]),

@@ -105,12 +105,15 @@ class ImageError(ValueError):
     Attributes:
         path: The file as it was given; ``<array>``, ``<image 2>`` and so on for what is no file.
         problem: The line without the path.
+        passing: Whether it lies with the machine (a disk, a network, memory) rather than the picture, so that another try
+            may succeed.
     """
 
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(path, problem)  # both, so that it survives pickling between processes
+    def __init__(self, path: str, problem: str, passing: bool = False) -> None:
+        super().__init__(path, problem, passing)  # all of them, so that it survives pickling between processes
         self.path = path
         self.problem = problem
+        self.passing = passing
 
     def __str__(self) -> str:
         # repr, because a name may hold line breaks and escape sequences, which a terminal would obey.
@@ -130,6 +133,7 @@ class ImagesError(ImageError):
         self.errors = tuple(errors)
         self.path = self.errors[0].path
         self.problem = self.errors[0].problem
+        self.passing = self.errors[0].passing
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.errors))
@@ -137,6 +141,10 @@ class ImagesError(ImageError):
 
 class _RefusedError(Exception):
     """Why a picture is refused, raised where its name is not known."""
+
+    def __init__(self, problem: str, passing: bool = False) -> None:
+        super().__init__(problem)
+        self.passing = passing
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, which has no yes or no
@@ -274,7 +282,7 @@ def read_file(path: str, *, offset: int = 0, length: int | None = None, stamp: t
     try:
         return _read(path, offset, length, stamp)
     except _RefusedError as refusal:
-        raise ImageError(path, str(refusal)) from None
+        raise ImageError(path, str(refusal), refusal.passing) from None
 
 
 def check_length(length: int) -> None:
@@ -424,7 +432,13 @@ def _status(path: str | os.PathLike[str]) -> os.stat_result:
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise _RefusedError(why_not(path, error)) from error
+        raise _RefusedError(why_not(path, error), _may_pass(error)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether reading may succeed another time: not where there is no such file, which only a new file mends."""
+    gone = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+    return isinstance(error, OSError) and error.errno not in gone
 
 
 def why_not(path: str | os.PathLike[str], error: Exception) -> str:
@@ -483,9 +497,9 @@ def _read(path: str, offset: int = 0, length: int | None = None, stamp: tuple[in
             file.seek(offset)
             data = file.read(length)
     except OSError as error:
-        raise _RefusedError(why_not(path, error)) from error
+        raise _RefusedError(why_not(path, error), _may_pass(error)) from error
     if len(data) < length:
-        raise _RefusedError("changed while it was being read: try again")
+        raise _RefusedError("changed while it was being read: try again", passing=True)
     return data
 
 
@@ -562,6 +576,7 @@ def _refusing(path: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            passing = isinstance(error, MemoryError) or (isinstance(error, _RefusedError) and error.passing)
             if isinstance(error, _RefusedError):
                 problem = str(error)
             elif isinstance(error, MemoryError):
@@ -569,7 +584,7 @@ def _refusing(path: str) -> Iterator[None]:
             else:
                 problem = f"cannot be decoded, truncated or damaged: {_one_line(error)}"
             error.__traceback__ = None  # its frames hold the file's bytes, and Python 3.12 holds on to it
-            raise ImageError(path, problem) from error
+            raise ImageError(path, problem, passing) from error
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
             logging.getLogger("PIL").removeHandler(unheard)

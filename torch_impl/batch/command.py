@@ -197,7 +197,7 @@ def _run(arguments: argparse.Namespace, methods: tuple[str, ...], store: Store, 
         if arguments.strict and found.errors:
             raise RunError(
                 f"--strict: {sum(found.errors.values()):,} rows of {store.shown} have an error ({_kinds(found.errors)}): "
-                f"run without --strict, or mend the photographs and add --redo-changed"
+                f"run without --strict, or mend these photographs and add --redo-changed"
             )
         progress.begin(found.total, found.done, sum(found.errors.values()))
         started = time.perf_counter()

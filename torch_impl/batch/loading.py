@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -29,12 +33,16 @@ class Loaded:
         photograph: decoded; None with an error.
         error: one line, without the path.
         seconds: spent reading and decoding.
+        sha256: of the bytes; None where they could not be read.
+        passing: whether another try may succeed; see `images.ImageError`.
     """
 
     item: Item
     photograph: images.Photograph | None
     error: str | None
     seconds: float
+    sha256: str | None = None
+    passing: bool = False
 
 
 def load(items: Sequence[Item], size: int, resize: str) -> list[Loaded]:
@@ -42,13 +50,29 @@ def load(items: Sequence[Item], size: int, resize: str) -> list[Loaded]:
     found = []
     for item in items:
         clock = time.perf_counter()
-        photograph, error = None, None
+        photograph, error, digest, passing = None, None, None, False
         try:
-            photograph = sources.photograph(item, size=size, resize=resize)
+            data = sources.read(item)
+            digest = hashlib.sha256(data).hexdigest()
+            photograph = sources.decoded(item, data, size=size, resize=resize)
         except images.ImageError as refused:
-            error = refused.problem
-        found.append(Loaded(item, photograph, error, time.perf_counter() - clock))
+            error, passing = refused.problem, refused.passing
+        found.append(Loaded(item, photograph, error, time.perf_counter() - clock, digest, passing))
     return found
+
+
+def _begin() -> None:
+    """In each process: Ctrl-C is the parent's business, and without a parent, however it went, there is nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, name="orphan", daemon=True).start()
 
 
 class Loader(Generic[Tag]):
@@ -104,7 +128,7 @@ class Loader(Generic[Tag]):
         if not self.processes:
             return ThreadPoolExecutor(1, "loader")
         # Not fork: this process has threads, and maybe a CUDA context.
-        return ProcessPoolExecutor(self.processes, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        return ProcessPoolExecutor(self.processes, get_context("spawn"), _begin)
 
     def _next(self, waiting: deque[tuple[Tag, Sequence[Item], Future[list[Loaded]]]]) -> tuple[Tag, list[Loaded]]:
         tag, items, future = waiting.popleft()
@@ -125,7 +149,7 @@ class Loader(Generic[Tag]):
         except BrokenProcessPool:
             self._close()
             problem = "the process that decoded it died: damaged so that the decoder crashes, or too little memory"
-            return Loaded(item, None, problem, 0.0)
+            return Loaded(item, None, problem, 0.0, passing=True)
 
     def _close(self) -> None:
         if self._pool is not None:

@@ -4,6 +4,8 @@ Every part's metadata carry a digest of the items it was made of (index, key, cl
 whose digest is that of the listing's same rows is kept. Where it is not, its rows say why, and the rule is:
 
     a file's time or size differs, its bytes do not (sha256)       kept
+    a photograph could not be read for a passing reason            done again (a full table of files, a disk, memory, rights)
+    one that was not there is there now                            done again
     the part's rows are the first of more rows now                 done again: the listing has grown at its end
     bytes differ; rows have gone, come in between, or changed      refused by name, or done again with `--redo-changed`
     the part is damaged, or of another run                         done again
@@ -20,7 +22,7 @@ from torch_impl import images
 from torch_impl.batch import sources
 from torch_impl.batch.entries import Item
 from torch_impl.batch.plan import START_AFRESH, Part, RunError, parts
-from torch_impl.batch.store import Run, Store
+from torch_impl.batch.store import DamagedError, Run, Store
 
 REDO = "--redo-changed"
 
@@ -83,12 +85,20 @@ def survey(
         written = store.read_written(number, run.id)
         if written is None:
             found.remarks.append(f"part {number} is damaged or of another run: done again")
+        elif written.digest == digest and written.passing:
+            n = written.passing
+            found.remarks.append(f"part {number}: {n} photograph{'s' * (n != 1)} may be readable by now: done again")
+            found.todo[number] = digest  # until then what is there is of use
+            continue
         elif written.digest == digest:
             found.done += written.rows
             found.errors.update(written.errors)
             continue
         else:
-            change, remark = _compare(part, store)
+            try:
+                change, remark = _compare(part, store)
+            except DamagedError:
+                change, remark = "", "damaged"
             if not change and not remark:
                 found.done += written.rows
                 found.errors.update(written.errors)
@@ -130,17 +140,22 @@ def _compare(part: Part, store: Store) -> tuple[str, str]:
             return f"{item.path!r} is listed where {row['path']!r} was", ""
     if len(rows) > len(part.items):
         return f"{rows[len(part.items)]['path']!r} is no longer listed", ""
+    readable = ""
     for row, item in zip(rows, part.items, strict=False):
-        if (row["file_size"], row["file_mtime_ns"]) != item.stamp and row["sha256"] != _sha256(item):
-            return f"{item.path!r} has changed", ""
+        if (row["file_size"], row["file_mtime_ns"]) != item.stamp and row["sha256"] != (now := _sha256(item)):
+            if row["sha256"] is not None or now is None:
+                return f"{item.path!r} has changed", ""
+            readable = readable or f"{item.path!r} can be read now"
+    if readable:
+        return "", readable
     if len(rows) < len(part.items):
         return "", f"{len(part.items) - len(rows)} more photographs are listed"
     return "", ""
 
 
 def _sha256(item: Item) -> str | None:
-    """Of the photograph's bytes as they are now; a text that is no hash where they cannot be read."""
+    """Of the photograph's bytes as they are now; None where they cannot be read."""
     try:
         return hashlib.sha256(sources.read(item)).hexdigest()
     except images.ImageError:
-        return "unreadable"
+        return None

@@ -18,7 +18,7 @@ from torch_impl.batch.command import printable
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, columns, row_batches
 from torch_impl.batch.store import Run, Store
-from torch_impl.explainer import Explanation, versions
+from torch_impl.explainer import FORMAT, Explanation, credit_of, versions
 from torch_impl.methods import finish
 
 _GREY = 128
@@ -50,7 +50,7 @@ def explanation(found: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
             "path": row["path"],
             "sha256": row["sha256"],
             "notes": row["notes"],
-            "credit": "",
+            "credit": credit_of(str(row["path"]).rpartition("/")[2], row["path"]),
             "class": row["class"],
             "label": row["label"],
             "logit": row["logit"],
@@ -61,7 +61,7 @@ def explanation(found: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
         for row in rows
     ]
     manifest = {
-        "format": "attention-maps explanation 1",
+        "format": FORMAT,
         "photographs": photographs,
         "methods": list(maps),
         "weights": {"source": plan.weights, "remark": run.said.get("remark", ""), "fingerprint": plan.fingerprint},

@@ -187,6 +187,7 @@ def read(item: Item) -> bytes:
         ImageError: It cannot be read; under ``item.path``.
     """
     where = item.locator
+    passing = False
     try:
         if isinstance(where, File):
             if where.root is not None:
@@ -198,10 +199,10 @@ def read(item: Item) -> bytes:
             return tables.read_cell(where, item.stamp)
         problem = where.problem
     except images.ImageError as error:
-        problem = error.problem
+        problem, passing = error.problem, error.passing
     except ValueError as error:
         problem = str(error)
-    raise images.ImageError(item.path, problem)
+    raise images.ImageError(item.path, problem, passing)
 
 
 def photograph(item: Item, *, size: int = 224, resize: str = "lab") -> images.Photograph:
@@ -219,7 +220,11 @@ def photograph(item: Item, *, size: int = 224, resize: str = "lab") -> images.Ph
         ImageError: It cannot be used.
         ValueError: ``size`` or ``resize`` is wrong.
     """
-    data = read(item)
+    return decoded(item, read(item), size=size, resize=resize)
+
+
+def decoded(item: Item, data: bytes, *, size: int, resize: str) -> images.Photograph:
+    """The second half of `photograph`: bytes that `read` gave → pixels. Arguments, result and errors as there."""
     return images.load_bytes(
         data, name=item.path.rpartition("/")[2] or item.path, path=item.path, size=size, resize=resize
     )

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ class Row:
         notes: what was done to the photograph on purpose; see `images.Photograph`.
         seconds: spent on this row.
         error: why it could not be explained; None: it was.
+        passing: whether another try may succeed; not a column.
     """
 
     index: int
@@ -82,6 +84,7 @@ class Row:
     notes: Sequence[str] = ()
     seconds: float = 0.0
     error: str | None = None
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,14 @@ class Written:
         rows: how many.
         digest: of its items; see `plan.Part`.
         errors: kind → rows.
+        passing: rows among them that another try may mend.
     """
 
     number: int
     rows: int
     digest: str
     errors: Mapping[str, int]
+    passing: int = 0
 
 
 def schema(plan: Plan) -> pa.Schema:
@@ -176,6 +181,14 @@ def table(rows: Sequence[Row], plan: Plan) -> pa.Table:
         for name in wanted.names
     ]
     return pa.Table.from_arrays(arrays, schema=wanted)
+
+
+class DamagedError(RunError):
+    """A part whose columns cannot be read."""
+
+
+def _one_line(error: Exception) -> str:
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(error).split()))[:200]
 
 
 def kind_of(error: str) -> str:
@@ -262,9 +275,13 @@ class Store:
             (self.folder / ROWS).mkdir(exist_ok=True)
             for place in (self.folder, self.folder / ROWS):
                 for left in place.glob(".part-*"):
-                    left.unlink(missing_ok=True)
-            if not (self.folder / RUN).exists():
-                if any((self.folder / ROWS).glob("part-*.parquet")):
+                    if left.is_dir() and not left.is_symlink():
+                        shutil.rmtree(left)
+                    else:
+                        left.unlink(missing_ok=True)
+            rows = any((self.folder / ROWS).glob("part-*.parquet"))
+            if not rows or not (self.folder / RUN).exists():  # settings without a single row bind nobody
+                if rows:
                     raise RunError(f"{self.shown}: there are rows, and no {RUN} that says whose: {START_AFRESH}")
                 said = {
                     "format": FORMAT,
@@ -337,6 +354,7 @@ class Store:
         if [row.index for row in rows] != [item.index for item in part.items]:
             raise AssertionError("a part's rows are not its items'")
         errors = Counter(kind_of(row.error) for row in rows if row.error is not None)
+        passing = sum(row.passing for row in rows)
         said = {
             "format": FORMAT,
             "run": run,
@@ -345,6 +363,7 @@ class Store:
             "rows": len(rows),
             "items": part.digest,
             "errors": dict(errors),
+            "passing": passing,
             **about,
         }
         made = table(rows, plan)
@@ -355,7 +374,7 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self._flush_names(path.parent)
-        return Written(part.number, len(rows), part.digest, errors)
+        return Written(part.number, len(rows), part.digest, errors, passing)
 
     def begun(self, number: int) -> int:
         """Note on the disk that a part is begun, for whoever comes after a worker that dies.
@@ -389,15 +408,23 @@ class Store:
             if said["run"] != run or said["number"] != number or footer.num_rows != said["rows"]:
                 return None
             errors = {str(kind): int(count) for kind, count in said["errors"].items()}
-            return Written(number, int(said["rows"]), str(said["items"]), errors)
+            return Written(number, int(said["rows"]), str(said["items"]), errors, int(said.get("passing", 0)))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def read_columns(self, number: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """Some columns of one part, row by row."""
+        """Some columns of one part, row by row.
+
+        Raises:
+            DamagedError: they cannot be read.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        found: list[dict[str, Any]] = pq.read_table(self.part_path(number), columns=list(columns)).to_pylist()
+        try:
+            found: list[dict[str, Any]] = pq.read_table(self.part_path(number), columns=list(columns)).to_pylist()
+        except (OSError, pa.ArrowException, ValueError) as error:
+            raise DamagedError(f"{ascii(os.fspath(self.part_path(number)))}: damaged: {_one_line(error)}") from None
         return found
 
     def remove_part(self, number: int) -> None:

@@ -96,15 +96,31 @@ class Worker:
         start = 0
         while start < len(loaded):
             piece = loaded[start : start + self.batch_size]
-            try:
-                rows += self._explained(piece)
-            except OutOfMemoryError:
-                if not self.automatic or len(piece) == 1:
-                    raise
+            found = self._tried(piece)
+            if found is None:
                 self.batch_size = len(piece) // 2
                 continue
+            rows += found
             start += len(piece)
         return rows
+
+    def _tried(self, piece: Sequence[Loaded]) -> list[Row] | None:
+        """Rows; None where there was too little memory and fewer photographs may fit."""
+        try:
+            return self._explained(piece)
+        except OutOfMemoryError:
+            if not self.automatic or len(piece) == 1:
+                raise
+        except torch.OutOfMemoryError:  # outside the network's own passes: inputs, finished maps
+            if not self.automatic or len(piece) == 1:
+                raise OutOfMemoryError(
+                    f"out of memory on {self.explainer.device} with {len(piece)} in a batch: give a smaller --batch-size, "
+                    "or make room there"
+                ) from None
+        # Outside the except blocks, so that no traceback holds the tensors that filled the memory.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
     def _explained(self, loaded: Sequence[Loaded]) -> list[Row]:
         clock = time.perf_counter()
@@ -217,10 +233,11 @@ def _row(loaded: Loaded) -> Row:
         path=item.path,
         asked=item.category,
         stamp=item.stamp,
-        sha256=photograph.sha256 if photograph else None,
+        sha256=photograph.sha256 if photograph else loaded.sha256,
         notes=photograph.notes if photograph else (),
         seconds=loaded.seconds,
         error=readable(loaded.error) if loaded.error is not None else None,
+        passing=loaded.passing,
     )
 
 
