@@ -116,11 +116,23 @@ def _speed(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
                 runs[name].append(_child(options, name, todo, **more))
         checks = report.checks(Path(folder), names)
     text = report.speed_table(runs, limits, machine(), options)
-    return (
-        f"{text}\n\n{report.check_table(checks)}",
-        {"runs": runs, "limits": limits, "checks": checks},
-        report.sound(checks),
-    )
+    memory: dict[str, dict[int, float]] = {}
+    if not options.jobs_given:
+        memory = _memory(options, [name for name in names if name != "torch-cam"], precision)
+        text += f"\n\n{report.memory_table(memory)}"
+    data = {"runs": runs, "limits": limits, "memory": memory, "checks": checks}
+    return f"{text}\n\n{report.check_table(checks)}", data, report.sound(checks)
+
+
+def _memory(options: argparse.Namespace, names: Sequence[str], precision: str) -> dict[str, dict[int, float]]:
+    """Peaks of all four maps, MB: each number of photographs in a process of its own, since a peak stays in the heap."""
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for count in (4, 16):
+        for name in names:
+            more = {"precision": precision} if name in ("shared", "library") else {}
+            (row,) = _child(options, name, [("all", count, 2)], **more)["rows"]
+            found[name][count] = row["peak_mb"]
+    return found
 
 
 def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:

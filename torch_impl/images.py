@@ -389,12 +389,15 @@ def preprocess(
         there = torch.from_numpy(np.ascontiguousarray(pixels)).pin_memory().to(device, non_blocking=True)
         return _preprocessed(there, input, torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
     work = np.float64 if dtype == torch.float64 else np.float32
-    inputs_nhwc: NDArray[np.floating[Any]] = pixels.astype(work)
+    # In place, and laid out once: a copy of the inputs is 0.6 MB a photograph.
+    inputs_nchw: NDArray[np.floating[Any]] = np.empty((len(pixels), 3, *pixels.shape[1:3]), work)
+    inputs_nhwc = inputs_nchw.transpose(0, 2, 3, 1)
     if input == "caffe":
-        inputs_nhwc = inputs_nhwc[..., ::-1] - np.array(_CAFFE_MEAN_BGR, work)
+        np.subtract(pixels[..., ::-1], np.array(_CAFFE_MEAN_BGR, work), out=inputs_nhwc, dtype=work)
     else:
-        inputs_nhwc = (inputs_nhwc / 255 - np.array(_TORCHVISION_MEAN_RGB, work)) / np.array(_TORCHVISION_STD_RGB, work)
-    inputs_nchw = np.ascontiguousarray(inputs_nhwc.transpose(0, 3, 1, 2))
+        np.divide(pixels, work(255), out=inputs_nhwc, dtype=work)
+        inputs_nhwc -= np.array(_TORCHVISION_MEAN_RGB, work)
+        inputs_nhwc /= np.array(_TORCHVISION_STD_RGB, work)
     return torch.from_numpy(inputs_nchw).to(dtype).to(device or "cpu")
 
 

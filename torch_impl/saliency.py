@@ -148,7 +148,7 @@ def smoothgrad(
         total = torch.zeros(inputs.shape, dtype=at_least_fp32(inputs.dtype), device=inputs.device)
         copies = noisy_copies(inputs, noise_level=noise_level, n_samples=n_samples, seed=seed)
         micro_batches(copies, sized(batch_size, model, inputs), inputs.device, one_pass)
-    return channel_maximum(total / n_samples)
+    return channel_maximum(total.div_(n_samples))
 
 
 def noisy_copies(inputs: Images, *, noise_level: float, n_samples: int, seed: int) -> Iterator[tuple[int, Tensor]]:
