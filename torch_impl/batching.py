@@ -33,8 +33,10 @@ AUTO = {"cpu": 4, "cuda": 32}
 0.146, 0.144, 0.148, 0.143, where runs differ by 0.005. A CPU pass of 4 stays within 0.6 GB."""
 
 WITHOUT_GRADIENTS = 4
-"""Times as many images in one pass that needs no gradient below the last layers (logits, CAMs): they take no more memory, since
-feature maps are let go at once, and the dense layers' weights are read that much less often."""
+"""Times as many images in one pass where no gradient goes below the last layers, as for the CAMs alone.
+
+They take no more memory, since feature maps are let go at once, and the dense layers' weights are read that much less often.
+"""
 
 MEMORY_PART = 0.5
 """Of the memory that is free, the part that "auto" plans with: others use the machine too, and an estimate is an estimate."""
