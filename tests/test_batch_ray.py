@@ -205,9 +205,13 @@ def test_a_part_that_kills_its_workers_is_given_up(weights, here, monkeypatch):
 
     monkeypatch.setattr(loading.Loader, "__init__", noted)
     assert actor._done(part) == (3, 0)
+    assert actor._done(part) == (3, 0)  # it is there: a worker that died later need not do it again
+    assert used == [0]
+    store.remove_part(0)
     store.begun(0)  # and then it died
     assert actor._done(part) == (3, 0)
     assert used == [0, 1]
+    store.remove_part(0)
     for _ in range(on_ray.TRIES):
         store.begun(0)
     with pytest.raises(RunError, match="has lost its worker 4 times"):
