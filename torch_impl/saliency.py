@@ -99,7 +99,7 @@ def smoothgrad(
     seed: int = 0,
     batch_size: BatchSize = "auto",
     progress: Progress | None = None,
-    absolute_gradients: Gradients = absolute_gradients,
+    gradients: Gradients | None = None,
 ) -> Maps:
     """Mean of |∂score/∂inputs| over noisy copies, then the largest over the colour channels; raw.
 
@@ -115,7 +115,7 @@ def smoothgrad(
         seed: of the noise, 0 to 2**32 − 1.
         batch_size: noisy copies in one pass.
         progress: called after each pass.
-        absolute_gradients: Captum's by default; another engine's.
+        gradients: another engine's; None: `absolute_gradients`.
 
     Returns:
         ≥ 0, logits per unit of the preprocessed input.
@@ -132,6 +132,7 @@ def smoothgrad(
     if not 0 <= noise_level < float("inf"):
         raise ValueError(f"noise_level is {noise_level}: give a fraction of the image's range, 0 or more")
     done = 0
+    gradients = gradients or absolute_gradients
 
     def one_pass(copies: list[tuple[int, Tensor]]) -> None:
         nonlocal done
@@ -139,7 +140,7 @@ def smoothgrad(
         noisy = torch.stack([image for _, image in copies])
         if inputs.is_contiguous(memory_format=torch.channels_last):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        total.index_add_(0, rows, absolute_gradients(model, noisy, target[rows]))
+        total.index_add_(0, rows, gradients(model, noisy, target[rows]))
         done += len(copies)
         if progress:
             progress(done, n_samples * len(inputs))

@@ -112,7 +112,7 @@ def shared_pass(
             seed=settings.seed,
             batch_size=settings.batch_size,
             progress=progress("smoothgrad") if progress else None,
-            absolute_gradients=absolute_gradients,
+            gradients=absolute_gradients,
         )
         seconds["smoothgrad"] = _seconds_since(clock, inputs.device)
     ordered = {name: finite(name, raw[name]) for name in dict.fromkeys(names)}
