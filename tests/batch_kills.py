@@ -44,6 +44,14 @@ def parts(out: Path) -> dict[str, int]:
     return found
 
 
+def until(out: Path, count: int, child: int) -> None:
+    """Wait for so many finished parts, or for the child's end."""
+    while len(list((out / "rows").glob("part-*.parquet"))) < count:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.001)
+
+
 def run(weights: str, photographs: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     generator = random.Random(seed)
     torch.set_num_threads(1)  # no thread of its own may be lost in a fork
@@ -63,7 +71,9 @@ def run(weights: str, photographs: str, folder: Path, kills: int, seed: int) -> 
             child = start(weights, photographs, out)
             last = attempt > 20 or len(stages) >= kills
             if not last:
-                time.sleep(generator.uniform(0.0, 0.7 * seconds))
+                # After some more parts, or none, and then at any moment: so that a busy machine cannot make all kills early.
+                until(out, len(before) + generator.randrange(4), child)
+                time.sleep(generator.uniform(0.0, 0.3 * seconds))
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             now = parts(out)
