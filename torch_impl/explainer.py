@@ -27,6 +27,7 @@ from torch_impl import __version__, images, vgg16
 from torch_impl.arrays import Images, Logits
 from torch_impl.batching import BatchSize, micro_batches, sized
 from torch_impl.cam import find_layer
+from torch_impl.heap import return_freed_blocks
 from torch_impl.methods import METHODS, Settings, finish, logits_of, raw_maps
 from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name
 from torch_impl.precision import dtype_of, numerics
@@ -340,6 +341,7 @@ class Explainer:
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
+        return_freed_blocks()
         _check_engine(engine)
         if isinstance(preprocess, str) and preprocess not in INPUTS:
             raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
@@ -397,6 +399,7 @@ class Explainer:
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
+        return_freed_blocks()
         _check_engine(engine)
         where = choose_device(device)
         _check_precision(precision, where)  # before the weights, which may be a long download
