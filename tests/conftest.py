@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -22,10 +23,11 @@ CHECKED = ["saliency", "cam", "postprocess", "methods", "stock", "shared_pass", 
 install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.beartype")
 
 import torch  # noqa: E402
+from pretend_cuda import pretended  # noqa: E402
 
 from parity.contract.architecture import TINY  # noqa: E402
 from parity.contract.artifact import Artifact  # noqa: E402
-from parity.contract.network import Network, seeded  # noqa: E402
+from parity.contract.network import Network, seeded, write  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 TINY_NPZ = ROOT / "tests" / "golden" / "tiny.npz"
@@ -37,19 +39,46 @@ DEVICES = [
         id="cuda",
         marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
     ),
+    pytest.param(
+        "pretended",
+        id="pretended",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real CUDA device"),
+    ),
 ]
 
 
+@contextlib.contextmanager
+def a_cuda_device() -> Iterator[torch.device]:
+    """A real one where there is one, else the pretended one."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda", torch.cuda.current_device())
+    else:
+        with pretended() as there:
+            yield there
+
+
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU, and CUDA where there is one."""
-    return torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CPU, and CUDA: a real device where there is one, else a pretended one, which shows where tensors are."""
+    if request.param == "pretended":
+        with pretended() as there:
+            yield there
+    else:
+        yield torch.device(request.param)
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Network:
     """A VGG of 24,826 random parameters at 64×64, all thirteen convolutions, biases nonzero."""
     return seeded(0, TINY)
+
+
+@pytest.fixture(scope="session")
+def weights(tiny: Network, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny network as a file, for `--weights`."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    write(tiny, path)
+    return str(path)
 
 
 @pytest.fixture

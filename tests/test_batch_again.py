@@ -15,19 +15,11 @@ import torch
 from batch_runs import batch, identity, make_photographs, table
 from conftest import ROOT
 
-from parity.contract.network import write
 from torch_impl import images
 from torch_impl.batch import work
 from torch_impl.images import ImageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(tiny, path)
-    return str(path)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ import torch
 from batch_runs import METHODS, batch, bits, identity, make_photographs, same_logits, table
 from conftest import ROOT
 
-from parity.contract.network import write
 from torch_impl import read_maps
 from torch_impl.batch import on_ray
 from torch_impl.batch.plan import RunError
@@ -29,13 +28,6 @@ pytest.importorskip("ray.data")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(tiny, path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from tolerances import FLOAT16_KEPT
 
-from parity.contract.network import write
 from torch_impl import read_maps
 from torch_impl.__main__ import main
 from torch_impl.batch.entries import File, Item
@@ -28,13 +27,6 @@ from torch_impl.batch.store import table as arrow_table
 from torch_impl.batch.where import WhereError, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(tiny, path)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -37,13 +37,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session")
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(tiny, path)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     """Twenty photographs, and three files that are none."""
     folder = tmp_path_factory.mktemp("photographs")

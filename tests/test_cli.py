@@ -13,16 +13,8 @@ import pytest
 from conftest import ROOT, run_program
 from PIL import Image
 
-from parity.contract.network import write
 from torch_impl.__main__ import main
 from torch_impl.names import REFERENCE_METHODS
-
-
-@pytest.fixture(scope="session")
-def weights(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write(tiny, path)
-    return str(path)
 
 
 @pytest.fixture
@@ -119,6 +111,8 @@ def test_bad_photographs_are_all_named(folder, weights, capsys):
         (["explain", "a.png", "--batch-size", "many"], ["--batch-size"]),
         (["explain", "a.png", "--precision", "fp8"], ["--precision"]),
         (["explain", "a.png", "--precision", "tf32", "--device", "cpu"], ["tf32", "CUDA"]),
+        (["explain", "a.png", "--methods", "smoothgrad@captum", "--precision", "bf16"], ["smoothgrad@captum", "bf16", "fp32"]),
+        (["batch", "a.png", "--methods", "gradcam@pytorch-grad-cam", "--precision", "fp16"], ["gradcam@", "fp16", "fp32"]),
         (["explain", "a.png", "--device", "tpu"], ["'tpu'"]),
         (["explain", "a.png", "--device", "cuda:99"], ["cuda:99"]),
         (["explain", "a.png", "--out", "a.png"], ["not a folder"]),
@@ -132,7 +126,7 @@ def test_bad_photographs_are_all_named(folder, weights, capsys):
     ],
 )  # fmt: skip
 def test_wrong_commands(folder, weights, capsys, arguments, words):
-    if arguments[:1] == ["explain"]:
+    if arguments[:1] in (["explain"], ["batch"]):
         arguments = [*arguments] + ([] if "--weights" in arguments else ["--weights", weights])
         arguments += [] if "--out" in arguments else ["--out", "out"]
     failed(capsys, *arguments, words=words)

@@ -161,6 +161,8 @@ def test_errors_name_what_is_wrong(explainer, photographs, tiny):
         Explainer(explainer.model, "layer4")
     with pytest.raises(ValueError, match="tf32 exists on CUDA"):
         Explainer.vgg16(tiny, device="cpu", precision="tf32")
+    with pytest.raises(ValueError, match=r"smoothgrad@captum is the library's own call, which does not work in bf16"):
+        Explainer.vgg16(tiny, device="cpu", precision="bf16")(photographs, methods=["smoothgrad@captum"])
     for device, words in {"tpu": "unknown", "mps": "not supported", "cuda:99": "cuda:99|no CUDA"}.items():
         with pytest.raises(DeviceError, match=words):
             choose_device(device)

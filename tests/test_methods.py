@@ -14,7 +14,7 @@ from tolerances import FLOAT64, NORMALIZE
 from torch_impl import figure, methods
 from torch_impl.figure import ColormapError, checked_colormap, method_figure, overview_figures
 from torch_impl.methods import METHODS, MapError, Settings, finish, raw_maps
-from torch_impl.names import canonical_name, is_cam
+from torch_impl.names import STOCK_METHODS, canonical_name, is_cam
 from torch_impl.vgg16 import TARGET_LAYER
 
 
@@ -70,6 +70,13 @@ def test_stock_smoothgrad_is_captums_own(model, inputs, target):
     )
     settings = Settings(n_samples=3, noise_level=0.2, seed=3)
     close(raw_maps("smoothgrad@captum", model, inputs, target, settings), expected.amax(dim=1), FLOAT64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", STOCK_METHODS)
+def test_stock_maps_of_narrow_tensors_are_refused(model, inputs, target, name, dtype):
+    with pytest.raises(ValueError, match=r"does not work in .*16: give precision fp32"):
+        raw_maps(name, model.to(dtype), inputs.to(dtype), target, Settings(target_layer=TARGET_LAYER))
 
 
 def test_stock_and_port_are_different_maps(model, inputs, target):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torch_impl import __version__
 from torch_impl.batch import command as batch_commands
-from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
+from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name, check_stock
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explanation
@@ -215,6 +215,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     methods = list(dict.fromkeys(canonical_name(name) for name in _listed(arguments.methods, "--methods")))
+    check_stock(methods, arguments.precision)
     classes = _listed(arguments.classes, "--classes") if arguments.classes is not None else None
     figure.checked_colormap(arguments.colormap)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch_impl import cam, saliency
 from torch_impl.arrays import Images, Logits, Maps, Target
 from torch_impl.batching import BatchSize
-from torch_impl.names import METHOD_NAMES, canonical_name
+from torch_impl.names import METHOD_NAMES, canonical_name, check_stock
 from torch_impl.postprocess import normalize, upsample
-from torch_impl.precision import at_least_fp32
+from torch_impl.precision import at_least_fp32, name_of
 from torch_impl.saliency import Progress
 
 
@@ -124,7 +124,9 @@ def raw_maps(method: str, model: nn.Module, inputs: Images, target: Target, sett
         ValueError: unknown method, or settings that the method cannot use.
         MapError: a value is not finite.
     """
-    return finite(method, METHODS[canonical_name(method)](model, inputs, target, settings))
+    name = canonical_name(method)
+    check_stock([name], name_of(inputs.dtype))
+    return finite(method, METHODS[name](model, inputs, target, settings))
 
 
 def finite(method: str, raw: Tensor) -> Tensor:

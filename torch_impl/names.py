@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 from parity.contract.stages import METHODS
 
@@ -31,6 +32,24 @@ PRECISIONS = ("fp64", "fp32", "tf32", "fp16", "bf16")
 
 ENGINES = ("library", "shared")
 """Who computes: Captum and pytorch-grad-cam, map by map; or one pass for all of them. The maps are the same."""
+
+
+NARROW = ("fp16", "bf16")
+"""Formats in which the libraries' own calls fail or lose small gradients: their noise and their NumPy are float32."""
+
+
+def check_stock(methods: Iterable[str], precision: str) -> None:
+    """Refuse a library's own method in a number format that the library does not draw it in.
+
+    Raises:
+        ValueError: the message says which method and what to give instead.
+    """
+    stock = [name for name in methods if name in STOCK_METHODS] if precision in NARROW else []
+    if stock:
+        raise ValueError(
+            f"method {stock[0]} is the library's own call, which does not work in {precision}: give precision fp32, "
+            "or leave the method out"
+        )
 
 
 def canonical_name(name: str) -> str:

@@ -30,6 +30,11 @@ def dtype_of(precision: str) -> torch.dtype:
     return _DTYPES[precision]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The format of tensors of a type: `fp32` for float32, and for every type that is none of the others."""
+    return {torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(dtype, "fp32")
+
+
 def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     """The type in which maps are summed, upsampled and normalized: float64 stays, everything else is float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch_impl.batch.plan import PART_ROWS, RESOLUTIONS, Part, Plan, RunError, parts
-from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name
+from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name, check_stock
 
 if TYPE_CHECKING:
     from torch_impl.batch.entries import Item
@@ -157,6 +157,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     from torch_impl.batch.store import GO_ON, Store
 
     methods = _methods(arguments.methods)
+    check_stock(methods, arguments.precision)
     progress = RunProgress(quiet=arguments.quiet)
     store = Store(arguments.out)
     try:
