@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_impl.arrays import Cams, ChannelWeights, FeatureMaps, Images, Target
-from torch_impl.batching import BatchSize, micro_batches, sized
+from torch_impl.batching import BatchSize, micro_batches, sized, taken
 from torch_impl.preserve import preserved
 
 
@@ -150,7 +150,7 @@ def _raw_cam(
                 range(len(inputs)),
                 sized(batch_size, model, inputs),
                 inputs.device,
-                lambda rows: found.append(engine.raw(inputs[rows], target[rows])),
+                lambda rows: found.append(engine.raw(taken(inputs, rows), taken(target, rows))),
             )
         finally:
             engine.close()

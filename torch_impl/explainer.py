@@ -25,12 +25,12 @@ from parity.contract import classes as imagenet
 from parity.contract.network import INPUTS, Network
 from torch_impl import __version__, images, vgg16
 from torch_impl.arrays import Images, Logits
-from torch_impl.batching import BatchSize, micro_batches, sized
+from torch_impl.batching import BatchSize, micro_batches, sized, taken
 from torch_impl.cam import find_layer
 from torch_impl.heap import return_freed_blocks
 from torch_impl.methods import METHODS, Settings, finish, logits_of, raw_maps
-from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name
-from torch_impl.precision import dtype_of, numerics
+from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name, check_stock
+from torch_impl.precision import dtype_of, name_of, numerics
 from torch_impl.preserve import preserved
 from torch_impl.shared_pass import Computed, shared_pass
 
@@ -352,9 +352,7 @@ class Explainer:
         name = next(name for name, module in model.named_modules() if module is layer)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
-        self.precision = precision or {torch.float64: "fp64", torch.float16: "fp16", torch.bfloat16: "bf16"}.get(
-            floating.dtype, "fp32"
-        )
+        self.precision = precision or name_of(floating.dtype)
         self.dtype = dtype_of(self.precision)
         _check_precision(self.precision, self.device)
         if floating.device != self.device or floating.dtype != self.dtype:
@@ -455,6 +453,7 @@ class Explainer:
         names = list(dict.fromkeys(canonical_name(m) for m in ([methods] if isinstance(methods, str) else methods)))
         if not names:
             raise ValueError(f"no method: give one or more of {', '.join(METHODS)}")
+        check_stock(names, self.precision)
         if isinstance(photographs, (str, os.PathLike, np.ndarray)):
             raise ValueError("photographs: give a list, also for a single one: [photograph]")
         photographs = list(photographs)
@@ -667,9 +666,9 @@ class Explainer:
         with preserved(self.model), torch.inference_mode():
             micro_batches(
                 range(len(inputs)),
-                sized(batch_size, self.model, inputs, gradients=False),
+                sized(batch_size, self.model, inputs),
                 self.device,
-                lambda rows: found.append(logits_of(self.model, inputs[rows])),
+                lambda rows: found.append(logits_of(self.model, taken(inputs, rows))),
             )
         logits = torch.cat(found)
         return logits if logits.dtype == torch.float64 else logits.float()

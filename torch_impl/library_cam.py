@@ -56,7 +56,7 @@ class ReferenceCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no ty
             LayerError: the layer did not run exactly once, or its output is not (N, K, h, w).
         """
         self._scale = score_scale(inputs.dtype)
-        drawn: Tensor = self(inputs, [_Score(int(category), self._scale) for category in target])
+        drawn: Tensor = self(inputs, [_Score(category, self._scale) for category in target.tolist()])
         return drawn.to(inputs.device)
 
     def get_cam_weights(

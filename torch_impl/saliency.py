@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -12,12 +14,15 @@ from torch import Tensor, nn
 
 from parity.contract.noise import CACHE_BYTES, unit_noise
 from torch_impl.arrays import Image, Images, Maps, Target
-from torch_impl.batching import BatchSize, micro_batches, sized
+from torch_impl.batching import BatchSize, micro_batches, sized, taken
 from torch_impl.precision import at_least_fp32, score_scale
 from torch_impl.preserve import preserved
 
 Progress = Callable[[int, int], None]
 """Called with (passes done, passes in all)."""
+
+Unit = np.ndarray | Tensor
+"""Standard normal noise of one copy, float64: an array (H, W, C) as it was drawn, or a tensor (C, H, W) on the device."""
 
 Gradients = Callable[[nn.Module, Images, Target], Images]
 """(frozen model, inputs, target) → |∂score/∂inputs|, as `absolute_gradients`."""
@@ -80,7 +85,7 @@ def vanilla_saliency(
     found: list[Maps] = []
 
     def one_pass(rows: list[int]) -> None:
-        found.append(channel_maximum(absolute_gradients(model, inputs[rows], target[rows])))
+        found.append(channel_maximum(absolute_gradients(model, taken(inputs, rows), taken(target, rows))))
         if progress:
             progress(rows[-1] + 1, len(inputs))
 
@@ -133,21 +138,27 @@ def smoothgrad(
         raise ValueError(f"noise_level is {noise_level}: give a fraction of the image's range, 0 or more")
     done = 0
     gradients = gradients or absolute_gradients
+    sigma = standard_deviations(inputs, noise_level)
 
-    def one_pass(copies: list[tuple[int, Tensor]]) -> None:
+    def one_pass(copies: list[tuple[int, Unit]]) -> None:
         nonlocal done
-        rows = torch.tensor([row for row, _ in copies], device=inputs.device)
-        noisy = torch.stack([image for _, image in copies])
+        runs = [(row, [unit for _, unit in run]) for row, run in groupby(copies, key=itemgetter(0))]
+        noisy = torch.cat([inputs[row] + _scaled(units, sigma[row], inputs) for row, units in runs])
         if inputs.is_contiguous(memory_format=torch.channels_last):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        total.index_add_(0, rows, gradients(model, noisy, target[rows]))
+        classes = torch.cat([target[row].expand(len(units)) for row, units in runs])
+        drawn = torch.split(gradients(model, noisy, classes), [len(units) for _, units in runs])
+        # Each image's own sum, in order: on CUDA an indexed addition would add in another order each time.
+        sums = [one.sum(dim=0) for one in drawn]
+        for (row, _), one in zip(runs, sums, strict=True):  # after everything that may run out of memory
+            total[row] += one
         done += len(copies)
         if progress:
             progress(done, n_samples * len(inputs))
 
     with preserved(model):
         total = torch.zeros(inputs.shape, dtype=at_least_fp32(inputs.dtype), device=inputs.device)
-        copies = noisy_copies(inputs, noise_level=noise_level, n_samples=n_samples, seed=seed)
+        copies = _unit_copies(inputs, n_samples=n_samples, seed=seed)
         micro_batches(copies, sized(batch_size, model, inputs), inputs.device, one_pass)
     return channel_maximum(total.div_(n_samples))
 
@@ -167,6 +178,13 @@ def noisy_copies(inputs: Images, *, noise_level: float, n_samples: int, seed: in
     for row, sigma in enumerate(standard_deviations(inputs, noise_level)):
         for noise in scaled_noise(inputs[row], sigma, n_samples=n_samples, seed=seed):
             yield row, inputs[row] + noise
+
+
+def _unit_copies(inputs: Images, *, n_samples: int, seed: int) -> Iterator[tuple[int, Unit]]:
+    """Each image's row with its unit noise, sample by sample."""
+    for row, image in enumerate(inputs):
+        for unit in _units(image, n_samples=n_samples, seed=seed):
+            yield row, unit
 
 
 def draw_noise(inputs: Images, *, n_samples: int, seed: int) -> None:
@@ -189,22 +207,24 @@ def scaled_noise(image: Image, sigma: Tensor, *, n_samples: int, seed: int) -> I
         n_samples: how many.
         seed: every image's noise starts here.
     """
+    for unit in _units(image, n_samples=n_samples, seed=seed):
+        yield _scaled([unit], sigma, image)[0]
+
+
+def _scaled(units: Sequence[Unit], sigma: Tensor, like: Tensor) -> Images:
+    """σ times unit noise (n, C, H, W), with a type and a device."""
+    there = [unit for unit in units if isinstance(unit, Tensor)]
+    wide = torch.stack(there) if there else torch.from_numpy(np.stack(units)).permute(0, 3, 1, 2).to(like.device)
+    return (wide * sigma.double()).to(like.dtype)
+
+
+def _units(image: Image, *, n_samples: int, seed: int) -> Iterable[Unit]:
+    """Unit noise of an image's size: as it is drawn, or, where it is small enough to be kept, copied to the device once."""
     channels, height, width = image.shape
     shape = (height, width, channels)
-    if image.device.type == "cpu":
-        wide = float(sigma)
-        for unit in unit_noise(seed, n_samples, shape):
-            yield torch.from_numpy(unit * wide).permute(2, 0, 1).to(image.dtype)
-    else:
-        for there in _on_device(seed, n_samples, shape, image.device):
-            yield (there * sigma.double()).to(image.dtype)
-
-
-def _on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Iterable[Image]:
-    """Unit noise (C, H, W) on a device: copied there once where it is small enough to be kept, else streamed."""
-    if 8 * n_samples * math.prod(shape) <= CACHE_BYTES:
-        return _kept_on_device(seed, n_samples, shape, device)
-    return (torch.tensor(unit, device=device).permute(2, 0, 1) for unit in unit_noise(seed, n_samples, shape))
+    if image.device.type == "cpu" or 8 * n_samples * math.prod(shape) > CACHE_BYTES:
+        return unit_noise(seed, n_samples, shape)
+    return _kept_on_device(seed, n_samples, shape, image.device)
 
 
 @lru_cache(maxsize=2)

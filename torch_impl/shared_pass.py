@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torch_impl import cam, saliency
 from torch_impl.arrays import ChannelWeights, FeatureMaps, Images, Logits, Target
-from torch_impl.batching import BatchSize, micro_batches, sized
+from torch_impl.batching import BatchSize, micro_batches, sized, taken
 from torch_impl.methods import Settings, finite, logits_of
 from torch_impl.names import REFERENCE_METHODS, canonical_name
 from torch_impl.precision import at_least_fp32, score_scale
@@ -144,7 +144,7 @@ def _first_pass(
     found: dict[str, list[Tensor]] = {name: [] for name in (*cams, *(["vanilla"] if vanilla else []))}
 
     def one_pass(rows: list[int]) -> None:
-        images = inputs[rows].detach()
+        images = taken(inputs, rows).detach()
         if vanilla:
             images.requires_grad_()
         captured: list[Tensor] = []
@@ -166,7 +166,7 @@ def _first_pass(
         finally:
             if handle:
                 handle.remove()
-        classes = logits.detach().argmax(dim=1) if target is None else target[rows]
+        classes = logits.detach().argmax(dim=1) if target is None else taken(target, rows)
         maps: dict[str, Tensor] = {}
         if found:
             if layer and len(captured) != 1:

@@ -9,7 +9,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from torch_impl.arrays import Images, Maps, Target
-from torch_impl.batching import BatchSize, micro_batches, sized
+from torch_impl.batching import BatchSize, micro_batches, sized, taken
 from torch_impl.cam import find_layer
 from torch_impl.preserve import preserved
 
@@ -42,8 +42,10 @@ def pytorch_grad_cam_map(
         cam = engine(model=model, target_layers=[find_layer(model, target_layer)])
 
         def one_pass(rows: list[int]) -> None:
-            leaf = inputs[rows].detach().requires_grad_()  # a frozen network needs it to have any gradient at all
-            targets = [ClassifierOutputTarget(int(category)) for category in target[rows]]
+            leaf = (
+                taken(inputs, rows).detach().requires_grad_()
+            )  # a frozen network needs it to have any gradient at all
+            targets = [ClassifierOutputTarget(category) for category in taken(target, rows).tolist()]
             found.append(torch.from_numpy(cam(input_tensor=leaf, targets=targets)))
 
         try:
