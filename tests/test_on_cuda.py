@@ -77,9 +77,14 @@ def test_an_explainer(tiny, pictures, engine, precision):
         assert np.isfinite(found.maps[name]).all()
     if precision == "fp64":
         expected = Explainer.vgg16(tiny, device="cpu", precision=precision, engine=engine)(pictures, **options)
-        for name in METHOD_NAMES:
+        for name in comparable(METHOD_NAMES):
             tolerance = FLOAT64_ALPHA if name.startswith("gradcam_plus_plus") else FLOAT64
             close(torch.tensor(found.maps[name]), torch.tensor(expected.maps[name]), tolerance)
+
+
+def comparable(names):
+    """Captum's noise is drawn by the device's own generator: on a real one it is another map."""
+    return [name for name in names if name != "smoothgrad@captum" or not torch.cuda.is_available()]
 
 
 def test_the_explain_command(tmp_path, monkeypatch, weights, pictures):
@@ -116,7 +121,8 @@ def test_the_batch_command(tmp_path, monkeypatch, weights, more):
     assert identity(tmp_path / "there") == identity(tmp_path / "here")
     found, expected = read_maps("there"), read_maps("here")
     same_logits(found, expected)
-    for name, maps in expected.maps.items():
+    for name in comparable(expected.maps):
+        maps = expected.maps[name]
         assert np.allclose(found.maps[name], maps, atol=2e-3, equal_nan=True), name  # two steps of float16 below 1
 
 

@@ -52,13 +52,13 @@ def test_types():
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_the_fastest_convolutions_that_give_the_same_numbers_every_time(before):
+def test_convolutions_that_give_the_same_numbers_every_time(before):
     cudnn = torch.backends.cudnn
     kept = cudnn.benchmark, cudnn.deterministic
     try:
         cudnn.benchmark = cudnn.deterministic = before
         with pytest.raises(ZeroDivisionError), numerics("fp32"):
-            assert (cudnn.benchmark, cudnn.deterministic) == (True, True)
+            assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
             raise ZeroDivisionError
         assert (cudnn.benchmark, cudnn.deterministic) == (before, before)
     finally:

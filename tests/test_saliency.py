@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from parity.contract import noise
 from parity.contract.noise import unit_noise
+from torch_impl import saliency
 from torch_impl.saliency import smoothgrad, standard_deviations, vanilla_saliency
 from torch_impl.vgg16 import build
 
@@ -122,7 +125,7 @@ def test_the_seed_matters_and_the_global_generators_do_not(model, inputs, target
     first = smoothgrad(model, inputs, target, n_samples=2, seed=1)
     assert (np.random.get_state()[1] == before[0]).all()
     assert torch.equal(torch.get_rng_state(), before[1])
-    assert torch.equal(smoothgrad(model, inputs, target, n_samples=2, seed=1), first)
+    close(smoothgrad(model, inputs, target, n_samples=2, seed=1), first, FLOAT64)
     assert (smoothgrad(model, inputs, target, n_samples=2, seed=2) - first).abs().max() > 0.01 * first.max()
 
 
@@ -141,17 +144,26 @@ def test_other_sizes_and_non_square_inputs(model, target, device, shape):
     close(drawn, g.abs().amax(dim=1), FLOAT64)
 
 
-def test_float16_keeps_small_gradients(tiny, inputs, target, device):
-    """Gradients of 1e-7 are below float16's smallest number; scaling the score keeps them."""
-    wide = build(tiny).to(device)
-    wide.classifier[6].weight = nn.Parameter(wide.classifier[6].weight * 2e-5)
+def test_float16_keeps_small_gradients(tiny, inputs, target, device, monkeypatch):
+    """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
     narrow = build(tiny)
-    narrow.classifier[6].weight = nn.Parameter(narrow.classifier[6].weight * 2e-5)
+    narrow.classifier[6].weight = nn.Parameter(narrow.classifier[6].weight * 5e-6)
     narrow = narrow.to(device, torch.float16)
+    expected = vanilla_saliency(copy.deepcopy(narrow).double(), inputs.half().double(), target)
+
+    def likeness():
+        drawn = vanilla_saliency(narrow, inputs.half(), target)
+        return torch.corrcoef(torch.stack([drawn.flatten().double(), expected.flatten()]))[0, 1]
+
+    # A network's own ReLUs switch in float16, on a GPU in more places than on a CPU; nearly nothing is left without the scale.
+    assert likeness() > 0.95
+    monkeypatch.setattr(saliency, "score_scale", lambda dtype: 1.0)
+    assert not likeness() > 0.7
+
+
+def test_smoothgrad_without_noise_is_vanilla_saliency_in_float32(tiny, inputs, target, device):
+    wide = build(tiny).to(device)
     expected = vanilla_saliency(wide, inputs.float(), target)
-    drawn = vanilla_saliency(narrow, inputs.half(), target)
-    correlation = torch.corrcoef(torch.stack([drawn.flatten(), expected.flatten()]).double())[0, 1]
-    assert correlation > 0.98
     close(smoothgrad(wide, inputs.float(), target, noise_level=0.0, n_samples=2), expected, FLOAT32)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 import torch
 from conftest import close, run_program
-from tolerances import FLOAT16, FLOAT32, FLOAT64, FLOAT64_ALPHA
+from tolerances import FLOAT32, FLOAT64, FLOAT64_ALPHA
 from torch import nn
 
 from torch_impl import Explainer, images, saliency, shared_pass
@@ -226,18 +227,24 @@ def test_memory_that_runs_out_is_survived(model, inputs, target, monkeypatch):
         close(found.raw[name], expected.raw[name], TOLERANCE[name])
 
 
-def test_float16_keeps_small_gradients(tiny, inputs, target, device):
-    """Gradients of 1e-7 are below float16's smallest number; scaling the score keeps them."""
-    wide, narrow = build(tiny), build(tiny)
-    for one in (wide, narrow):
-        one.classifier[6].weight = nn.Parameter(one.classifier[6].weight * 2e-5)
-    expected = draw(wide.to(device, torch.float64), inputs, target, REFERENCE_METHODS, settings())
-    found = draw(narrow.to(device, torch.float16), inputs.half(), target, REFERENCE_METHODS, settings())
+def test_float16_keeps_small_gradients(tiny, inputs, target, device, monkeypatch):
+    """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
+    narrow = build(tiny)
+    narrow.classifier[6].weight = nn.Parameter(narrow.classifier[6].weight * 5e-6)
+    narrow = narrow.to(device, torch.float16)
+    wide = copy.deepcopy(narrow).double()
+    expected = draw(wide, inputs.half().double(), target, REFERENCE_METHODS, settings())
+    found = draw(narrow, inputs.half(), target, REFERENCE_METHODS, settings())
+    likeness = {}
     for name in REFERENCE_METHODS:
         assert found.raw[name].dtype == torch.float32
         pair = torch.stack([found.raw[name].double().flatten(), expected.raw[name].flatten()])
-        assert torch.corrcoef(pair)[0, 1] > 0.98, name
-        assert float(pair[0].max()) == pytest.approx(float(pair[1].max()), rel=FLOAT16), name
+        likeness[name] = torch.corrcoef(pair)[0, 1]
+        # As in `saliency`'s test: the ReLUs' own switching in float16 is allowed for, and nearly nothing is left without.
+        assert likeness[name] > 0.95, name
+    monkeypatch.setattr("torch_impl.shared_pass.score_scale", lambda dtype: 1.0)
+    lost = draw(narrow, inputs.half(), target, ["vanilla"], settings()).raw["vanilla"].double()
+    assert not torch.corrcoef(torch.stack([lost.flatten(), expected.raw["vanilla"].flatten()]))[0, 1] > 0.7
 
 
 def test_logits_that_do_not_depend_on_the_picture(inputs, target):

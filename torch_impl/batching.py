@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +54,12 @@ class OutOfMemoryError(RuntimeError):
 
 
 def micro_batches(
-    items: Iterable[Item], batch_size: BatchSize, device: torch.device, work: Callable[[list[Item]], None]
+    items: Iterable[Item],
+    batch_size: BatchSize,
+    device: torch.device,
+    work: Callable[[list[Item]], None],
+    *,
+    count: int | None = None,
 ) -> None:
     """Call `work` on consecutive pieces of `items`.
 
@@ -62,6 +69,8 @@ def micro_batches(
             with the same piece.
         device: where `work` allocates.
         work: must change nothing outside itself before its memory is allocated: after running out it is called again.
+        count: how many items there are, where that is known: pieces of a size that was found are then about equally large, since a
+            small last one takes a GPU nearly as long as a large one.
 
     Raises:
         OutOfMemoryError: a given batch size does not fit, or not even 1 does.
@@ -75,6 +84,8 @@ def micro_batches(
         size = size.start
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f'batch size {batch_size!r}: give "auto" or a positive integer')
+    if automatic and count:
+        size = math.ceil(count / math.ceil(count / size))
     stream = iter(items)
     while pending := list(islice(stream, size)):
         while pending:
@@ -135,15 +146,28 @@ def sized(batch_size: BatchSize, model: nn.Module, inputs: Tensor, *, gradients:
     return AutoSize(max(1, min(most, int(MEMORY_PART * free) * more // image)))
 
 
+_known: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], int | None]] = WeakKeyDictionary()
+"""What `bytes_per_image` found: it takes milliseconds, which is as long as a GPU's pass."""
+
+
 def bytes_per_image(model: nn.Module, inputs: Tensor) -> int | None:
     """An estimate of what one image's forward and backward pass needs: every layer's output twice.
 
-    The model runs once on PyTorch's `meta` device, where shapes are computed and nothing else. None where it does not.
+    The model runs once on PyTorch's `meta` device, where shapes are computed and nothing else; once for each model and shape.
+    None where it does not.
 
     Args:
         model: comes back as it was.
         inputs: (N, C, H, W); their shape and type count.
     """
+    known = _known.setdefault(model, {})
+    kind = (*inputs.shape[1:], inputs.dtype)
+    if kind not in known:
+        known[kind] = _measured(model, inputs)
+    return known[kind]
+
+
+def _measured(model: nn.Module, inputs: Tensor) -> int | None:
     total = 0
 
     def add(module: nn.Module, args: Any, output: Any) -> None:

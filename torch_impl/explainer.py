@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -669,6 +669,7 @@ class Explainer:
                 sized(batch_size, self.model, inputs),
                 self.device,
                 lambda rows: found.append(logits_of(self.model, taken(inputs, rows))),
+                count=len(inputs),
             )
         logits = torch.cat(found)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -706,6 +707,11 @@ class Explainer:
 
 def versions() -> dict[str, str]:
     """Versions of everything that a map depends on."""
+    return dict(_versions())
+
+
+@lru_cache(maxsize=1)  # each takes a millisecond to be found
+def _versions() -> dict[str, str]:
     found = {"attention-maps": __version__, "python": platform.python_version()}
     for package in ("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"):
         try:

@@ -1,7 +1,8 @@
 """Each map as a function of tensors, and the table of all of them: the only place where the parts are put together.
 
 For people who already have a model and inputs. Every function leaves the model as it was, and returns maps (N, H, W) in
-[0, 1], float32 (float64 for float64 inputs), on the inputs' device.
+[0, 1], float32 (float64 for float64 inputs), on the inputs' device. On CUDA they are computed in strict float32, whatever
+PyTorch's TF32 switches say; `raw_maps` leaves the switches alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch_impl.arrays import Images, Logits, Maps, Target
 from torch_impl.batching import BatchSize
 from torch_impl.names import METHOD_NAMES, canonical_name, check_stock
 from torch_impl.postprocess import normalize, upsample
-from torch_impl.precision import at_least_fp32, name_of
+from torch_impl.precision import at_least_fp32, name_of, numerics
 from torch_impl.saliency import Progress
 
 
@@ -176,7 +177,8 @@ def finish(raw: Tensor, size: tuple[int, int]) -> Maps:
 
 def _drawn(method: str, model: nn.Module, inputs: Images, target: Target, settings: Settings) -> Maps:
     size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-    return finish(raw_maps(method, model, inputs, target, settings), size)
+    with numerics(name_of(inputs.dtype)):
+        return finish(raw_maps(method, model, inputs, target, settings), size)
 
 
 def vanilla(model: nn.Module, inputs: Images, target: Target, *, batch_size: BatchSize = "auto") -> Maps:

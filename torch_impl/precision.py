@@ -47,10 +47,10 @@ def score_scale(dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def numerics(precision: str) -> Iterator[None]:
-    """TF32 on for tf32 and off for everything else, within the block; on CUDA, each convolution's fastest algorithm.
+    """TF32 on for tf32 and off for everything else, within the block; on CUDA, convolutions that give the same numbers every time.
 
-    cuDNN times its algorithms once for each shape (`benchmark`), among those that give the same numbers every time
-    (`deterministic`); so a map is the same from call to call in one process. cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to
+    cuDNN chooses among its deterministic algorithms by rule (`deterministic`), not by timing them (`benchmark`): for VGG16 that
+    took 8 to 30 seconds for each new shape and gained nothing, and a clock's choice may be another one the next time. cuDNN's TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to
     what they were, TF32's in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
     """
     switches = _switches()
@@ -67,7 +67,7 @@ def numerics(precision: str) -> Iterator[None]:
 def _switches() -> list[tuple[Any, str, Any, Any]]:
     """(owner, attribute, value for tf32, value for every other precision)."""
     cuda, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
-    algorithms = [(cudnn, name, True, True) for name in ("benchmark", "deterministic")]
+    algorithms = [(cudnn, "benchmark", False, False), (cudnn, "deterministic", True, True)]
     if hasattr(
         cuda, "fp32_precision"
     ):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used

@@ -90,7 +90,7 @@ def vanilla_saliency(
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
-        micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
+        micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass, count=len(inputs))
     return torch.cat(found)
 
 
@@ -159,7 +159,7 @@ def smoothgrad(
     with preserved(model):
         total = torch.zeros(inputs.shape, dtype=at_least_fp32(inputs.dtype), device=inputs.device)
         copies = _unit_copies(inputs, n_samples=n_samples, seed=seed)
-        micro_batches(copies, sized(batch_size, model, inputs), inputs.device, one_pass)
+        micro_batches(copies, sized(batch_size, model, inputs), inputs.device, one_pass, count=n_samples * len(inputs))
     return channel_maximum(total.div_(n_samples))
 
 

@@ -197,7 +197,7 @@ def _first_pass(
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
-        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
+        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass, count=len(inputs))
     return (
         torch.cat(found_logits),
         torch.cat(found_target),

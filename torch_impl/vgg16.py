@@ -9,6 +9,7 @@ from torch import nn
 
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import Network
+from torch_impl.conv import rectify
 from torch_impl.dense import quicken
 
 TARGET_LAYER = "features.29"
@@ -65,12 +66,15 @@ def prepared(network: Network, device: torch.device, dtype: torch.dtype) -> nn.M
     """The network as it is computed fastest: `build`, on its device, in its number format.
 
     Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; the dense
-    layers are `dense.Dense`.
+    layers are `dense.Dense`, and on CUDA each convolution and its ReLU one kernel where that is faster, see `conv`.
     """
     with torch.inference_mode(False):  # tensors made in inference mode could never be part of a gradient
         model: nn.Module = build(network).to(device, dtype)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     quicken(model)
+    features = model.get_submodule("features")
+    if device.type == "cuda" and isinstance(features, nn.Sequential):
+        rectify(features)
     return model
 
 
