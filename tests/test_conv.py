@@ -106,6 +106,7 @@ def test_cudnns_kernel(dtype):
         rectify(layers)
         found = run()
     # Both sum in float32; ours rounds to the narrow type once, two layers round the product and then the sum with the bias.
-    tolerance = 8 * torch.finfo(dtype).eps
-    for one, other in zip(found, expected, strict=True):
-        close(one, other, tolerance)
+    close(found[0], expected[0], 8 * torch.finfo(dtype).eps)
+    # A ReLU that this switches lets a gradient through, or not: there are few, so all gradients together are near.
+    away, whole = (found[1] - expected[1]).double().norm(), expected[1].double().norm()
+    assert away < 0.03 * whole
