@@ -99,7 +99,7 @@ def _speed(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
         (job, count, options.samples)
         for count in sorted(options.photographs)
         for job in options.jobs.split(",")
-        if options.long or count <= 4 or job not in ("smoothgrad", "all")
+        if options.long or cuda or count <= 4 or job not in ("smoothgrad", "all")
     ]
     cams_only = [row for row in jobs if row[0] in ("cams", "gradcam", "gradcam_plus_plus")]
     precision = options.precision or "fp32"
@@ -115,7 +115,7 @@ def _speed(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
                     more["maps"] = folder
                 runs[name].append(_child(options, name, todo, **more))
         checks = report.checks(Path(folder), names)
-    text = report.speed_table(runs, limits, machine(), options)
+    text = report.speed_table(runs, limits, machine(runs), options)
     memory: dict[str, dict[int, float]] = {}
     if not options.jobs_given:
         memory = _memory(options, [name for name in names if name != "torch-cam"], precision)
@@ -154,7 +154,7 @@ def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
                 runs[precision].append(done)
         for precision in wanted[1:]:
             fidelity[precision] = report.fidelity(Path(name, precision), Path(name, "fp64"))
-    text = report.precision_table(runs, fidelity, machine(), options, many)
+    text = report.precision_table(runs, fidelity, machine(runs), options, many)
     return text, {"runs": runs, "fidelity": fidelity}, True
 
 
@@ -201,9 +201,11 @@ def _present(cuda: bool) -> list[str]:
     return found
 
 
-def machine() -> dict[str, str]:
-    """What the figures hold for."""
-    found = {"cores": str(os.cpu_count()), "python": platform.python_version(), "processor": _processor()}
+def machine(runs: dict[str, list[dict[str, Any]]] | None = None) -> dict[str, str]:
+    """What the figures hold for; with runs, also the GPU that they name."""
+    device = next((run["device"] for rows in (runs or {}).values() for run in rows), "CPU")
+    found = {} if device.endswith("CPU") else {"gpu": device}
+    found |= {"cores": str(os.cpu_count()), "python": platform.python_version(), "processor": _processor()}
     for name in ("torch", "captum", "grad-cam", "torchcam", "tensorflow", "tf-keras-vis"):
         try:
             found[name] = metadata.version(name)

@@ -50,10 +50,10 @@ Draw = Callable[[str, nn.Module, Tensor, Tensor, methods.Settings], Tensor]
 def _stages(job: Job, draw: Draw) -> Iterator[Row]:
     device = choose_device(job.device)
     with numerics(job.precision):
-        model = vgg16.prepared(job.network, device, dtype_of(job.precision))
+        model = vgg16.prepared(job.network, device, job.precision)
         target_layer = job.architecture.target.activation
         inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=vgg16.memory_format(device, job.precision))
         target = torch.tensor(job.classes, device=device)
         settings = methods.Settings(
             target_layer=target_layer, noise_level=job.noise_level, n_samples=job.n_samples, seed=job.seed

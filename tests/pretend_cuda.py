@@ -8,6 +8,7 @@ GPU computes: a test on a real one is still needed.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -173,6 +174,24 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     return _on_device(kept)
 
 
+class Event:
+    """`torch.cuda.Event`, by the host's clock."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.at = 0.0
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, later: Event) -> float:
+        return 1e3 * (later.at - self.at)
+
+
+def _one_alone(device: Any) -> None:
+    if not isinstance(device, int) and torch.device(device).index is None:
+        raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+
+
 @contextlib.contextmanager
 def pretended() -> Iterator[torch.device]:
     """Within the block there is one CUDA device."""
@@ -185,6 +204,10 @@ def pretended() -> Iterator[torch.device]:
         "memory_allocated": lambda *_: 0,
         "mem_get_info": lambda *_: (2**33, 2**34),
         "get_device_name": lambda *_: "pretended",
+        "set_device": _one_alone,
+        "reset_peak_memory_stats": lambda *_: None,
+        "max_memory_allocated": lambda *_: 10**6,
+        "Event": Event,
         "get_rng_state": lambda *_: torch.random.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.random.set_rng_state(state),
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_program
+from conftest import ROOT, a_cuda_device, run_program
 
 from benchmarks import child, limit, report
-from benchmarks.__main__ import main
+from benchmarks.__main__ import machine, main
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import write
 
@@ -59,6 +60,26 @@ def test_a_map_that_is_another_is_noticed(tmp_path):
 
 def test_a_contender_that_was_never_compared_is_not_sound(tmp_path):
     assert not report.sound(report.checks(tmp_path, ["shared", "tf-keras-vis"]))
+
+
+@pytest.mark.cuda
+def test_every_contender_on_a_cuda_device(weights, monkeypatch, capsys):
+    jobs = json.dumps([["all", 2, 2], ["smoothgrad", 4, 2], ["cams", 1, 1]])
+    runs, limits = {}, []
+    with a_cuda_device():
+        for name in ("limit", "shared", "library", "decoded", "stock"):
+            command = ["child", name, "--device", "cuda", "--weights", weights, "--jobs", jobs]
+            monkeypatch.setattr("sys.argv", command)
+            assert child.main() == 0
+            (limits if name == "limit" else runs.setdefault(name, [])).append(json.loads(capsys.readouterr().out))
+        here = machine(runs)
+    for (run,) in runs.values():
+        assert [row["job"] for row in run["rows"]] == ["all", "smoothgrad", "cams"]
+        assert all(row["seconds"] > 0 and row["device_peak_mb"] > 0 for row in run["rows"])
+    table = report.speed_table(runs, limits, here, Namespace(device="cuda", weights="tiny", samples=20, rounds=1))
+    assert f"device cuda ({runs['shared'][0]['device']})" in table
+    assert "The lab's SmoothGrad" in table
+    assert "Peak memory on the device" in table
 
 
 def test_the_peak_is_that_of_the_job_alone():

@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_impl import conv
 from torch_impl.conv import Rectified, RectifiedConv2d, rectify
-from torch_impl.precision import numerics
+from torch_impl.precision import name_of, numerics
 from torch_impl.vgg16 import prepared
 
 
@@ -30,6 +30,15 @@ def layers():
         nn.ReLU(),
     )
     return made.double().requires_grad_(False)
+
+
+class Counted:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
 
 
 @pytest.fixture
@@ -82,14 +91,15 @@ def test_where_parameters_are_trained_it_is_pytorchs_own(layers, one_kernel):
 
 
 def test_on_a_cpu_nothing_is_joined(tiny):
-    model = prepared(tiny, torch.device("cpu"), torch.float32)
+    model = prepared(tiny, torch.device("cpu"), "fp32")
     assert not any(isinstance(module, RectifiedConv2d) for module in model.modules())
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", conv.TYPES)
-def test_cudnns_kernel(dtype):
+def test_cudnns_kernel(dtype, monkeypatch):
+    monkeypatch.setattr(conv, "WORTH", 0)
     torch.manual_seed(0)
     there = torch.device("cuda")
     layers = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 3, padding=1), nn.ReLU())
@@ -101,10 +111,12 @@ def test_cudnns_kernel(dtype):
         made = layers(leaf)
         return made.detach(), torch.autograd.grad(made.float().square().sum(), leaf)[0]
 
-    with numerics("fp16"):
+    with numerics(name_of(dtype)):
         expected = run()
         rectify(layers)
+        monkeypatch.setattr(conv, "one_kernel", counted := Counted(conv.one_kernel))
         found = run()
+    assert counted.calls == 2
     # Both sum in float32; ours rounds to the narrow type once, two layers round the product and then the sum with the bias.
     close(found[0], expected[0], 8 * torch.finfo(dtype).eps)
     # A ReLU that this switches lets a gradient through, or not: there are few, so all gradients together are near.
