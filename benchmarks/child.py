@@ -42,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.child", description=__doc__)
     parser.add_argument("contender")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", default="fp32", help="several, with commas: one after another in this process")
     parser.add_argument("--weights", default="offline")
     parser.add_argument("--jobs", default="[]", help="JSON: [[job, photographs, samples], …]")
     parser.add_argument("--maps", type=Path, help="keep the maps of each job here")
@@ -54,8 +54,22 @@ def main() -> int:
         torch.cuda.set_device(
             torch.device(options.device).index or 0
         )  # whose events, memory and synchronization are meant
-    print(json.dumps(_limit(options) if options.contender == "limit" else _run(options, jobs)))
+    if options.contender == "limit":
+        found = _limit(options)
+    elif "," in options.precision:
+        found = {p: _run(_with(options, p), jobs) for p in options.precision.split(",")}
+    else:
+        found = _run(options, jobs)
+    print(json.dumps(found))
     return 0
+
+
+def _with(options: argparse.Namespace, precision: str) -> argparse.Namespace:
+    """The same for one of several number formats, with a folder of its own for the maps."""
+    folder = options.maps and Path(options.maps, precision)
+    if folder:
+        folder.mkdir(exist_ok=True)
+    return argparse.Namespace(**{**vars(options), "precision": precision, "maps": folder})
 
 
 def _limit(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from parity.contract.architecture import VGG16, Architecture
 from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of, numerics
-from torch_impl.vgg16 import memory_format
 
 
 def flops(architecture: Architecture = VGG16) -> int:
@@ -56,7 +55,6 @@ def measure(device: str, precision: str, batch: int, architecture: Architecture 
         of one photograph's forward pass and input gradient, every convolution and dense layer timed alone and added up.
     """
     dtype = dtype_of(precision)
-    layout = memory_format(torch.device(device), precision)
     with numerics(precision), torch.no_grad():
         best = 0.0
         for size in (2048,) if device == "cpu" else (4096, 8192):
@@ -65,9 +63,9 @@ def measure(device: str, precision: str, batch: int, architecture: Architecture 
         layers = 0.0
         for layer, incoming in zip(architecture.layers[1:], architecture.layers, strict=False):
             if layer.kind == "conv":
-                x, g = (_picture(batch, one.shape, device, dtype, layout) for one in (incoming, layer))
+                x, g = (_picture(batch, one.shape, device, dtype) for one in (incoming, layer))
                 weight = torch.randn(layer.shape[-1], incoming.shape[-1], 3, 3, device=device).to(dtype)
-                weight = weight.contiguous(memory_format=layout)
+                weight = weight.contiguous(memory_format=torch.channels_last)
                 bias = torch.zeros(layer.shape[-1], device=device, dtype=dtype)
                 forward = _seconds(lambda x=x, w=weight, b=bias: F.conv2d(x, w, b, padding=1), device)  # type: ignore[misc]
                 one = [1, 1]
@@ -99,11 +97,9 @@ def _gradient(layer: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor) -
     return lambda: torch.autograd.grad(y, leaf, upstream, retain_graph=True)
 
 
-def _picture(
-    batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype, layout: torch.memory_format
-) -> torch.Tensor:
+def _picture(batch: int, shape: tuple[int, ...], device: str, dtype: torch.dtype) -> torch.Tensor:
     made = torch.randn(batch, shape[-1], *shape[:-1], device=device).to(dtype)
-    return made.contiguous(memory_format=layout)
+    return made.contiguous(memory_format=torch.channels_last)
 
 
 def _seconds(work: Callable[[], object], device: str, times: int = 5) -> float:

@@ -53,7 +53,7 @@ def _stages(job: Job, draw: Draw) -> Iterator[Row]:
         model = vgg16.prepared(job.network, device, job.precision)
         target_layer = job.architecture.target.activation
         inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
-        inputs = inputs.contiguous(memory_format=vgg16.memory_format(device, job.precision))
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
         target = torch.tensor(job.classes, device=device)
         settings = methods.Settings(
             target_layer=target_layer, noise_level=job.noise_level, n_samples=job.n_samples, seed=job.seed

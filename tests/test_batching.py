@@ -9,7 +9,7 @@ from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, bytes_per_imag
 CPU = torch.device("cpu")
 
 
-def pieces(items, batch_size, limit=10**9, error=None):
+def pieces(items, batch_size, limit=10**9, error=None, device=CPU, count=None):
     """The pieces that arrive when no more than `limit` fit."""
     seen = []
 
@@ -18,7 +18,7 @@ def pieces(items, batch_size, limit=10**9, error=None):
             raise error or torch.OutOfMemoryError("CUDA out of memory")
         seen.append(list(piece))
 
-    micro_batches(items, batch_size, CPU, work)
+    micro_batches(items, batch_size, device, work, count=count)
     return seen
 
 
@@ -26,6 +26,25 @@ def test_pieces():
     assert pieces(range(5), 2) == [[0, 1], [2, 3], [4]]
     assert pieces(range(0), 2) == []
     assert max(map(len, pieces(range(100), "auto"))) == AUTO["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("device", "size", "count", "sizes"),
+    [
+        ("cpu", AutoSize(4), 9, [3, 3, 3]),
+        ("cpu", AutoSize(4), 3, [3]),
+        ("cpu", 4, 9, [4, 4, 1]),  # a number is taken as it is
+        ("cuda", AutoSize(96), 80, [80]),
+        ("cuda", AutoSize(96), 400, [80] * 5),
+        ("cuda", AutoSize(96), 100, [64, 36]),
+        ("cuda", AutoSize(20), 50, [20, 20, 10]),  # no more than memory holds
+        ("cuda", AutoSize(1), 3, [1, 1, 1]),
+    ],
+)
+def test_pieces_of_a_found_size_are_about_equal(device, size, count, sizes):
+    seen = pieces(range(count), size, device=torch.device(device), count=count)
+    assert [len(piece) for piece in seen] == sizes
+    assert [i for piece in seen for i in piece] == list(range(count))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_speed_from_end_to_end(tmp_path, weights, capsys):
 
 
 def test_precision_from_end_to_end(weights, capsys):
-    assert main(["precision", "--rounds", "1", "--samples", "1", "--precision", "bf16", "--weights", weights]) == 0
+    assert main(["precision", "--rounds", "2", "--samples", "1", "--precision", "bf16", "--weights", weights]) == 0
     printed = capsys.readouterr().out
     assert "| fp64 |" in printed
     row = next(line for line in printed.splitlines() if line.startswith("| bf16 |"))

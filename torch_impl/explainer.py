@@ -419,7 +419,7 @@ class Explainer:
             engine=engine,
         )
         explainer.network = network
-        explainer.memory_format = vgg16.memory_format(where, precision)
+        explainer.memory_format = torch.channels_last
         return explainer
 
     def __call__(

@@ -63,24 +63,16 @@ def build(network: Network) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def memory_format(device: torch.device, precision: str) -> torch.memory_format:
-    """The layout in which a VGG16 is computed fastest.
-
-    Channels last on a CPU, where it is also the layout that TensorFlow rounds in, and on CUDA wherever tensor cores multiply; they do
-    not in strict float32, where cuDNN's kernels for the other layout are 5 % faster for large batches, 15 % for four photographs.
-    """
-    strict = device.type == "cuda" and precision == "fp32"
-    return torch.contiguous_format if strict else torch.channels_last
-
-
 def prepared(network: Network, device: torch.device, precision: str) -> nn.Module:
-    """The network as it is computed fastest: `build`, on its device, in its number format and layout (`memory_format`).
+    """The network as it is computed fastest: `build`, on its device, in its number format.
 
-    The dense layers are `dense.Dense`, and on CUDA each convolution and its ReLU one kernel where that is faster, see `conv`.
+    Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; in strict float32 on
+    CUDA, where no tensor core multiplies, the other one is no slower. The dense layers are `dense.Dense`, and on CUDA each
+    convolution and its ReLU are one kernel where that is faster, see `conv`.
     """
     with torch.inference_mode(False):  # tensors made in inference mode could never be part of a gradient
         model: nn.Module = build(network).to(device, dtype_of(precision))
-        model = model.to(memory_format=memory_format(device, precision))  # type: ignore[call-overload]  # missing in torch's types
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     quicken(model)
     features = model.get_submodule("features")
     if device.type == "cuda" and isinstance(features, nn.Sequential):
