@@ -5,7 +5,8 @@
     cost       seconds against photographs and against SmoothGrad samples: a line, and its fixed part
 
 Every contender runs in a fresh process, loads the weights, draws each size once to warm up, then is timed. Contenders
-alternate (A B C A B C …), so that a machine whose speed drifts slows them alike; ratios are taken round by round.
+alternate (A B C A B C …), so that a machine whose speed drifts slows them alike; ratios are taken round by round. Number
+formats share a process, one after another in each round.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("speed", "precision", "cost"), default="speed")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (%(default)s); on CUDA without TensorFlow")
+    parser.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda, cuda:1 (%(default)s); on CUDA without TensorFlow"
+    )
     parser.add_argument("--samples", type=int, default=20, help="of SmoothGrad (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="counted runs of each contender (%(default)s)")
     parser.add_argument("--photographs", type=_numbers, default=[1, 4, 16], help="N,N,… (1,4,16)")
@@ -145,7 +148,7 @@ def _memory(options: argparse.Namespace, names: Sequence[str], precision: str) -
 
 def _precision(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
     wanted = options.precision.split(",") if options.precision else PRECISIONS[options.device.partition(":")[0]]
-    wanted = ["fp64", *[p for p in wanted if p != "fp64"]]
+    wanted = ["fp64", *dict.fromkeys(p for p in wanted if p != "fp64")]
     if len(wanted) < 2:
         raise ChildError("--precision: give another format than fp64, which is what they are compared with")
     jobs = [("all", 4, options.samples), ("cams", 4, options.samples)]
@@ -229,6 +232,12 @@ def _processor() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def _device(text: str) -> str:
+    if text.partition(":")[0] not in PRECISIONS:
+        raise argparse.ArgumentTypeError(f"{text!r}: give cpu, cuda or cuda:1")
+    return text
 
 
 def _numbers(text: str) -> list[int]:

@@ -213,7 +213,6 @@ def pretended() -> Iterator[torch.device]:
     }
     with (
         mock.patch.multiple(torch.cuda, **cuda),
-        mock.patch.object(torch.backends.cudnn, "is_available", return_value=False),
         # Its Python part would come back to itself through `_Calls`, and tests count its calls.
         mock.patch.object(torch.autograd, "has_torch_function", return_value=False),
         _Calls(),

@@ -18,6 +18,7 @@ from tolerances import FLOAT16_KEPT
 
 from torch_impl import read_maps
 from torch_impl.__main__ import main
+from torch_impl.batch import command
 from torch_impl.batch.entries import File, Item
 from torch_impl.batch.plan import Part, Plan, RunError
 from torch_impl.batch.reading import _values
@@ -302,6 +303,19 @@ def test_show_lists_rows(finished, capsys):
     assert len(lines) == 3
     assert "photographs/4b.jpg" in lines[2]
     assert "text, not a photograph" in lines[2]
+
+
+def test_show_says_that_there_are_more(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "SHOWN", 3)
+    assert main(["show", str(finished)]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 3
+    assert err == "attention-maps: the first 3 rows; for more give --limit N, for others --where\n"
+    assert main(["show", str(finished), "--out", str(tmp_path / "figures")]) == 0
+    assert "the first 3 rows" in capsys.readouterr().err
+    for more in (["--limit", "3"], ["--where", "index < 3"]):
+        assert main(["show", str(finished), *more]) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_show_draws_rows(finished, tmp_path, monkeypatch, capsys):

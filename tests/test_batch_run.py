@@ -489,6 +489,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(weights, here, monkeypatch,
     assert said.count("\n") == 1
 
 
+def test_a_file_system_without_locks_is_one_line(weights, here, monkeypatch, capsys):
+    def none(*args, **more):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    run(weights, status=2)
+    said = capsys.readouterr().err
+    assert "knows no locks" in said
+    assert said.count("\n") == 1
+
+
 def test_somebody_elses_folder_is_left_alone(weights, here, capsys):
     Path("out").mkdir()
     Path("out/letter.txt").write_text("dear")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_impl import batching
-from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, bytes_per_image, micro_batches, sized
+from torch_impl.batching import AUTO, AutoSize, OutOfMemoryError, Pieces, bytes_per_image, micro_batches, sized
 
 CPU = torch.device("cpu")
 
@@ -34,10 +34,12 @@ def test_pieces():
         ("cpu", AutoSize(4), 9, [3, 3, 3]),
         ("cpu", AutoSize(4), 3, [3]),
         ("cpu", 4, 9, [4, 4, 1]),  # a number is taken as it is
-        ("cuda", AutoSize(96), 80, [80]),
-        ("cuda", AutoSize(96), 400, [80] * 5),
-        ("cuda", AutoSize(96), 100, [64, 36]),
-        ("cuda", AutoSize(20), 50, [20, 20, 10]),  # no more than memory holds
+        ("cuda", AutoSize(64), 60, [60]),
+        ("cuda", AutoSize(64), 80, [48, 32]),
+        ("cuda", AutoSize(64), 400, [64] * 6 + [16]),
+        ("cuda", AutoSize(90), 170, [64, 64, 42]),
+        ("cuda", AutoSize(20), 50, [16, 16, 16, 2]),
+        ("cuda", AutoSize(9), 20, [7, 7, 6]),
         ("cuda", AutoSize(1), 3, [1, 1, 1]),
     ],
 )
@@ -52,6 +54,9 @@ def test_pieces_of_a_found_size_are_about_equal(device, size, count, sizes):
     [
         torch.OutOfMemoryError("CUDA out of memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         MemoryError(),
     ],
 )
@@ -60,6 +65,13 @@ def test_auto_halves_and_goes_on_with_the_same_piece(error):
     assert [i for piece in seen for i in piece] == list(range(9))
     assert max(map(len, seen)) == 1
     assert pieces(range(7), AutoSize(4), limit=2) == [[0, 1], [2, 3], [4, 5], [6]]
+
+
+def test_results_are_put_together_in_order():
+    found = Pieces(5)
+    found.put([0, 1, 2], torch.tensor([[0.0], [1.0], [2.0]]))
+    found.put([3, 4], torch.tensor([[3.0], [4.0]]))
+    assert found.whole.tolist() == [[0], [1], [2], [3], [4]]
 
 
 def test_a_given_size_is_not_changed_silently():
@@ -169,6 +181,20 @@ def test_a_group_above_may_be_the_narrower_one(tmp_path, monkeypatch):
         (folder / "memory.max").write_text(str(limit))
         (folder / "memory.current").write_text("10")
     assert batching._group(tmp_path) == 40
+
+
+def test_control_groups_of_version_1(tmp_path, monkeypatch):
+    own = tmp_path / "own"
+    own.write_text("5:cpu,cpuacct:/elsewhere\n4:memory:/job/7\n0::/\n")
+    monkeypatch.setattr(batching, "OWN_GROUP", own)
+    inside = tmp_path / "memory" / "job" / "7"
+    inside.mkdir(parents=True)
+    (inside / "memory.limit_in_bytes").write_text("1000\n")
+    (inside / "memory.usage_in_bytes").write_text("400\n")
+    (inside / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 50\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("5\n")
+    assert batching._group(tmp_path) == 650
 
 
 def test_a_real_machine_has_memory():

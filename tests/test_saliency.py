@@ -151,12 +151,15 @@ def test_float16_keeps_small_gradients(tiny, inputs, target, device, monkeypatch
     narrow = narrow.to(device, torch.float16)
     expected = vanilla_saliency(copy.deepcopy(narrow).double(), inputs.half().double(), target)
 
+    def drawn():
+        return vanilla_saliency(narrow, inputs.half(), target).double()
+
     def likeness():
-        drawn = vanilla_saliency(narrow, inputs.half(), target)
-        return torch.corrcoef(torch.stack([drawn.flatten().double(), expected.flatten()]))[0, 1]
+        return torch.corrcoef(torch.stack([drawn().flatten(), expected.flatten()]))[0, 1]
 
     # A network's own ReLUs switch in float16, on a GPU in more places than on a CPU; nearly nothing is left without the scale.
     assert likeness() > 0.95
+    assert 0.9 < drawn().norm() / expected.norm() < 1.1  # and the scale is taken out again
     monkeypatch.setattr(saliency, "score_scale", lambda dtype: 1.0)
     assert not likeness() > 0.7
 

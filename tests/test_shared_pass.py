@@ -242,9 +242,33 @@ def test_float16_keeps_small_gradients(tiny, inputs, target, device, monkeypatch
         likeness[name] = torch.corrcoef(pair)[0, 1]
         # As in `saliency`'s test: the ReLUs' own switching in float16 is allowed for, and nearly nothing is left without.
         assert likeness[name] > 0.95, name
+        assert 0.9 < pair[0].norm() / pair[1].norm() < 1.1, name  # and the scale is taken out again
     monkeypatch.setattr("torch_impl.shared_pass.score_scale", lambda dtype: 1.0)
     lost = draw(narrow, inputs.half(), target, ["vanilla"], settings()).raw["vanilla"].double()
     assert not torch.corrcoef(torch.stack([lost.flatten(), expected.raw["vanilla"].flatten()]))[0, 1] > 0.7
+
+
+@pytest.mark.parametrize("engine", ["library", "shared"])
+def test_a_network_that_works_in_place_leaves_the_inputs_alone(model, inputs, target, engine):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x.sub_(0.5))
+
+    before = inputs.clone()
+    cams = ["gradcam", "gradcam_plus_plus"]
+    drawn = settings(target_layer=f"inner.{TARGET_LAYER}", batch_size=2)
+    for _ in range(2):
+        if engine == "shared":
+            draw(InPlace(), inputs, target, cams, drawn)
+            draw(InPlace(), inputs, None, [], drawn)
+        else:
+            for name in cams:
+                raw_maps(name, InPlace(), inputs, target, drawn)
+    assert torch.equal(inputs, before)
 
 
 def test_logits_that_do_not_depend_on_the_picture(inputs, target):

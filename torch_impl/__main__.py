@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from torch_impl import __version__
 from torch_impl.batch import command as batch_commands
-from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name, check_stock
+from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, check_stock
+from torch_impl.words import listed, methods_of, printable
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explanation
@@ -214,9 +215,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     from torch_impl import figure, images
 
     started = time.perf_counter()
-    methods = list(dict.fromkeys(canonical_name(name) for name in _listed(arguments.methods, "--methods")))
+    methods = methods_of(arguments.methods)
     check_stock(methods, arguments.precision)
-    classes = _listed(arguments.classes, "--classes") if arguments.classes is not None else None
+    classes = listed(arguments.classes, "--classes") if arguments.classes is not None else None
     figure.checked_colormap(arguments.colormap)
 
     from torch_impl.explainer import Explainer, check_output, choose_device
@@ -281,7 +282,7 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
         f"device    {manifest['device']} ({manifest['device_name']}), {manifest['precision']}, engine {manifest['engine']}"
     )
     photographs = manifest["photographs"]
-    names = [_printable(one["name"]) for one in photographs]
+    names = [printable(one["name"]) for one in photographs]
     width = min(40, max(map(len, [*names, *manifest["methods"]])))
     for name, one in zip(names, photographs, strict=True):
         extra = "".join(f" · {note}" for note in one["notes"])
@@ -296,12 +297,7 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
         print(f"{together}: together {spent['shared'] / count:.2f} s a photograph")
     print(f"total     {seconds:.1f} s")
     for path in written:
-        print(f"wrote     {_printable(str(path))}")
-
-
-def _printable(text: str) -> str:
-    """Text that a terminal does not obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        print(f"wrote     {printable(str(path))}")
 
 
 def _summary(arguments: argparse.Namespace) -> int:
@@ -335,22 +331,10 @@ def _convert(arguments: argparse.Namespace) -> int:
     save_network(network, arguments.target, overwrite=arguments.overwrite)
     if not arguments.quiet:
         print(
-            f"wrote {_printable(arguments.target)}: {network.architecture.parameters:,} parameters, input {network.input}"
+            f"wrote {printable(arguments.target)}: {network.architecture.parameters:,} parameters, input {network.input}"
         )
         print(f"fingerprint {network.fingerprint}")
     return DONE
-
-
-def _listed(text: str, option: str) -> list[str]:
-    """A comma-separated option.
-
-    Raises:
-        ValueError: an empty item.
-    """
-    items = [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise ValueError(f"{option} {text!r}: an item is empty; separate with single commas")
-    return items
 
 
 def _samples(text: str) -> int:

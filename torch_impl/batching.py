@@ -30,14 +30,15 @@ class AutoSize:
 BatchSize = int | str | AutoSize
 """Photographs (for SmoothGrad: noisy copies) in one pass; "auto" takes what memory holds, at most `AUTO`; see `sized`."""
 
-AUTO = {"cpu": 4, "cuda": 96}
+AUTO = {"cpu": 4, "cuda": 64}
 """Beyond these VGG16 at 224×224 gains next to nothing. On 2 cores, seconds an image in batches of 1, 2, 4, 5, 7, 10 were 0.153, 0.147,
 0.146, 0.144, 0.148, 0.143, where runs differ by 0.005; a CPU pass of 4 stays within 0.6 GB. On an NVIDIA H200, milliseconds an image
-in batches of 4, 16, 32, 64, 96, 128 were 3.97, 2.17, 1.43, 1.43, 1.42, 1.37 in float32 and 0.91, 0.27, 0.24, 0.23, 0.23, 0.22 in
-float16."""
+in batches of 4, 16, 32, 48, 64, 80, 128 were 3.97, 2.17, 1.43, 1.44, 1.43, 1.50, 1.37 in float32 and 0.91, 0.27, 0.24, 0.23, 0.23, 0.23,
+0.22 in float16."""
 
 MULTIPLE = {"cuda": 16}
-"""Of which a found size is, where one pass does not do: in float32 the H200 took 1.6 ms an image in batches of 40, and 1.4 in 48."""
+"""Of which a found size is where one pass does not do, as cuDNN's kernels like it: in float32 the H200 took 1.6 ms an image in batches
+of 40."""
 
 WITHOUT_GRADIENTS = 4
 """Times as many images in one pass where no gradient goes below the last layers, as for the CAMs alone.
@@ -91,6 +92,10 @@ def micro_batches(
         raise ValueError(f'batch size {batch_size!r}: give "auto" or a positive integer')
     if automatic and count:
         multiple = MULTIPLE.get(device.type, 1)
+        if size < multiple:
+            multiple = 1
+        if count > size:
+            size -= size % multiple
         even = math.ceil(count / math.ceil(count / size))
         size = min(size, multiple * math.ceil(even / multiple))
     stream = iter(items)
@@ -109,12 +114,39 @@ def micro_batches(
 
 
 def taken(values: Tensor, rows: list[int]) -> Tensor:
-    """A piece of a range, of the first dimension: a view, where a list of rows would be copied to the device, and waited for.
+    """A copy of a piece of a range, of the first dimension, on its own device: where it is sliced, nothing waits for the host.
 
-    A copy of a tensor from inference mode, which could not be part of a gradient.
+    A copy, since a network may work in place on what it is given.
     """
-    piece = values[rows[0] : rows[-1] + 1]
-    return piece.clone() if piece.is_inference() and not torch.is_inference_mode_enabled() else piece
+    return values[rows[0] : rows[-1] + 1].clone(memory_format=torch.preserve_format)
+
+
+class Pieces:
+    """Results of micro-batches put together, in one block that is allocated with the first of them.
+
+    Kept one by one they would lie between the feature maps of two passes, and what is freed around them could be used again in
+    part only.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._whole: Tensor | None = None
+
+    def put(self, rows: list[int], piece: Tensor) -> None:
+        """Rows of a range, with their results (n, …)."""
+        if self._whole is None:
+            self._whole = piece.new_empty((self._count, *piece.shape[1:]))
+        self._whole[rows[0] : rows[-1] + 1] = piece
+
+    @property
+    def whole(self) -> Tensor:
+        """All of them (N, …)."""
+        assert self._whole is not None
+        return self._whole
+
+
+_OUT_OF_MEMORY = ("out of memory", "status_alloc_failed", "unable to find an engine")
+"""CUDA, cuBLAS, cuDNN; the last is what is left when none of cuDNN's algorithms found room for its workspace."""
 
 
 def _fits(work: Callable[[list[Item]], None], piece: list[Item]) -> bool:
@@ -123,8 +155,9 @@ def _fits(work: Callable[[list[Item]], None], piece: list[Item]) -> bool:
         return True
     except (torch.OutOfMemoryError, MemoryError):
         pass
-    except RuntimeError as error:  # the CPU allocator has no class of its own
-        if "alloc" not in str(error) or "memory" not in str(error):
+    except RuntimeError as error:  # neither the CPU allocator's nor CUDA's libraries' have a class of their own
+        text = str(error).lower()
+        if not ("alloc" in text and "memory" in text) and not any(words in text for words in _OUT_OF_MEMORY):
             raise
     # Outside the except block, so that the traceback no longer holds the tensors that filled the memory.
     if torch.cuda.is_available():
@@ -169,7 +202,7 @@ def bytes_per_image(model: nn.Module, inputs: Tensor) -> int | None:
     """
     known = _known.setdefault(model, {})
     kind = (*inputs.shape[1:], inputs.dtype)
-    if kind not in known:
+    if known.get(kind) is None:
         known[kind] = _measured(model, inputs)
     return known[kind]
 
@@ -201,7 +234,7 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that can still be had, or None where nobody says.
 
     On CUDA: the device's free memory and what PyTorch holds unused. On a CPU: Linux's `MemAvailable`, or what the control
-    group (a container, version 2) leaves, if that is less.
+    group (a container) leaves, if that is less.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -218,33 +251,57 @@ def _available(meminfo: Path) -> int | None:
     return int(found[1]) * 1024 if found else None
 
 
+@dataclass(frozen=True)
+class _Names:
+    """What a version of control groups calls things: its line in `OWN_GROUP`, its folder, its files, its word in `memory.stat`."""
+
+    line: str
+    folder: str
+    limit: str
+    used: str
+    reclaimable: str
+
+
+_VERSIONS = (
+    _Names("", "", "memory.max", "memory.current", "inactive_file"),
+    _Names("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
 def _group(root: Path) -> int | None:
-    """What version 2 control groups leave: the least over this process's group and those above it."""
-    try:
-        own = OWN_GROUP.read_text(encoding="utf-8").splitlines()
-        inside = next(line[4:] for line in own if line.startswith("0::/"))
-    except (OSError, ValueError, StopIteration):
-        inside = ""
+    """What control groups leave, of version 2 or 1: the least over this process's group and those above it."""
     left: int | None = None
-    for folder in (root / inside, *(root / parent for parent in Path(inside).parents)):
-        try:
-            limit = (folder / "memory.max").read_text(encoding="ascii").strip()
-            used = int((folder / "memory.current").read_text(encoding="ascii"))
-            used -= _reclaimable(folder / "memory.stat")
-        except (OSError, ValueError):
-            continue
-        if limit.isdigit():
-            left = _least(left, max(0, int(limit) - used))
+    for names in _VERSIONS:
+        inside = _own_group(names.line)
+        top = root / names.folder
+        for folder in (top / inside, *(top / parent for parent in Path(inside).parents)):
+            try:
+                limit = (folder / names.limit).read_text(encoding="ascii").strip()
+                used = int((folder / names.used).read_text(encoding="ascii"))
+                used -= _reclaimable(folder / "memory.stat", names.reclaimable)
+            except (OSError, ValueError):
+                continue
+            if limit.isdigit():  # version 1 writes a number near 2**63 where there is no limit
+                left = _least(left, max(0, int(limit) - used))
     return left
 
 
-def _reclaimable(stat: Path) -> int:
+def _own_group(line: str) -> str:
+    """The group's path below its folder, from `number:controllers:/path`."""
+    try:
+        rows = [row.split(":", 2) for row in OWN_GROUP.read_text(encoding="utf-8").splitlines()]
+        return next(path[1:] for _, controllers, path in rows if line in controllers.split(","))
+    except (OSError, ValueError, StopIteration):
+        return ""
+
+
+def _reclaimable(stat: Path, word: str) -> int:
     """Bytes of files that were read and can be dropped: counted as used, but no less free."""
     try:
         found = [line.split() for line in stat.read_text(encoding="ascii").splitlines()]
     except (OSError, ValueError):
         return 0
-    return next((int(value) for name, value in found if name == "inactive_file"), 0)
+    return next((int(value) for name, value in found if name == word), 0)
 
 
 def _least(*values: int | None) -> int | None:

@@ -154,6 +154,8 @@ def fetch(remote: Remote, progress: Progress | None = None) -> Path:
             _log.warning("another process is downloading %s: waiting for it", remote.name)
             with contextlib.suppress(filelock.Timeout):
                 holder.acquire(timeout=LOCK_SECONDS)
+        except NotImplementedError:  # a file system without locks: two may download at once, and either file is whole
+            _log.debug("no lock beside %r", str(path))
         try:
             if cached(remote) is None:  # nobody else has fetched it in the meantime
                 with whole(path) as temporary, temporary.open("wb") as file:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from torch_impl import cam, saliency
 from torch_impl.arrays import ChannelWeights, FeatureMaps, Images, Logits, Target
-from torch_impl.batching import BatchSize, micro_batches, sized, taken
+from torch_impl.batching import BatchSize, Pieces, micro_batches, sized, taken
 from torch_impl.methods import Settings, finite, logits_of
 from torch_impl.names import REFERENCE_METHODS, canonical_name
 from torch_impl.precision import at_least_fp32, score_scale
@@ -139,9 +139,8 @@ def _first_pass(
     progress: Progress | None,
 ) -> tuple[Logits, Target, dict[str, Tensor]]:
     """Everything that one forward pass, and at most one backward pass, of each image gives."""
-    found_logits: list[Tensor] = []
-    found_target: list[Tensor] = []
-    found: dict[str, list[Tensor]] = {name: [] for name in (*cams, *(["vanilla"] if vanilla else []))}
+    found_logits, found_target = Pieces(len(inputs)), Pieces(len(inputs))
+    found = {name: Pieces(len(inputs)) for name in (*cams, *(["vanilla"] if vanilla else []))}
 
     def one_pass(rows: list[int]) -> None:
         images = taken(inputs, rows).detach()
@@ -189,20 +188,16 @@ def _first_pass(
                 a, g = captured[0].detach().to(wide), gradients.pop(0).to(wide).div(scale)
                 maps |= {name: cam.class_activation_map(a, WEIGHTS[name](a, g)) for name in cams}
         # Only now, after everything that may run out of memory: see `micro_batches`.
-        found_logits.append(logits.detach().to(at_least_fp32(inputs.dtype)))
-        found_target.append(classes)
+        found_logits.put(rows, logits.detach().to(at_least_fp32(inputs.dtype)))
+        found_target.put(rows, classes)
         for name, drawn in maps.items():
-            found[name].append(drawn)
+            found[name].put(rows, drawn)
         if progress:
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
         micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass, count=len(inputs))
-    return (
-        torch.cat(found_logits),
-        torch.cat(found_target),
-        {name: torch.cat(drawn) for name, drawn in found.items()},
-    )
+    return found_logits.whole, found_target.whole, {name: pieces.whole for name, pieces in found.items()}
 
 
 def _score(logits: Logits, target: Target) -> tuple[Tensor, float]:

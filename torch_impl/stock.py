@@ -42,14 +42,15 @@ def pytorch_grad_cam_map(
         cam = engine(model=model, target_layers=[find_layer(model, target_layer)])
 
         def one_pass(rows: list[int]) -> None:
-            leaf = (
-                taken(inputs, rows).detach().requires_grad_()
-            )  # a frozen network needs it to have any gradient at all
+            leaf = taken(inputs, rows).detach()
+            leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
             targets = [ClassifierOutputTarget(category) for category in taken(target, rows).tolist()]
             found.append(torch.from_numpy(cam(input_tensor=leaf, targets=targets)))
 
         try:
-            micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
+            micro_batches(
+                range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass, count=len(inputs)
+            )
         finally:
             cam.activations_and_grads.release()
     return torch.cat(found).to(inputs.device)

@@ -9,7 +9,6 @@ from torch import nn
 
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import Network
-from torch_impl.conv import rectify
 from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of
 
@@ -67,16 +66,13 @@ def prepared(network: Network, device: torch.device, precision: str) -> nn.Modul
     """The network as it is computed fastest: `build`, on its device, in its number format.
 
     Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; in strict float32 on
-    CUDA, where no tensor core multiplies, the other one is no slower. The dense layers are `dense.Dense`, and on CUDA each
-    convolution and its ReLU are one kernel where that is faster, see `conv`.
+    CUDA, where no tensor core multiplies, the other one was 5 % faster for some batches and slower for others. The dense layers are
+    `dense.Dense`.
     """
     with torch.inference_mode(False):  # tensors made in inference mode could never be part of a gradient
         model: nn.Module = build(network).to(device, dtype_of(precision))
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     quicken(model)
-    features = model.get_submodule("features")
-    if device.type == "cuda" and isinstance(features, nn.Sequential):
-        rectify(features)
     return model
 
 

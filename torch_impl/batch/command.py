@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch_impl.batch.plan import PART_ROWS, RESOLUTIONS, Part, Plan, RunError, parts
-from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, canonical_name, check_stock
+from torch_impl.names import ENGINES, PRECISIONS, REFERENCE_METHODS, STOCK_METHODS, check_stock
+from torch_impl.words import methods_of, printable
 
 if TYPE_CHECKING:
     from torch_impl.batch.entries import Item
@@ -156,7 +157,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     from torch_impl.batch.progress import RunProgress
     from torch_impl.batch.store import GO_ON, Store
 
-    methods = _methods(arguments.methods)
+    methods = tuple(methods_of(arguments.methods))
     check_stock(methods, arguments.precision)
     progress = RunProgress(quiet=arguments.quiet)
     store = Store(arguments.out)
@@ -390,20 +391,23 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.out is None:
         from torch_impl.batch.show import lines
 
-        for line in lines(read_maps(store.folder, [], arguments.where, limit=limit)):
+        listed = read_maps(store.folder, [], arguments.where, limit=limit)
+        for line in lines(listed):
             print(line)
+        _say_if_there_are_more(arguments, store, arguments.where, len(listed))
         return DONE
     from torch_impl.batch.show import explanation
     from torch_impl.explainer import check_output
 
     figure.checked_colormap(arguments.colormap)
     check_output(arguments.out, overwrite=arguments.overwrite)
-    methods = list(_methods(arguments.methods)) if arguments.methods is not None else None
+    methods = methods_of(arguments.methods) if arguments.methods is not None else None
     where = "error is None" if arguments.where is None else f"({arguments.where}) and error is None"
     found = read_maps(store.folder, methods, where, limit=limit)
     if not len(found):
         raise RunError(f"{store.shown}: no row with maps" + (f" where {arguments.where}" if arguments.where else ""))
     drawn, missing = explanation(found, run)
+    _say_if_there_are_more(arguments, store, where, len(found))
     for path in drawn.save(arguments.out, colormap=arguments.colormap, overwrite=arguments.overwrite):
         print(f"wrote     {printable(str(path))}")
     for line in missing:
@@ -411,16 +415,11 @@ def _show(arguments: argparse.Namespace) -> int:
     return IN_PART if missing else DONE
 
 
-def _methods(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise ValueError(f"--methods {text!r}: an item is empty; separate with single commas")
-    return tuple(dict.fromkeys(canonical_name(name) for name in names))
+def _say_if_there_are_more(arguments: argparse.Namespace, store: Store, where: str | None, seen: int) -> None:
+    from torch_impl.batch.reading import read_maps
 
-
-def printable(text: str) -> str:
-    """Text that a terminal does not obey."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    if arguments.limit is None and seen == SHOWN and len(read_maps(store.folder, [], where, limit=SHOWN + 1)) > SHOWN:
+        print(f"attention-maps: the first {SHOWN} rows; for more give --limit N, for others --where", file=sys.stderr)
 
 
 def _count(text: str) -> int:

@@ -14,12 +14,12 @@ import torch
 from parity.contract.files import whole
 from torch_impl import images
 from torch_impl.batch import sources
-from torch_impl.batch.command import printable
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, columns, row_batches
 from torch_impl.batch.store import Run, Store
 from torch_impl.explainer import FORMAT, Explanation, credit_of, versions
 from torch_impl.methods import finish
+from torch_impl.words import printable
 
 _GREY = 128
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

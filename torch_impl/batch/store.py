@@ -233,6 +233,11 @@ class Store:
                 raise RunError(
                     f"{self.shown}: another run is at work on this folder: wait for it, or choose another --out"
                 ) from None
+            except NotImplementedError:
+                raise RunError(
+                    f"{self.shown}: its file system knows no locks, so that a second run could not be kept out: choose an "
+                    "--out on another one"
+                ) from None
         try:
             yield
         finally:
