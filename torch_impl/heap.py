@@ -19,8 +19,8 @@ def return_freed_blocks() -> bool:
 
     By default it stops doing so for blocks of up to 32 MiB once one of that size has been freed. Feature maps then lie in one
     heap among the results that are kept, and what is freed between two of those can be used again in part only: for all four maps,
-    each photograph beyond the fourth took 5 to 17 MB, of which 2 MB are kept. With this it is 0 to 8 MB, mostly 3 to 4, and the peak
-    100 MB lower. Mapping anew costs page faults, 1 to 2 % of a pass; from 4 MiB on it was 7 %, for 2 MB a photograph.
+    each photograph beyond the fourth took 5 to 17 MB, of which 2 MB are kept. With this it is 3 to 8 MB, and the peak 100 MB lower.
+    Mapping anew costs page faults, 1 to 2 % of a pass; from 6 MiB on it was 2 MB a photograph, and 5 to 8 % of a pass.
 
     Returns:
         Whether it was set: not where the user has (`GLIBC_TUNABLES`, `MALLOC_MMAP_THRESHOLD_`, or either's trim threshold), nor
