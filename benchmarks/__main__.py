@@ -3,6 +3,7 @@
     speed      each map alone, the two CAMs together, all four, of 1, 4 and 16 photographs; the machine's limit (the default)
     precision  what each number format costs and gives: seconds, and correlation with the float64 map
     cost       seconds against photographs and against SmoothGrad samples: a line, and its fixed part
+    passes     one pass of the network by the size of its batch and number format: what --batch-size auto goes by
 
 Every contender runs in a fresh process, loads the weights, draws each size once to warm up, then is timed. Contenders
 alternate (A B C A B C …), so that a machine whose speed drifts slows them alike; ratios are taken round by round. Number
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("speed", "precision", "cost"), default="speed")
+    parser.add_argument("what", nargs="?", choices=("speed", "precision", "cost", "passes"), default="speed")
     parser.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda, cuda:1 (%(default)s); on CUDA without TensorFlow"
     )
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.jobs_given = options.jobs is not None
     options.jobs = options.jobs or ",".join(JOBS)
     try:
-        run = {"speed": _speed, "precision": _precision, "cost": _cost}[options.what]
+        run = {"speed": _speed, "precision": _precision, "cost": _cost, "passes": _passes}[options.what]
         text, data, good = run(options)
     except ChildError as error:
         print(f"benchmarks: error: {error}", file=sys.stderr)
@@ -182,6 +183,17 @@ def _cost(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
         report.plot(lines, options.plot, machine())
     text = f"{report.cost_table(lines, machine())}\n\n{report.start_line(starts)}"
     return text, {"runs": runs, "lines": lines, "starts": starts}, True
+
+
+BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 32, 48, 64, 80, 96, 128)}
+"""Sizes of one pass that are timed."""
+
+
+def _passes(options: argparse.Namespace) -> tuple[str, dict[str, Any], bool]:
+    kind = options.device.partition(":")[0]
+    wanted = options.precision or ",".join(p for p in PRECISIONS[kind] if p != "fp64")
+    found = _child(options, "passes", [("pass", batch, 1) for batch in BATCHES[kind]], precision=wanted)
+    return report.passes_table(found["passes"], machine({"passes": [found]}), options), found, True
 
 
 def _starts(options: argparse.Namespace) -> dict[str, float]:

@@ -56,6 +56,8 @@ def main() -> int:
         )  # whose events, memory and synchronization are meant
     if options.contender == "limit":
         found = _limit(options)
+    elif options.contender == "passes":
+        found = _passes(options, [count for _, count, _ in jobs])
     elif "," in options.precision:
         found = {p: _run(_with(options, p), jobs) for p in options.precision.split(",")}
     else:
@@ -78,6 +80,14 @@ def _limit(options: argparse.Namespace) -> dict[str, Any]:
 
     batch = AUTO[options.device.partition(":")[0]]
     return limit.measure(options.device, options.precision, batch, _network(options.weights).architecture)
+
+
+def _passes(options: argparse.Namespace, batches: list[int]) -> dict[str, Any]:
+    from benchmarks import limit
+
+    network = _network(options.weights)
+    rows = {p: limit.passes(options.device, p, network, batches) for p in options.precision.split(",")}
+    return {"passes": rows, "device": _device(options, options.device.startswith("cuda"))}
 
 
 def _run(options: argparse.Namespace, jobs: list[tuple[str, int, int]]) -> dict[str, Any]:

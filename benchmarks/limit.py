@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from parity.contract.architecture import VGG16, Architecture
+from parity.contract.network import Network
 from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of, numerics
+from torch_impl.shared_pass import absolute_gradients
+from torch_impl.vgg16 import prepared
 
 
 def flops(architecture: Architecture = VGG16) -> int:
@@ -88,6 +91,34 @@ def measure(device: str, precision: str, batch: int, architecture: Architecture 
                 continue
             layers += forward + backward
     return {"rate": best, "layers_s": layers / batch, "flops": flops(architecture), "batch": batch}
+
+
+def passes(device: str, precision: str, network: Network, batches: Sequence[int]) -> dict[int, tuple[float, float]]:
+    """What one pass of the network as `Explainer.vgg16` has it takes.
+
+    Args:
+        device: `cpu` or a CUDA device.
+        precision: of `torch_impl.names.PRECISIONS`.
+        network: whose.
+        batches: images in one pass.
+
+    Returns:
+        Images in one pass → seconds an image: forward and backward to the input; forward alone.
+    """
+    found = {}
+    with numerics(precision):
+        model = prepared(network, torch.device(device), precision)
+        size = network.architecture.size
+        for batch in batches:
+            images = (
+                _picture(batch, (size, size, 3), device, dtype_of(precision)) * 50
+            )  # about as far from 0 as photographs
+            target = torch.zeros(batch, dtype=torch.int64, device=device)
+            both = _seconds(lambda x=images, t=target: absolute_gradients(model, x, t), device)  # type: ignore[misc]
+            with torch.inference_mode():
+                forward = _seconds(lambda x=images: model(x), device)  # type: ignore[misc]
+            found[batch] = (both / batch, forward / batch)
+    return found
 
 
 def _gradient(layer: torch.nn.Module, x: torch.Tensor, upstream: torch.Tensor) -> Callable[[], object]:

@@ -165,6 +165,23 @@ def speed_table(runs: Runs, limits: list[dict[str, Any]], machine: dict[str, str
     return "\n".join(lines)
 
 
+def passes_table(found: dict[str, dict[str, list[float]]], machine: dict[str, str], options: argparse.Namespace) -> str:
+    """Markdown: a row a number format, a column a batch size."""
+    batches = list(next(iter(found.values())))
+    where = f"device {options.device}" + (f" ({machine['gpu']})" if "gpu" in machine else "")
+    lines = [
+        f"{_machine(machine)}; {where}.",
+        "Milliseconds an image, forward and backward to the input / forward alone, by the images in one pass; median of 5.",
+        "",
+        "| | " + " | ".join(batches) + " |",
+        "|---|" + "---|" * len(batches),
+    ]
+    for precision, row in found.items():
+        cells = [f"{1e3 * both:.2f} / {1e3 * forward:.2f}" for both, forward in row.values()]
+        lines.append(f"| {precision} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def fidelity(folder: Path, yardstick: Path) -> dict[str, list[float]]:
     """Method → correlation with the float64 map of each photograph."""
     with np.load(folder / "shared-all-4.npz") as ours, np.load(yardstick / "shared-all-4.npz") as exact:

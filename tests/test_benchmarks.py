@@ -124,6 +124,16 @@ def test_precision_from_end_to_end(weights, capsys):
     assert 0.5 < float(row.split("|")[5]) < 1  # vanilla saliency: near the float64 map, and not the same
 
 
+def test_passes_from_end_to_end(weights, capsys):
+    assert main(["passes", "--weights", weights]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()[3:]
+    assert header == "| | 1 | 2 | 4 | 8 |"
+    assert [row.split("|")[1].strip() for row in rows] == ["fp32", "bf16"]
+    for cell in rows[0].split("|")[2:-1]:
+        both, forward = (float(part) for part in cell.split("/"))
+        assert both > forward > 0
+
+
 def test_a_wrong_command_is_one_line(tmp_path):
     done = run_program("-m", "benchmarks", "--weights", "nothing", "--rounds", "1", "--contenders", "shared", cwd=ROOT)
     assert done.returncode == 2
@@ -132,3 +142,6 @@ def test_a_wrong_command_is_one_line(tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert run_program("-m", "benchmarks", "--photographs", "0", cwd=ROOT).returncode == 2
+    refused = run_program("-m", "benchmarks", "precision", "--device", "auto", cwd=ROOT)
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith("'auto': give cpu, cuda or cuda:1")

@@ -50,8 +50,8 @@ def numerics(precision: str) -> Iterator[None]:
     """TF32 on for tf32 and off for everything else, within the block; on CUDA, convolutions that give the same numbers every time.
 
     cuDNN chooses among its deterministic algorithms by rule (`deterministic`), not by timing them (`benchmark`): for VGG16 that
-    took 8 to 30 seconds for each new shape and gained nothing, and a clock's choice may be another one the next time. cuDNN's TF32
-    is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to what they were,
+    took 8 to 30 seconds for each new shape and gained a sixth at most, and a clock's choice may be another one the next time. cuDNN's
+    TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to what they were,
     TF32's in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
     """
     switches = _switches()
