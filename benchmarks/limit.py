@@ -107,7 +107,7 @@ def passes(device: str, precision: str, network: Network, batches: Sequence[int]
     """
     found = {}
     with numerics(precision):
-        model = prepared(network, torch.device(device), precision)
+        model = prepared(network, torch.device(device), dtype_of(precision))
         size = network.architecture.size
         for batch in batches:
             images = (

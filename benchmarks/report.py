@@ -168,9 +168,8 @@ def speed_table(runs: Runs, limits: list[dict[str, Any]], machine: dict[str, str
 def passes_table(found: dict[str, dict[str, list[float]]], machine: dict[str, str], options: argparse.Namespace) -> str:
     """Markdown: a row a number format, a column a batch size."""
     batches = list(next(iter(found.values())))
-    where = f"device {options.device}" + (f" ({machine['gpu']})" if "gpu" in machine else "")
     lines = [
-        f"{_machine(machine)}; {where}.",
+        f"{_machine(machine)}; {_device(machine, options)}.",
         "Milliseconds an image, forward and backward to the input / forward alone, by the images in one pass; median of 5.",
         "",
         "| | " + " | ".join(batches) + " |",
@@ -306,8 +305,11 @@ def plot(found: dict[str, dict[str, Any]], path: Path, machine: dict[str, str]) 
 
 
 def _about(machine: dict[str, str], options: argparse.Namespace) -> str:
-    where = f"device {options.device}" + (f" ({machine['gpu']})" if "gpu" in machine else "")
-    return f"{_machine(machine)}; {where}, weights {options.weights}, {options.samples} SmoothGrad samples."
+    return f"{_machine(machine)}; {_device(machine, options)}, weights {options.weights}, {options.samples} SmoothGrad samples."
+
+
+def _device(machine: dict[str, str], options: argparse.Namespace) -> str:
+    return f"device {options.device}" + (f" ({machine['gpu']})" if "gpu" in machine else "")
 
 
 def _machine(machine: dict[str, str]) -> str:

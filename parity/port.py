@@ -50,7 +50,7 @@ Draw = Callable[[str, nn.Module, Tensor, Tensor, methods.Settings], Tensor]
 def _stages(job: Job, draw: Draw) -> Iterator[Row]:
     device = choose_device(job.device)
     with numerics(job.precision):
-        model = vgg16.prepared(job.network, device, job.precision)
+        model = vgg16.prepared(job.network, device, dtype_of(job.precision))
         target_layer = job.architecture.target.activation
         inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -73,7 +73,7 @@ def test_it_stays_out_of_the_way(layer, calls):
 
 def test_the_network_is_the_same_one(tiny, inputs, target):
     """The same modules' names and weights, and the same logits and gradients up to rounding."""
-    plain, quick = vgg16.build(tiny), vgg16.prepared(tiny, torch.device("cpu"), "fp32")
+    plain, quick = vgg16.build(tiny), vgg16.prepared(tiny, torch.device("cpu"), torch.float32)
     assert list(plain.state_dict()) == list(quick.state_dict())
     assert sum(isinstance(m, Dense) for m in quick.modules()) == 3
     assert not any(isinstance(m, Dense) for m in plain.modules())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -75,7 +75,7 @@ def micro_batches(
             with the same piece.
         device: where `work` allocates.
         work: must change nothing outside itself before its memory is allocated: after running out it is called again.
-        count: how many items there are, where that is known: pieces of a size that was found are then about equally large, since a
+        count: how many items there are, where they cannot say so themselves: pieces of a size that was found are then about equally large, since a
             small last one takes a GPU nearly as long as a large one.
 
     Raises:
@@ -90,6 +90,8 @@ def micro_batches(
         size = size.start
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f'batch size {batch_size!r}: give "auto" or a positive integer')
+    if count is None and isinstance(items, Sized):
+        count = len(items)
     if automatic and count:
         multiple = MULTIPLE.get(device.type, 1)
         if size < multiple:

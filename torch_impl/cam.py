@@ -151,7 +151,6 @@ def _raw_cam(
                 sized(batch_size, model, inputs),
                 inputs.device,
                 lambda rows: found.append(engine.raw(taken(inputs, rows), taken(target, rows))),
-                count=len(inputs),
             )
         finally:
             engine.close()

@@ -365,7 +365,7 @@ class Explainer:
         self.batch_size = batch_size
         self.engine = engine
         self.network: Network | None = None
-        self.memory_format = torch.contiguous_format
+        self._memory_format = torch.contiguous_format
 
     @classmethod
     def vgg16(
@@ -407,7 +407,7 @@ class Explainer:
             from torch_impl.weights import load_network
 
             network = load_network(weights, input=input, progress=progress)
-        model = vgg16.prepared(network, where, precision)
+        model = vgg16.prepared(network, where, dtype_of(precision))
         explainer = cls(
             model,
             network.architecture.target.activation,
@@ -419,7 +419,7 @@ class Explainer:
             engine=engine,
         )
         explainer.network = network
-        explainer.memory_format = torch.channels_last
+        explainer._memory_format = torch.channels_last
         return explainer
 
     def __call__(
@@ -533,7 +533,7 @@ class Explainer:
             pixels = np.stack([p.pixels for p in read])
             return read, pixels, self._inputs(pixels)
         inputs = _transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
-        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self.memory_format)
+        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
         # What a function did to the picture cannot be undone; its own output, stretched to [0, 255], lies under the map.
         return read, _visible(inputs), inputs
 
@@ -659,7 +659,7 @@ class Explainer:
         else:
             inputs = _transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
-        return inputs.contiguous(memory_format=self.memory_format)
+        return inputs.contiguous(memory_format=self._memory_format)
 
     def _logits(self, inputs: Images, batch_size: BatchSize) -> Logits:
         found: list[Tensor] = []
@@ -669,7 +669,6 @@ class Explainer:
                 sized(batch_size, self.model, inputs),
                 self.device,
                 lambda rows: found.append(logits_of(self.model, taken(inputs, rows))),
-                count=len(inputs),
             )
         logits = torch.cat(found)
         return logits if logits.dtype == torch.float64 else logits.float()

@@ -90,7 +90,7 @@ def vanilla_saliency(
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
-        micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass, count=len(inputs))
+        micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
     return torch.cat(found)
 
 

@@ -196,7 +196,7 @@ def _first_pass(
             progress(rows[-1] + 1, len(inputs))
 
     with preserved(model):
-        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass, count=len(inputs))
+        micro_batches(range(len(inputs)), batch_size, inputs.device, one_pass)
     return found_logits.whole, found_target.whole, {name: pieces.whole for name, pieces in found.items()}
 
 

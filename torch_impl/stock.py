@@ -48,9 +48,7 @@ def pytorch_grad_cam_map(
             found.append(torch.from_numpy(cam(input_tensor=leaf, targets=targets)))
 
         try:
-            micro_batches(
-                range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass, count=len(inputs)
-            )
+            micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
         finally:
             cam.activations_and_grads.release()
     return torch.cat(found).to(inputs.device)

@@ -10,7 +10,6 @@ from torch import nn
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import Network
 from torch_impl.dense import quicken
-from torch_impl.precision import dtype_of
 
 TARGET_LAYER = "features.29"
 """ReLU after conv5_3, (N, 512, 14, 14): Keras's block5_conv3. Not .28 (overwritten in place), not .30 (pooled)."""
@@ -62,7 +61,7 @@ def build(network: Network) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def prepared(network: Network, device: torch.device, precision: str) -> nn.Module:
+def prepared(network: Network, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The network as it is computed fastest: `build`, on its device, in its number format.
 
     Channels last is the layout that both cuDNN and oneDNN compute fastest in, and the one TensorFlow rounds in; in strict float32 on
@@ -70,7 +69,7 @@ def prepared(network: Network, device: torch.device, precision: str) -> nn.Modul
     `dense.Dense`.
     """
     with torch.inference_mode(False):  # tensors made in inference mode could never be part of a gradient
-        model: nn.Module = build(network).to(device, dtype_of(precision))
+        model: nn.Module = build(network).to(device, dtype)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
     quicken(model)
     return model

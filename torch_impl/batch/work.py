@@ -183,7 +183,7 @@ class Worker:
         )
         with numerics(explainer.precision):
             inputs = images.preprocess(pixels, input=self.plan.input, dtype=explainer.dtype, device=explainer.device)
-            inputs = inputs.contiguous(memory_format=explainer.memory_format)
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
             return {
                 method: raw_maps(method, explainer.model, inputs, target, settings)
                 for method in self.plan.methods
