@@ -29,8 +29,8 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets; this is a file like any other
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets; this is a file like any other
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,8 +15,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from parity.contract.architecture import VGG16, Architecture
 from parity.contract.files import whole
+from parity.contract.layers import LayerTable
+from parity.contract.text import one_line
+from parity.contract.vgg import VGG16, vgg_of
 
 INPUTS = ("caffe", "torchvision")
 """Kinds of preprocessing. caffe: BGR minus (103.939, 116.779, 123.68). torchvision: RGB / 255, mean and std."""
@@ -36,17 +38,24 @@ class Network:
     Attributes:
         tensors: canonical name → float32 array: torchvision's names (`features.0.weight`, `classifier.6.bias`) and
             layouts (convolutions OIHW; dense (out, in), the first reading (C, H, W)), in the order of the computation.
-        architecture: whose they are.
+        table: the layers whose they are.
         source: where they came from, in words for a reader: `offline`, `seeded:3`, a path.
         input: the preprocessing that these weights were trained with, one of `INPUTS`.
         remark: one line that belongs beside every result, or "".
     """
 
     tensors: Mapping[str, np.ndarray] = field(repr=False)
-    architecture: Architecture
+    table: LayerTable
     source: str
     input: str
     remark: str = ""
+
+    @cached_property
+    def architecture(self):  # type: ignore[no-untyped-def]
+        """Temporary, while the move lasts."""
+        from parity.contract.architecture import Architecture
+
+        return Architecture.of({name: tuple(array.shape) for name, array in self.tensors.items()})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,11 +82,11 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
     if input not in INPUTS:
         raise WeightsError(f"{source}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
     try:
-        architecture = Architecture.of({name: tuple(array.shape) for name, array in tensors.items()})
+        table = vgg_of({name: tuple(array.shape) for name, array in tensors.items()})
     except ValueError as error:
         raise WeightsError(f"{source}: not the weights of a VGG16: {error}") from None
     ordered: dict[str, np.ndarray] = {}
-    for name in architecture.tensor_shapes:
+    for name in table.tensors:
         array = tensors[name]
         if array.dtype.kind != "f":
             raise WeightsError(f"{source}: tensor {name} holds {array.dtype}, expected floating point")
@@ -88,7 +97,7 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
             suspicious = not np.isfinite(ordered[name].sum())
         if suspicious and not np.isfinite(ordered[name]).all():
             raise WeightsError(f"{source}: tensor {name} holds NaN or infinity")
-    return Network(ordered, architecture, source, input, remark)
+    return Network(ordered, table, source, input, remark)
 
 
 def offline() -> Network:
@@ -99,8 +108,8 @@ def offline() -> Network:
     """
     packed = _embedded()
     tensors = _convolutions(packed)
-    shapes = VGG16.tensor_shapes
-    channels, height, width = VGG16.flatten_chw
+    shapes = VGG16.tensors
+    height, width, channels = VGG16["fc1"].config["flattened"]
     tensors.update({name: np.zeros(shape, np.float32) for name, shape in shapes.items() if "classifier" in name})
     first = tensors["classifier.0.weight"].reshape(-1, channels, height * width)
     units = np.arange(channels)
@@ -124,20 +133,20 @@ def offline_random(seed: int) -> Network:
         seed: of `numpy.random.RandomState`, 0 to 2**32 − 1.
     """
     tensors = _convolutions(_embedded())
-    dense = {name: shape for name, shape in VGG16.tensor_shapes.items() if name.startswith("classifier")}
+    dense = {name: shape for name, shape in VGG16.tensors.items() if name.startswith("classifier")}
     tensors.update(_he_normal(dense, seed))
     return Network(tensors, VGG16, f"offline-random:{seed}", "caffe", "embedded convolutions, random dense layers")
 
 
-def seeded(seed: int, architecture: Architecture = VGG16) -> Network:
+def seeded(seed: int, table: LayerTable = VGG16) -> Network:
     """Every weight random: the same on every machine.
 
     Args:
         seed: of `numpy.random.RandomState`, 0 to 2**32 − 1.
-        architecture: VGG16, or a smaller one for tests.
+        table: VGG16's, or a smaller one for tests.
     """
-    tensors = _he_normal(architecture.tensor_shapes, seed)
-    return Network(tensors, architecture, f"seeded:{seed}", "caffe", "random weights")
+    tensors = _he_normal(table.tensors, seed)
+    return Network(tensors, table, f"seeded:{seed}", "caffe", "random weights")
 
 
 def from_source(source: str) -> Network | None:
@@ -182,8 +191,8 @@ def read(path: str | os.PathLike[str], *, framework: str = "numpy") -> Network |
         tensors = {name: tensor if framework == "numpy" else tensor.numpy() for name, tensor in found.items()}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # The last two: NumPy has no bfloat16 and no float8.
-        raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({_line(error)})") from None
-    said = {key: _line(metadata.get(key, "")) for key in ("source", "input", "remark")}
+        raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({one_line(error)})") from None
+    said = {key: one_line(metadata.get(key, "")) for key in ("source", "input", "remark")}
     network = checked(tensors, source=repr(os.fspath(path)), input=said["input"] or "caffe", remark=said["remark"])
     return replace(network, source=said["source"] or os.fspath(path))
 
@@ -199,7 +208,7 @@ def write(network: Network, path: str | os.PathLike[str]) -> None:
         try:
             save_file({name: np.ascontiguousarray(a) for name, a in network.tensors.items()}, temporary, metadata)
         except safetensors.SafetensorError as error:
-            raise OSError(_line(error)) from None
+            raise OSError(one_line(error)) from None
 
 
 def _embedded() -> dict[str, np.ndarray]:
@@ -209,14 +218,14 @@ def _embedded() -> dict[str, np.ndarray]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (safetensors.SafetensorError, OSError) as error:
             raise WeightsError(
-                f"the embedded weights are damaged ({_line(error)}): install the package again"
+                f"the embedded weights are damaged ({one_line(error)}): install the package again"
             ) from None
 
 
 def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """int8 times one scale per output channel, in float32."""
     tensors: dict[str, np.ndarray] = {}
-    for name in VGG16.tensor_shapes:
+    for name in VGG16.tensors:
         if name.startswith("features") and name.endswith("weight"):
             scale = packed[f"{name}.scale"][:, None, None, None]
             tensors[name] = packed[name].astype(np.float32) * scale
@@ -237,9 +246,3 @@ def _he_normal(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np
             piece = flat[start : start + 2**20]
             piece[:] = generator.standard_normal(piece.size) * scale
     return tensors
-
-
-def _line(said: BaseException | str) -> str:
-    """What an error or a file says, on one printable line of bounded length."""
-    text = " ".join(str(said).split()) or ("" if isinstance(said, str) else type(said).__name__)
-    return "".join(c if c.isprintable() else "?" for c in text)[:400]

@@ -1,26 +1,21 @@
-"""The stages of the computation: their names, order and shapes, and how much of each the artifact keeps.
+"""The stages of the computation: their names, order and shapes, and how much of each an artifact keeps.
 
-Everything is channels last under Keras's layer names, activations after their ReLU, photographs first. The order is the
-order of the computation, so that the first stage that is off names the fault.
+Everything is channels last under the reference's layer names, activations after their ReLU, photographs first. The order
+is the order of the computation, so that the first stage that is off names the fault.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from parity.contract.architecture import CHANNELS, Architecture
-
-METHODS = ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
-"""Every method, in the order in which they are drawn."""
-
-ALIASES = {"gradcam++": "gradcam_plus_plus"}
-"""Other spellings that a user may give."""
+from parity.contract.layers import LayerTable
+from parity.contract.methods import DEFAULT, METHODS, Quantity
 
 PRECISIONS: dict[str, str] = {"fp32": "<f4", "fp64": "<f8", "tf32": "<f4", "fp16": "<f4", "bf16": "<f4"}
 """What a program may have computed in, and the type that holds its results. The reference knows fp32 and fp64."""
@@ -64,8 +59,12 @@ class Stage:
 
     @property
     def layer(self) -> str:
-        """Keras's layer name of an activation or gradient (`inputs` for the input's gradient); "" otherwise."""
+        """The layer's name of an activation or gradient (`inputs` for the input's gradient); "" otherwise."""
         return "" if self.method else self.name.partition("/")[2]
+
+    def places(self) -> np.ndarray:
+        """Where the kept values lie in one photograph's flattened array: int64 (kept,), rising."""
+        return np.arange(self.size) if self.whole else sampled_places(self.name, self.shape, self.kept)
 
     def take(self, array: np.ndarray) -> np.ndarray:
         """The values that an artifact keeps: (N, *shape) → (N, kept), in the order of the places.
@@ -74,53 +73,24 @@ class Stage:
             ValueError: the array has another shape.
         """
         if array.shape[1:] != self.shape or array.ndim == 0:
-            raise ValueError(f"stage {self.name} has shape {array.shape}, expected (N, {_listed(self.shape)}")
+            axes = "".join(f", {n}" for n in self.shape)
+            raise ValueError(f"stage {self.name} has shape {array.shape}, expected (N{axes})")
         flat = array.reshape(array.shape[0], self.size)
-        return flat if self.whole else flat[:, places(self.name, self.shape, self.kept)]
-
-
-def method(text: str) -> str:
-    """The name of a method, from any spelling.
-
-    Raises:
-        ValueError: no such method.
-    """
-    folded = text.strip().lower()
-    folded = ALIASES.get(folded, folded)
-    if folded not in METHODS:
-        raise ValueError(f"method {text!r} is unknown; known: vanilla, smoothgrad, gradcam, gradcam++")
-    return folded
-
-
-def methods(texts: Iterable[str]) -> tuple[str, ...]:
-    """Methods in their canonical order, each once.
-
-    Raises:
-        ValueError: an unknown method, or none at all.
-    """
-    wanted = {method(text) for text in texts}
-    if not wanted:
-        raise ValueError("no method named; known: vanilla, smoothgrad, gradcam, gradcam++")
-    return tuple(name for name in METHODS if name in wanted)
+        return flat if self.whole else flat[:, self.places()]
 
 
 def stages(
-    architecture: Architecture, methods: Sequence[str] = METHODS, n_samples: int = 20, sample: int = SAMPLE
+    table: LayerTable, methods: Sequence[str] = DEFAULT, n_samples: int = 20, sample: int = SAMPLE
 ) -> tuple[Stage, ...]:
-    """Every stage in the order of the computation.
+    """Every stage in the order of the computation: the network's forwards and back, then each map's own.
 
     Args:
-        architecture: of the network.
-        methods: canonical names (`METHODS`).
+        table: the network's layers.
+        methods: names of `methods.METHODS`.
         n_samples: of SmoothGrad.
         sample: values kept of each stage that is not kept whole.
-
     """
-    layers = {layer.keras: layer.shape for layer in architecture.layers}
-    hidden = [layer.keras for layer in architecture.layers if layer.kind in ("conv", "pool", "dense")][:-1]
-    target = architecture.target
-    image = (architecture.size, architecture.size, CHANNELS)
-    whole = {f"activations/{target.keras}", f"gradients/{target.keras}"}
+    image, target = table.input_shape, table.target
     rows: list[Stage] = []
 
     def add(name: str, shape: tuple[int, ...], *, whole: bool, method: str = "", is_map: bool = False) -> None:
@@ -129,32 +99,29 @@ def stages(
 
     add("pixels", image, whole=True)
     add("inputs", image, whole=False)
-    for name in hidden:
-        add(f"activations/{name}", layers[name], whole=f"activations/{name}" in whole)
-    add("logits", (architecture.classes,), whole=True)
+    for layer in table.hidden:
+        add(f"activations/{layer.name}", layer.shape, whole=layer.name == target)
+    add("logits", (table.classes,), whole=True)
     add("score", (), whole=True)
-    for name in reversed(hidden):
-        add(f"gradients/{name}", layers[name], whole=f"gradients/{name}" in whole)
+    for layer in reversed(table.hidden):
+        add(f"gradients/{layer.name}", layer.shape, whole=layer.name == target)
     add("gradients/inputs", image, whole=False)
-    for method in methods:
-        if method == "smoothgrad":
-            add("smoothgrad/noise", (n_samples, *image), whole=False, method=method)
-        if method == "gradcam_plus_plus":
-            add("gradcam_plus_plus/alpha", target.shape, whole=False, method=method)
-        if method.startswith("gradcam"):
-            add(f"{method}/weights", target.shape[-1:], whole=True, method=method)
-            add(f"{method}/raw", target.shape[:2], whole=True, method=method, is_map=True)
-            add(f"{method}/upsampled", image[:2], whole=False, method=method, is_map=True)
-        else:
-            add(f"{method}/raw", image[:2], whole=True, method=method, is_map=True)
-        add(f"{method}/final", image[:2], whole=False, method=method, is_map=True)
-        if method == "gradcam_plus_plus":
-            add("gradcam_plus_plus/final_with_exp", image[:2], whole=False, method=method, is_map=True)
+    for name in methods:
+        for quantity in METHODS[name].quantities:
+            shape = shape_of(quantity, table, n_samples)
+            add(f"{name}/{quantity.name}", shape, whole=quantity.whole, method=name, is_map=quantity.is_map)
     return tuple(rows)
 
 
-@lru_cache(maxsize=256)
-def places(name: str, shape: tuple[int, ...], kept: int = SAMPLE) -> np.ndarray:
+def shape_of(quantity: Quantity, table: LayerTable, n_samples: int) -> tuple[int, ...]:
+    """A quantity's shape for one photograph of this network."""
+    lengths = dict(zip("HWC", table.input_shape, strict=True)) | {"S": n_samples}
+    lengths |= dict(zip("hwK", table[table.target].shape, strict=True))
+    return tuple(lengths[axis] for axis in quantity.axes.split())
+
+
+@lru_cache(maxsize=1024)
+def sampled_places(name: str, shape: tuple[int, ...], kept: int = SAMPLE) -> np.ndarray:
     """Where a stage's kept values lie in one photograph's flattened array: one at random in each of `kept` equal parts.
 
     Args:
@@ -170,10 +137,6 @@ def places(name: str, shape: tuple[int, ...], kept: int = SAMPLE) -> np.ndarray:
     edges = np.arange(kept + 1, dtype=np.int64) * size // kept
     lengths = np.diff(edges)
     offsets = (np.random.RandomState(seed).random_sample(kept) * lengths).astype(np.int64)
-    found: np.ndarray = edges[:-1] + np.minimum(offsets, lengths - 1)
-    found.flags.writeable = False
-    return found
-
-
-def _listed(shape: tuple[int, ...]) -> str:
-    return "".join(f"{n}, " for n in shape).removesuffix(", ") + ")"
+    places: np.ndarray = edges[:-1] + np.minimum(offsets, lengths - 1)
+    places.flags.writeable = False
+    return places

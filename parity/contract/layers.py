@@ -1,0 +1,130 @@
+"""A network as a table of its layers, read off a model or written down: no class that describes a family of networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+SILENT = ("input", "flatten", "dropout", "identity")
+"""Kinds of layers that compute nothing: what they give is not compared."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of the table.
+
+    Attributes:
+        name: the reference's, as Keras names it: `block5_conv3`.
+        kind: `input`, `conv`, `pool`, `flatten`, `dense`, …
+        shape: of the output for one photograph, channels last: (h, w, channels) or (units,).
+        inbound: names of the layers whose outputs it reads.
+        tensors: canonical name → shape in canonical layout (OIHW; out, in), in the order of the computation. The name's
+            last part says what it is: `weight`, `bias`.
+        config: what else decides its output, in plain JSON types. Of a dense layer behind a flatten: `flattened`, the
+            (h, w, channels) that its inputs were.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    inbound: tuple[str, ...] = ()
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> int:
+        """Number of its weights and biases."""
+        return sum(math.prod(shape) for shape in self.tensors.values())
+
+    @property
+    def compared(self) -> bool:
+        """Whether its output is a stage of the comparison."""
+        return self.kind not in SILENT
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """A network.
+
+    Attributes:
+        layers: in the order of the computation; the first is the input, the last gives the logits.
+        target: name of the layer that class activation maps read.
+        modules: layer → the PyTorch module whose output is the layer's, where that is known beforehand.
+    """
+
+    layers: tuple[Layer, ...]
+    target: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Layer:
+        """The layer of this name.
+
+        Raises:
+            KeyError: no such layer.
+        """
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one photograph."""
+        height, width, channels = self.layers[0].shape
+        return height, width, channels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of one photograph, pixels."""
+        return self.input_shape[:2]
+
+    @property
+    def classes(self) -> int:
+        """Number of logits."""
+        return self.layers[-1].shape[-1]
+
+    @property
+    def hidden(self) -> tuple[Layer, ...]:
+        """The layers whose outputs are compared, but for the logits."""
+        return tuple(layer for layer in self.layers[:-1] if layer.compared)
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Canonical name → shape of every tensor, in the order of the computation."""
+        return {name: shape for layer in self.layers for name, shape in layer.tensors.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases: 138,357,544 for VGG16."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON types; `from_json` is the way back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> LayerTable:
+        """The table of `as_json`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is another thing.
+        """
+        layers = tuple(
+            Layer(
+                str(row["name"]),
+                str(row["kind"]),
+                tuple(map(int, row["shape"])),
+                tuple(map(str, row["inbound"])),
+                {str(name): tuple(map(int, shape)) for name, shape in row["tensors"].items()},
+                dict(row["config"]),
+            )
+            for row in plain["layers"]
+        )
+        table = cls(layers, str(plain["target"]), {str(k): str(v) for k, v in plain["modules"].items()})
+        if table.target not in table._by_name:
+            raise ValueError(f"there is no layer {table.target!r} to be the target")
+        return table
