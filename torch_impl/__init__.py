@@ -7,30 +7,30 @@ maps["gradcam"]  # (1, 224, 224), in [0, 1]
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from torch_impl._version import __version__
 
 if TYPE_CHECKING:
     from torch_impl.batch.reading import StoredMaps, read_maps
-    from torch_impl.explainer import Explainer, Explanation
-
-# PyTorch asks for it at its first large allocation: feature maps on large pages, which saves the CPU some 4 % of a pass in
-# page faults. Whoever has set it keeps it.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from torch_impl.explainer import Explainer
+    from torch_impl.explanation import Explanation
 
 __all__ = ["Explainer", "Explanation", "StoredMaps", "__version__", "read_maps"]
 
 
+_HOMES = {
+    "Explainer": "torch_impl.explainer",
+    "Explanation": "torch_impl.explanation",
+    "StoredMaps": "torch_impl.batch.reading",
+    "read_maps": "torch_impl.batch.reading",
+}
+
+
 def __getattr__(name: str) -> Any:
     """Import PyTorch only when something that needs it is asked for: `--help` answers at once."""
-    if name in ("Explainer", "Explanation"):
-        from torch_impl import explainer
+    if name in _HOMES:
+        import importlib
 
-        return getattr(explainer, name)
-    if name in ("StoredMaps", "read_maps"):
-        from torch_impl.batch import reading
-
-        return getattr(reading, name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

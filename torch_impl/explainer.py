@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.metadata
-import json
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache, partial
-from pathlib import Path
-from types import MappingProxyType
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,281 +16,33 @@ import torch
 from torch import Tensor, nn
 
 from parity.contract import classes as imagenet
+from parity.contract.methods import DEFAULT, REFERENCE, Options, canonical_names
 from parity.contract.network import INPUTS, Network
-from torch_impl import __version__, images, vgg16
-from torch_impl.arrays import Images, Logits
-from torch_impl.batching import BatchSize, micro_batches, sized, taken
-from torch_impl.cam import find_layer
-from torch_impl.heap import return_freed_blocks
-from torch_impl.methods import METHODS, Settings, finish, logits_of, raw_maps
-from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name, check_stock
-from torch_impl.precision import dtype_of, name_of, numerics
-from torch_impl.preserve import preserved
-from torch_impl.shared_pass import Computed, shared_pass
+from parity.contract.versions import versions
+from torch_impl import images
+from torch_impl._version import __version__
+from torch_impl.arrays import Images, Logits, Target
+from torch_impl.batching import BatchSize
+from torch_impl.capture import ENGINES
+from torch_impl.capture.draw import ChooseRows, Drawn, draw
+from torch_impl.capture.target_layer import find_layer
+from torch_impl.explanation import Explanation
+from torch_impl.maps.postprocess import finish
+from torch_impl.maps.registry import DRAWN
+from torch_impl.methods import capture_class
+from torch_impl.output import FORMAT
+from torch_impl.precision import check_precision, choose_device, name_of, numerics
+from torch_impl.stock import check_narrow
+from torch_impl.transform import Transform, transformed, visible
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL.Image import Image
+    from torch_impl.images import Photograph
 
-Source = "str | os.PathLike[str] | np.ndarray | Image"
-"""A photograph: a file, an array uint8 (H, W, 3), or a Pillow image."""
-
-Transform = Callable[["Image"], Tensor]
-"""A picture → one input (C, H, W), as torchvision's transforms are."""
+Classes = int | str | Sequence[int | str] | None
+"""One class for all photographs, or one for each, an index or a label; None: each one's top-1."""
 
 Report = Callable[[str, int, int], None]
 """Progress: called with (what, passes done, passes in all)."""
-
-MANIFEST = "manifest.json"
-FORMAT = "attention-maps explanation 1"
-
-
-class DeviceError(ValueError):
-    """No such device here; the message says what there is."""
-
-
-class OutputError(ValueError):
-    """The output folder cannot be used; the message says why."""
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Maps with everything that says where they come from.
-
-    Attributes:
-        maps: method → (N, H, W) in [0, 1]; float32, or float64 where it was computed in float64.
-        pixels: (N, H, W, 3) uint8: what the network saw.
-        logits: (N, classes), the same type as the maps.
-        manifest: photographs, classes, weights, settings, versions, seconds; plain JSON types.
-    """
-
-    maps: Mapping[str, np.ndarray] = field(repr=False)
-    pixels: np.ndarray = field(repr=False)
-    logits: np.ndarray = field(repr=False)
-    manifest: Mapping[str, Any]
-
-    def __getitem__(self, method: str) -> np.ndarray:
-        """A method's maps (N, H, W); `gradcam++` is an alias.
-
-        Raises:
-            KeyError: this method was not asked for.
-        """
-        name = canonical_name(method)
-        if name not in self.maps:
-            raise KeyError(f"{method} was not drawn; drawn: {', '.join(self.maps)}")
-        return self.maps[name]
-
-    @property
-    def captions(self) -> list[str]:
-        """`label probability`, photograph by photograph."""
-        return [f"{p['label']} {p['probability']:.2f}\n{p['name']}" for p in self.manifest["photographs"]]
-
-    @property
-    def footer(self) -> str:
-        """The small print of every figure: weights, remarks, credits."""
-        weights = self.manifest["weights"]
-        credits = [p["credit"] for p in self.manifest["photographs"] if p.get("credit")]
-        lines = [f"weights: {weights['source']}" + (f" · {weights['remark']}" if weights["remark"] else "")]
-        if credits:
-            lines.append("photographs: " + "; ".join(dict.fromkeys(credits)))
-        return "\n".join(lines)
-
-    def figure(self, method: str, colormap: str = "jet") -> Figure:
-        """A method's maps as the lab draws them: a row of photographs.
-
-        Raises:
-            KeyError: this method was not asked for.
-            ColormapError: no such colour map.
-        """
-        from torch_impl import figure
-
-        return figure.method_figure(
-            canonical_name(method),
-            self.pixels,
-            self[method],
-            self.captions,
-            constant=self._constant()[canonical_name(method)],
-            colormap=figure.checked_colormap(colormap),
-            footer=self.footer,
-        )
-
-    def overview(self, colormap: str = "jet") -> list[Figure]:
-        """Photographs × {photograph, every map}; one figure for every 12 photographs.
-
-        Raises:
-            ColormapError: no such colour map.
-        """
-        from torch_impl import figure
-
-        return figure.overview_figures(
-            self.pixels,
-            self.maps,
-            self.captions,
-            constant=self._constant(),
-            colormap=figure.checked_colormap(colormap),
-            footer=self.footer,
-        )
-
-    def save(self, folder: str | os.PathLike[str], *, colormap: str = "jet", overwrite: bool = False) -> list[Path]:
-        """Write the figures, `overview.png`, `maps.npz` and `manifest.json`: all of them, or nothing.
-
-        Args:
-            folder: made if it is not there. An earlier result in it is replaced; other files stay.
-            colormap: a matplotlib name.
-            overwrite: also into a folder that holds files and no result of ours.
-
-        Returns:
-            The files written.
-
-        Raises:
-            OutputError: the folder cannot be used.
-            ColormapError: no such colour map.
-            OSError: as the file system says.
-        """
-        out = Path(folder)
-        earlier = check_output(out, overwrite=overwrite)
-        figures = {f"{name}.png": self.figure(name, colormap) for name in self.maps}
-        for page, drawn in enumerate(self.overview(colormap), start=1):
-            figures["overview.png" if page == 1 else f"overview-{page}.png"] = drawn
-        names = [*figures, "maps.npz", MANIFEST]
-        existing = next(p for p in (out, *out.absolute().parents) if p.is_dir())
-        with tempfile.TemporaryDirectory(dir=existing, prefix=".part-") as staging:
-            # The same file system as the result, so that what is complete is moved into place, never copied.
-            for name, drawn in figures.items():
-                drawn.savefig(Path(staging, name), metadata={"Software": f"attention-maps {__version__}"})
-            np.savez_compressed(Path(staging, "maps.npz"), pixels=self.pixels, **self.maps)  # type: ignore[arg-type]
-            manifest = {**self.manifest, "files": names, "colormap": colormap}
-            Path(staging, MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8")
-            out.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                os.replace(Path(staging, name), out / name)
-        for name in earlier - set(names):
-            (out / name).unlink(missing_ok=True)
-        return [out / name for name in names]
-
-    def _constant(self) -> dict[str, list[bool]]:
-        return {name: [name in p["constant_maps"] for p in self.manifest["photographs"]] for name in self.maps}
-
-
-def _transformed(transform: Transform, pictures: Iterable[np.ndarray], names: Sequence[str]) -> Images:
-    from PIL import Image as Pillow
-
-    found: list[Tensor] = []
-    for pixels, name in zip(pictures, names, strict=True):
-        made = transform(Pillow.fromarray(pixels))
-        if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
-            shape = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
-            raise ValueError(f"preprocess gave {shape} for {name!r}; expected a floating-point tensor (C, H, W)")
-        if found and made.shape != found[0].shape:
-            raise ValueError(
-                f"preprocess gave {tuple(made.shape)} for {name!r}, and {tuple(found[0].shape)} before; "
-                "let it resize to one size, or explain photographs one by one"
-            )
-        found.append(made)
-    return torch.stack(found)
-
-
-def _chosen(logits: Logits, classes: Sequence[int | str] | None) -> list[int]:
-    """The class of each photograph: as given, or its top-1."""
-    if classes is None:
-        return [int(c) for c in logits.argmax(dim=1)]
-    return _checked_classes(classes, *logits.shape)
-
-
-def _checked_classes(classes: Sequence[int | str], n_photographs: int, n_classes: int) -> list[int]:
-    return imagenet.per_photograph([c if isinstance(c, str) else int(c) for c in classes], n_photographs, n_classes)
-
-
-def _visible(inputs: Images) -> np.ndarray:
-    """Inputs (N, C, H, W) → uint8 (N, H, W, 3), each image's channels stretched to the whole range."""
-    wide = inputs.detach().float()
-    low, high = wide.amin(dim=(2, 3), keepdim=True), wide.amax(dim=(2, 3), keepdim=True)
-    shown = ((wide - low) / (high - low).clamp_min(1e-12) * 255).round().to(torch.uint8)
-    shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1].expand(-1, 3, -1, -1)
-    return shown.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
-def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> set[str]:
-    """Whether results may be written here; asked before the work, so that nobody waits in vain.
-
-    Returns:
-        Names of the files that an earlier result of ours left here.
-
-    Raises:
-        OutputError: a file of this name, a folder with somebody's files, or no permission.
-    """
-    out = Path(folder)
-    shown = ascii(os.fspath(folder))
-    if not os.fspath(folder).strip():
-        raise OutputError("the output folder's name is empty")
-    parent = next(p for p in (out, *out.absolute().parents) if os.path.lexists(p))
-    if not parent.is_dir():
-        raise OutputError(f"output folder {shown}: {ascii(str(parent))} is not a folder; choose another name")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"output folder {shown}: no permission to write in {ascii(str(parent))}")
-    if parent != out:
-        return set()
-    earlier = _earlier_result(out)
-    if earlier is not None:
-        return earlier
-    if not overwrite and any(not entry.is_dir() for entry in out.iterdir()):
-        raise OutputError(
-            f"output folder {shown} holds files that are not a result of this program; "
-            "choose another folder, or add --overwrite to write beside them"
-        )
-    return set()
-
-
-def credit_of(name: str, path: str | None) -> str:
-    """Whose photograph it is, for the figures: of those that installed packages carry; "" for every other."""
-    ours = path is not None and Path(path).parent.name in ("data", "images")
-    return images.LICENCES.get(name, "") if ours else ""
-
-
-def _earlier_result(out: Path) -> set[str] | None:
-    """Names of the files of a result of ours; None where there is none."""
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return None
-        return {str(name) for name in manifest["files"] if Path(str(name)).name == str(name)}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def choose_device(name: str | torch.device = "auto") -> torch.device:
-    """`auto`: CUDA where there is one, else the CPU; or `cpu`, `cuda`, `cuda:1`.
-
-    Raises:
-        DeviceError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"device {name!r} is unknown; give auto, cpu, cuda or cuda:1") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise DeviceError(f"device {name!r} is not supported; give auto, cpu, cuda or cuda:1")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not count:
-            raise DeviceError(f"device {name!r}: PyTorch finds no CUDA device here; give cpu or auto")
-        if (device.index or 0) >= count:
-            raise DeviceError(f"device {name!r}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
-    return device
-
-
-def _check_precision(precision: str, device: torch.device) -> None:
-    """Refuse an unknown number format, and one that the device does not have."""
-    dtype_of(precision)
-    if precision == "tf32" and device.type != "cuda":
-        raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
-
-
-def _check_engine(engine: str) -> None:
-    if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
 
 
 class Explainer:
@@ -320,6 +66,7 @@ class Explainer:
         precision: str | None = None,
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        weights: Network | None = None,
     ) -> None:
         """Any PyTorch classifier with convolutions, and any of its layers.
 
@@ -331,41 +78,36 @@ class Explainer:
             resize: `lab` (nearest neighbour, aspect ratio ignored: Keras's `load_img`) or `torchvision` (bilinear, then
                 centre crop); by default the one that belongs to `preprocess`.
             device: None: where the model is. Otherwise a copy of the model is moved there, if it is elsewhere.
-            precision: None: as the model is. Otherwise one of `PRECISIONS`, on a copy if it differs.
+            precision: None: as the model is. Otherwise one of `fp64, fp32, tf32, fp16, bf16`, on a copy if it differs.
             batch_size: images in one pass; "auto" or a number.
-            engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes, see
-                `shared_pass`; the libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
+            engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes; the
+                libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
+            weights: where the model's weights come from, for the manifest.
 
         Raises:
             LayerError: no such layer.
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
-        return_freed_blocks()
-        _check_engine(engine)
+        if engine not in ENGINES:
+            raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
         if isinstance(preprocess, str) and preprocess not in INPUTS:
             raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
         resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
         if resize not in images.RESIZES:
             raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(images.RESIZES)}")
         layer = find_layer(model, target_layer)
-        name = next(name for name, module in model.named_modules() if module is layer)
+        self.target_layer = next(name for name, module in model.named_modules() if module is layer)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
         self.precision = precision or name_of(floating.dtype)
-        self.dtype = dtype_of(self.precision)
-        _check_precision(self.precision, self.device)
+        self.dtype = check_precision(self.precision, self.device)
         if floating.device != self.device or floating.dtype != self.dtype:
             model = copy.deepcopy(model).to(self.device, self.dtype)
         self.model = model
-        self.target_layer = name
-        self.preprocess = preprocess
-        self.size = size
-        self.resize = resize
-        self.batch_size = batch_size
-        self.engine = engine
-        self.network: Network | None = None
-        self._memory_format = torch.contiguous_format
+        self.preprocess, self.size, self.resize = preprocess, size, resize
+        self.batch_size, self.engine, self.weights = batch_size, engine, weights
+        self._memory_format = _memory_format(model)
 
     @classmethod
     def vgg16(
@@ -387,7 +129,7 @@ class Explainer:
             input: `caffe` or `torchvision`; None: the preprocessing that these weights were trained with.
             resize: `lab` or `torchvision`; see `Explainer`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`.
-            precision: one of `PRECISIONS`.
+            precision: see `Explainer`.
             batch_size: images in one pass; "auto" or a number.
             engine: `library` or `shared`; see `Explainer`.
             progress: of a download; see `weights.load_network`.
@@ -397,36 +139,29 @@ class Explainer:
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
-        return_freed_blocks()
-        _check_engine(engine)
-        where = choose_device(device)
-        _check_precision(precision, where)  # before the weights, which may be a long download
-        if isinstance(weights, Network):
-            network = weights
-        else:
-            from torch_impl.weights import load_network
+        from torch_impl.network import prepared
+        from torch_impl.weights import load_network
 
-            network = load_network(weights, input=input, progress=progress)
-        model = vgg16.prepared(network, where, dtype_of(precision))
-        explainer = cls(
-            model,
-            network.architecture.target.activation,
+        where = choose_device(device)
+        dtype = check_precision(precision, where)  # before the weights, which may be a long download
+        network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
+        return cls(
+            prepared(network, where, dtype),
+            network.table.modules[network.table.target],
             preprocess=input or network.input,
-            size=network.architecture.size,
+            size=network.table.size[0],
             resize=resize,
             precision=precision,
             batch_size=batch_size,
             engine=engine,
+            weights=network,
         )
-        explainer.network = network
-        explainer._memory_format = torch.channels_last
-        return explainer
 
     def __call__(
         self,
         photographs: Sequence[Any],
-        classes: int | str | Sequence[int | str] | None = None,
-        methods: str | Sequence[str] = REFERENCE_METHODS,
+        classes: Classes = None,
+        methods: str | Sequence[str] = DEFAULT,
         *,
         n_samples: int = 20,
         noise_level: float = 0.2,
@@ -438,7 +173,7 @@ class Explainer:
         Args:
             photographs: files, arrays uint8 (H, W, 3), Pillow images, or `images.Photograph`s already read.
             classes: one for all or one for each, an index or an ImageNet label; None: each photograph's top-1.
-            methods: names of `methods.METHODS`.
+            methods: names of `parity.contract.methods.METHODS`, as a list or with commas between them.
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
@@ -450,109 +185,43 @@ class Explainer:
             MapError: a map is not finite.
             ValueError: no photograph, no method, an unknown method, or settings out of range.
         """
-        names = list(dict.fromkeys(canonical_name(m) for m in ([methods] if isinstance(methods, str) else methods)))
-        if not names:
-            raise ValueError(f"no method: give one or more of {', '.join(METHODS)}")
-        check_stock(names, self.precision)
+        names, options = canonical_names(methods), Options(n_samples, noise_level, seed)
+        check_narrow(names, self.precision)
         if isinstance(photographs, (str, os.PathLike, np.ndarray)):
             raise ValueError("photographs: give a list, also for a single one: [photograph]")
         photographs = list(photographs)
         if not photographs:
             raise ValueError("no photograph was given")
-        if isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed}: give 0 to 4294967295")
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             clock = time.perf_counter()
             read, pixels, inputs = self._prepared(photographs)
             seconds["photographs"] = time.perf_counter() - clock
-            settings = Settings(
-                target_layer=self.target_layer,
-                noise_level=noise_level,
-                n_samples=n_samples,
-                seed=seed,
-                batch_size=self.batch_size,
-            )
-            wanted = (
-                classes if classes is None else [classes] if isinstance(classes, (int, str, np.integer)) else classes
-            )
-            draw = self._by_libraries if self.engine == "library" else self._shared
-            logits, chosen, raws = draw(inputs, wanted, names, settings, seconds, progress)
-            maps: dict[str, np.ndarray] = {}
-            constant: dict[str, list[bool]] = {}
+            drawn = self._draw(inputs, choose(classes, len(inputs)), names, options, seconds, progress)
             clock = time.perf_counter()
-            for name in names:
-                raw = raws.pop(name)
-                maps[name] = finish(raw, (inputs.shape[-2], inputs.shape[-1])).cpu().numpy()
-                constant[name] = (raw.amax(dim=(1, 2)) == raw.amin(dim=(1, 2))).tolist()
+            size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+            finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
             seconds["finish"] = time.perf_counter() - clock
-        probabilities = logits.double().softmax(dim=1)
-        rows = [
-            {
-                "name": one.name,
-                "path": one.path,
-                "sha256": one.sha256,
-                "size": list(one.original_size),
-                "notes": list(one.notes),
-                "credit": credit_of(one.name, one.path),
-                "class": chosen[i],
-                "label": imagenet.label(chosen[i], logits.shape[1]),
-                "logit": float(logits[i, chosen[i]]),
-                "probability": float(probabilities[i, chosen[i]]),
-                "top5": [
-                    {"class": c, "label": imagenet.label(c, logits.shape[1]), "probability": float(probabilities[i, c])}
-                    for c in logits[i].topk(min(5, logits.shape[1])).indices.tolist()
-                ],
-                "constant_maps": [name for name in names if constant[name][i]],
-            }
-            for i, one in enumerate(read)
-        ]
-        return Explanation(
-            MappingProxyType(maps),
-            pixels,
-            logits.cpu().numpy(),
-            self._manifest(
-                rows,
-                names,
-                seconds,
-                {
-                    "n_samples": n_samples,
-                    "noise_level": noise_level,
-                    "seed": seed,
-                },
-            ),
-        )
-
-    def _prepared(self, photographs: list[Any]) -> tuple[list[images.Photograph], np.ndarray, Images]:
-        """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
-        resize = self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
-        fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
-        loaded = iter(images.load_all(fresh, size=self.size, resize=resize)[0] if fresh else [])
-        read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
-        if isinstance(self.preprocess, str):
-            pixels = np.stack([p.pixels for p in read])
-            return read, pixels, self._inputs(pixels)
-        inputs = _transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
-        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
-        # What a function did to the picture cannot be undone; its own output, stretched to [0, 255], lies under the map.
-        return read, _visible(inputs), inputs
+        rows = [_photograph_row(photograph, i, drawn) for i, photograph in enumerate(read)]
+        assert drawn.logits is not None
+        return Explanation(finished, pixels, drawn.logits.cpu().numpy(), self._manifest(rows, names, seconds, options))
 
     def compute(
         self,
         pixels: np.ndarray,
         target: Sequence[int] | None = None,
-        methods: str | Sequence[str] = REFERENCE_METHODS,
+        methods: str | Sequence[str] = DEFAULT,
         *,
         n_samples: int = 20,
         noise_level: float = 0.2,
         seed: int = 0,
-    ) -> Computed:
-        """Logits and raw maps of decoded photographs, by the shared engine: for those who finish and keep them themselves.
+    ) -> Drawn:
+        """Logits and raw maps of decoded photographs: for those who finish and keep them themselves.
 
         Args:
             pixels: uint8 (N, H, W, 3), RGB, of the network's size.
             target: the class of each; None: each one's top-1.
-            methods: of the four.
+            methods: of the reference's.
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
@@ -562,126 +231,72 @@ class Explainer:
 
         Raises:
             ClassError: a class that does not exist, or not one for all or for each.
-            ValueError: no photograph, or pixels that are not uint8 (N, H, W, 3); and as of `shared_pass`.
+            ValueError: no photograph, pixels that are not uint8 (N, H, W, 3), or an unknown method.
             MapError: a value is not finite.
         """
+        names = canonical_names(methods, REFERENCE) if len(methods) else ()
+        options = Options(n_samples, noise_level, seed)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
-            inputs = self._inputs(pixels)
-            settings = Settings(
-                target_layer=self.target_layer,
-                noise_level=noise_level,
-                n_samples=n_samples,
-                seed=seed,
-                batch_size=self.batch_size,
-            )
-            categories = None
-            if target is not None:
-                chosen = _checked_classes(list(target), len(pixels), self._n_classes(inputs))
-                categories = torch.tensor(chosen, device=self.device)
-            return shared_pass(self.model, inputs, categories, methods, settings)
+            return self._draw(self._inputs(pixels), choose(target, len(pixels)), names, options, {}, None)
 
-    def _by_libraries(
+    def _draw(
         self,
         inputs: Images,
-        classes: Sequence[int | str] | None,
+        chosen: ChooseRows,
         names: Sequence[str],
-        settings: Settings,
+        options: Options,
         seconds: dict[str, float],
         progress: Report | None,
-    ) -> tuple[Logits, list[int], dict[str, Tensor]]:
-        """Logits, classes and raw maps, each map by the library that draws it; the seconds are noted down."""
-        clock = time.perf_counter()
-        logits = self._logits(inputs, settings.batch_size)
-        seconds["logits"] = time.perf_counter() - clock
-        chosen = _chosen(logits, classes)
-        return logits, chosen, self._each(inputs, chosen, names, settings, seconds, progress)
-
-    def _each(
-        self,
-        inputs: Images,
-        chosen: list[int],
-        names: Sequence[str],
-        settings: Settings,
-        seconds: dict[str, float],
-        progress: Report | None,
-    ) -> dict[str, Tensor]:
-        target = torch.tensor(chosen, device=self.device)
-        raws: dict[str, Tensor] = {}
-        for name in names:
+    ) -> Drawn:
+        """Every map; what each part took is noted down in `seconds`."""
+        target: Target | ChooseRows = chosen
+        logits: Logits | None = None
+        raw: dict[str, Tensor] = {}
+        capture = capture_class(self.engine)(self.model, find_layer(self.model, self.target_layer), self.batch_size)
+        for what, group in _groups(names, capture.one_by_one):
             clock = time.perf_counter()
-            one = replace(settings, progress=partial(progress, name) if progress else None)
-            raws[name] = raw_maps(name, self.model, inputs, target, one)
+            drawn = draw(capture, inputs, target, group, options, partial(progress, what) if progress else None)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            seconds[name] = time.perf_counter() - clock
-        return raws
+            seconds[what] = time.perf_counter() - clock
+            target, logits = drawn.target, drawn.logits if logits is None else logits
+            raw |= drawn.raw
+        assert isinstance(target, Tensor)
+        return Drawn(target, raw, logits)
 
-    def _shared(
-        self,
-        inputs: Images,
-        classes: Sequence[int | str] | None,
-        names: Sequence[str],
-        settings: Settings,
-        seconds: dict[str, float],
-        progress: Report | None,
-    ) -> tuple[Logits, list[int], dict[str, Tensor]]:
-        """The same in the fewest passes. A class given by a label needs no logits, but the number of classes to be checked."""
-        shared = [name for name in names if name in REFERENCE_METHODS]
-        target: Tensor | None = None
-        if classes is not None:
-            count = self._n_classes(inputs)
-            chosen = _checked_classes(classes, len(inputs), count)
-            target = torch.tensor(chosen, device=self.device)
-        computed = shared_pass(
-            self.model, inputs, target, shared, settings, progress=partial(partial, progress) if progress else None
-        )
-        chosen = computed.target.tolist()
-        seconds |= computed.seconds
-        others = [name for name in names if name not in shared]
-        return (
-            computed.logits,
-            chosen,
-            dict(computed.raw) | self._each(inputs, chosen, others, settings, seconds, progress),
-        )
-
-    def _n_classes(self, inputs: Images) -> int:
-        """How many logits the model gives."""
-        if self.network is not None:
-            return self.network.architecture.classes
-        return self._logits(inputs[:1], 1).shape[1]
+    def _prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
+        """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
+        resize = self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
+        fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
+        loaded = iter(images.load_all(fresh, size=self.size, resize=resize)[0] if fresh else [])
+        read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
+        if isinstance(self.preprocess, str):
+            pixels = np.stack([p.pixels for p in read])
+            return read, pixels, self._inputs(pixels)
+        inputs = transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
+        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
+        return read, visible(inputs), inputs
 
     def _inputs(self, pixels: np.ndarray) -> Images:
         """Decoded photographs uint8 (N, H, W, 3) → (N, C, H, W) on the device."""
         if isinstance(self.preprocess, str):
             inputs = images.preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
-            inputs = _transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
+            inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._memory_format)
 
-    def _logits(self, inputs: Images, batch_size: BatchSize) -> Logits:
-        found: list[Tensor] = []
-        with preserved(self.model), torch.inference_mode():
-            micro_batches(
-                range(len(inputs)),
-                sized(batch_size, self.model, inputs),
-                self.device,
-                lambda rows: found.append(logits_of(self.model, taken(inputs, rows))),
-            )
-        logits = torch.cat(found)
-        return logits if logits.dtype == torch.float64 else logits.float()
-
     def _manifest(
-        self, photographs: list[dict[str, Any]], methods: list[str], seconds: dict[str, float], settings: dict[str, Any]
+        self, photographs: list[dict[str, Any]], methods: Sequence[str], seconds: dict[str, float], options: Options
     ) -> dict[str, Any]:
-        network = self.network
+        network, cuda = self.weights, self.device.type == "cuda"
         return {
             "format": FORMAT,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "photographs": photographs,
-            "methods": methods,
+            "methods": list(methods),
             "model": type(self.model).__name__,
             "target_layer": self.target_layer,
             "weights": {
@@ -692,29 +307,76 @@ class Explainer:
             "input": self.preprocess if isinstance(self.preprocess, str) else "a function that was handed in",
             "resize": self.resize if isinstance(self.preprocess, str) else None,
             "engine": self.engine,
-            "settings": {**settings, "batch_size": self.batch_size},
+            "settings": {**vars(options), "batch_size": self.batch_size},
             "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else platform.machine(),
+            "device_name": torch.cuda.get_device_name(self.device) if cuda else platform.machine(),
             "threads": torch.get_num_threads(),
             "precision": self.precision,
-            "versions": versions(),
+            "versions": {
+                "attention-maps": __version__,
+                **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"),
+            },
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that a map depends on."""
-    return dict(_versions())
+def choose(classes: Classes, count: int) -> ChooseRows:
+    """How the explained classes are chosen once the logits say how many classes there are.
+
+    Raises (when it is called):
+        ClassError: a class that does not exist, or neither one for all nor one for each of `count` photographs.
+    """
+    if classes is None:
+        return lambda logits, rows: logits.argmax(dim=1)
+    given = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
+    plain = [value if isinstance(value, str) else int(value) for value in given]
+
+    def chosen(logits: Logits, rows: list[int]) -> Target:
+        indices = imagenet.per_photograph(plain, count, logits.shape[1])
+        return torch.tensor([indices[row] for row in rows], device=logits.device)
+
+    return chosen
 
 
-@lru_cache(maxsize=1)  # each takes a millisecond to be found
-def _versions() -> dict[str, str]:
-    found = {"attention-maps": __version__, "python": platform.python_version()}
-    for package in ("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
+    """(what, maps) that are drawn in one go: those that read the same pass together, the others each by itself.
+
+    The first of them chooses the classes.
+    """
+    together = [] if one_by_one else [name for name in names if DRAWN[name].needs]
+    yield "logits" if one_by_one else "shared", together
+    for name in names:
+        if name not in together:
+            yield name, [name]
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """The layout of the model's own kernels, in which its inputs are handed to it."""
+    kernels = (p for p in model.parameters() if p.ndim == 4)
+    last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _photograph_row(photograph: Photograph, i: int, drawn: Drawn) -> dict[str, Any]:
+    """What the manifest says of a photograph."""
+    assert drawn.logits is not None
+    logits, chosen = drawn.logits[i], int(drawn.target[i])
+    count, probabilities = len(logits), logits.double().softmax(dim=0)
+    constant = [name for name, raw in drawn.raw.items() if bool(raw[i].amax() == raw[i].amin())]
+    return {
+        "name": photograph.name,
+        "path": photograph.path,
+        "sha256": photograph.sha256,
+        "size": list(photograph.original_size),
+        "notes": list(photograph.notes),
+        "credit": images.credit_of(photograph.name, photograph.path),
+        "class": chosen,
+        "label": imagenet.label(chosen, count),
+        "logit": float(logits[chosen]),
+        "probability": float(probabilities[chosen]),
+        "top5": [
+            {"class": c, "label": imagenet.label(c, count), "probability": float(probabilities[c])}
+            for c in logits.topk(min(5, count)).indices.tolist()
+        ],
+        "constant_maps": constant,
+    }

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from torch_impl.names import is_cam, title
+from parity.contract.methods import METHODS
 
 OVERLAY = 0.5
 """Opacity of a CAM over its photograph, as the lab draws it."""
@@ -75,7 +75,7 @@ def method_figure(
         _draw(axes[i], method, pixels[i], maps[i], colormap)
         note = "\nno positive evidence: constant map" if len(constant) and constant[i] else ""
         axes[i].set_title(_shortened(captions[i]) + note, fontsize=9, parse_math=False)
-    figure.suptitle(title(method), fontsize=13)
+    figure.suptitle(METHODS[method].title, fontsize=13)
     _footer(figure, footer)
     return figure
 
@@ -111,7 +111,7 @@ def overview_figures(
             for column, (method, drawn) in enumerate(maps.items(), start=1):
                 _draw(axes[row, column], method, pixels[i], drawn[i], colormap)
                 flat = constant is not None and len(constant.get(method, ())) and constant[method][i]
-                name = title(method) + ("\nconstant: no positive evidence" if flat else "")
+                name = METHODS[method].title + ("\nconstant: no positive evidence" if flat else "")
                 axes[row, column].set_title(name, fontsize=9)
             for axis in axes[row]:
                 axis.set_axis_off()
@@ -126,7 +126,7 @@ def _layout() -> ConstrainedLayoutEngine:
 
 
 def _draw(axis: Axes, method: str, pixels: np.ndarray, drawn: np.ndarray, colormap: str) -> None:
-    if is_cam(method):
+    if METHODS[method].overlay:
         axis.imshow(pixels)
         axis.imshow(drawn, cmap=colormap, vmin=0, vmax=1, alpha=OVERLAY)
     else:

@@ -831,3 +831,9 @@ def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:
     _check_size(width, height)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+
+
+def credit_of(name: str, path: str | None) -> str:
+    """Whose photograph it is, for the figures: of those that installed packages carry; "" for every other."""
+    ours = path is not None and Path(path).parent.name in ("data", "images")
+    return LICENCES.get(name, "") if ours else ""

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 from parity.contract.methods import REFERENCE as REFERENCE_METHODS
+
 """The four maps of tf-keras-vis."""
 
 STOCK_METHODS = ("gradcam@pytorch-grad-cam", "gradcam_plus_plus@pytorch-grad-cam", "smoothgrad@captum")

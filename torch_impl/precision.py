@@ -1,4 +1,4 @@
-"""Number formats by name, and the switches that go with them."""
+"""Number formats and devices by name, and the switches that go with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from torch_impl.names import PRECISIONS
+from parity.contract.stages import PRECISIONS
 
 _DTYPES = {
     "fp64": torch.float64,
@@ -28,6 +28,45 @@ def dtype_of(precision: str) -> torch.dtype:
     if precision not in _DTYPES:
         raise ValueError(f"precision {precision!r} is unknown; known: {', '.join(PRECISIONS)}")
     return _DTYPES[precision]
+
+
+class DeviceError(ValueError):
+    """No such device here; the message says what there is."""
+
+
+def choose_device(name: str | torch.device = "auto") -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU; or `cpu`, `cuda`, `cuda:1`.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"device {name!r} is unknown; give auto, cpu, cuda or cuda:1") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise DeviceError(f"device {name!r} is not supported; give auto, cpu, cuda or cuda:1")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise DeviceError(f"device {name!r}: PyTorch finds no CUDA device here; give cpu or auto")
+        if (device.index or 0) >= count:
+            raise DeviceError(f"device {name!r}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    return device
+
+
+def check_precision(precision: str, device: torch.device) -> torch.dtype:
+    """The storage type of a number format, on a device that has it.
+
+    Raises:
+        ValueError: unknown, or not to be had there.
+    """
+    dtype = dtype_of(precision)
+    if precision == "tf32" and device.type != "cuda":
+        raise ValueError("precision tf32 exists on CUDA devices only; give fp32")
+    return dtype
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -1,72 +1,34 @@
-"""Progress of long work: one moving line on a terminal, a few plain lines in a pipe, nothing when quiet."""
+"""Progress of long work: a moving bar on a terminal, nothing in a pipe."""
 
 from __future__ import annotations
 
-import sys
-import time
-from typing import TextIO
-
-LARGE = 2**20
-"""Totals from here on are bytes of a download; no job has a million passes."""
-
-STEP = 10.0
-"""Seconds between two plain lines."""
+from typing import Any
 
 
 class Progress:
-    """Call it with (what, done, total); it decides what is worth showing.
+    """Call it with (what, done, total). By tqdm, on stderr, so that a pipe carries results alone.
 
-    Attributes:
-        stream: stderr, so that a pipe carries results alone.
+    Args:
+        quiet: show nothing.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        """Say where to, and whether at all.
-
-        Args:
-            stream: by default stderr.
-            quiet: show nothing.
-        """
-        self.stream = stream or sys.stderr
+    def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._terminal = self.stream.isatty()
         self._what = ""
-        self._started = self._shown = 0.0
-        self._open = False
+        self._bar: Any = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done; total 0 or less: unknown."""
-        if self._quiet:
-            return
-        now = time.monotonic()
-        if what != self._what:
+        """Show that `done` of `total` are done; each new `what` begins a new bar."""
+        from tqdm import tqdm
+
+        if self._bar is None or what != self._what:
             self.close()
-            self._what, self._started = what, now
-            # In a pipe a job of seconds says nothing, a download of half a gigabyte says that it begins.
-            self._shown = now if not self._terminal and total < LARGE else -STEP
-        finished = 0 < total <= done
-        if self._terminal and (finished or now - self._shown > 0.1):
-            part = done / total if total > 0 else 0
-            left = f", {(now - self._started) * (1 / part - 1):.0f} s left" if 0 < part < 1 else ""
-            bar = "█" * round(20 * part) + "░" * (20 - round(20 * part))
-            self.stream.write(f"\r\x1b[K{what} {bar} {_amount(done, total)}{left}")
-            self.stream.flush()
-            self._shown, self._open = now, True
-            if finished:
-                self.close()
-        elif not self._terminal and now - self._shown >= STEP and not finished:
-            print(f"{what}: {_amount(done, total)}", file=self.stream, flush=True)
-            self._shown = now
+            self._what = what
+            self._bar = tqdm(desc=what, total=total, leave=False, disable=True if self._quiet else None)
+        self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Wipe the moving line, so that the next line starts at the margin."""
-        if self._open:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
-            self._open = False
-
-
-def _amount(done: int, total: int) -> str:
-    if max(done, total) >= LARGE:
-        return f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total > 0 else f"{done / 1e6:.0f} MB"
-    return f"{done} of {total}"
+        """Wipe the bar, so that the next line starts at the margin."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

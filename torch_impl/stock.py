@@ -1,57 +1,64 @@
-"""The libraries' own maps, untouched, for comparison: what the usual calls draw."""
+"""The libraries' own maps, untouched, for comparison: what the usual calls draw. The libraries are imported when they are called."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from captum.attr import NoiseTunnel, Saliency
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from parity.contract.methods import METHODS
 from torch_impl.arrays import Images, Maps, Target
-from torch_impl.batching import BatchSize, micro_batches, sized, taken
-from torch_impl.cam import find_layer
+from torch_impl.capture.passes import Pass
+from torch_impl.maps.registry import drawn
 from torch_impl.preserve import preserved
 
+CLASSES = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus"}
+"""Map → pytorch-grad-cam's class of that name."""
 
-def pytorch_grad_cam_map(
-    method: str,
-    model: nn.Module,
-    inputs: Images,
-    target: Target,
-    *,
-    target_layer: str | nn.Module,
-    batch_size: BatchSize = "auto",
-) -> Maps:
-    """`pytorch_grad_cam.GradCAM` or `GradCAMPlusPlus` as its README calls it, on the given layer.
+NARROW = ("fp16", "bf16")
+"""Formats in which the libraries' own calls fail or lose small gradients: their noise and their NumPy are float32."""
+
+
+def check_narrow(methods: Iterable[str], precision: str) -> None:
+    """Refuse a library's own map in a number format that the library does not draw it in.
+
+    Raises:
+        ValueError: the message says which method and what to give instead.
+    """
+    stock = [name for name in methods if METHODS[name].library] if precision in NARROW else []
+    if stock:
+        raise ValueError(
+            f"method {stock[0]} is the library's own call, which does not work in {precision}: give precision fp32, "
+            "or leave the method out"
+        )
+
+
+def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: Target, layer: nn.Module) -> Maps:
+    """pytorch-grad-cam's map as its README calls it, on the given layer.
 
     Args:
-        method: `gradcam` or `gradcam_plus_plus`.
+        method: one of `CLASSES`.
         model: gives logits (N, classes). Comes back as it was.
         inputs: preprocessed.
         target: class indices.
-        target_layer: a module of the model, or its name.
-        batch_size: images in one pass.
+        layer: a module of the model.
 
     Returns:
         In [0, 1], by the library's own min–max, half-pixel `cv2.resize`, and min–max again. float32.
     """
-    engine = {"gradcam": GradCAM, "gradcam_plus_plus": GradCAMPlusPlus}[method]
-    found: list[torch.Tensor] = []
+    import pytorch_grad_cam
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
     with preserved(model):
-        cam = engine(model=model, target_layers=[find_layer(model, target_layer)])
-
-        def one_pass(rows: list[int]) -> None:
-            leaf = taken(inputs, rows).detach()
-            leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
-            targets = [ClassifierOutputTarget(category) for category in taken(target, rows).tolist()]
-            found.append(torch.from_numpy(cam(input_tensor=leaf, targets=targets)))
-
+        cam = getattr(pytorch_grad_cam, CLASSES[method])(model=model, target_layers=[layer])
         try:
-            micro_batches(range(len(inputs)), sized(batch_size, model, inputs), inputs.device, one_pass)
+            leaf = inputs.detach().clone(memory_format=torch.preserve_format)
+            leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
+            maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
         finally:
             cam.activations_and_grads.release()
-    return torch.cat(found).to(inputs.device)
+    return torch.from_numpy(maps).to(inputs.device)
 
 
 def captum_smoothgrad(
@@ -70,6 +77,8 @@ def captum_smoothgrad(
     Returns:
         ≥ 0, raw.
     """
+    from captum.attr import NoiseTunnel, Saliency
+
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with preserved(model), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -82,3 +91,23 @@ def captum_smoothgrad(
             target=target,
         )
     return attributions.detach().amax(dim=1)
+
+
+@drawn("gradcam@pytorch-grad-cam")
+def _gradcam(p: Pass) -> Maps:
+    assert p.capture.layer is not None
+    return pytorch_grad_cam_map("gradcam", p.capture.model, p.inputs, p.target, p.capture.layer)
+
+
+@drawn("gradcam_plus_plus@pytorch-grad-cam")
+def _gradcam_plus_plus(p: Pass) -> Maps:
+    assert p.capture.layer is not None
+    return pytorch_grad_cam_map("gradcam_plus_plus", p.capture.model, p.inputs, p.target, p.capture.layer)
+
+
+@drawn("smoothgrad@captum")
+def _smoothgrad(p: Pass) -> Maps:
+    o = p.options
+    return captum_smoothgrad(
+        p.capture.model, p.inputs, p.target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
+    )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from torch_impl.arrays import Cams, Maps
+from torch_impl.precision import at_least_fp32
 
 EPSILON = 1e-7
 """Keeps a constant map at 0. Absolute, as in tf-keras-vis: see `normalize`."""
@@ -33,3 +35,17 @@ def normalize(maps: Maps) -> Maps:
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low + EPSILON)
+
+
+def finish(raw: Tensor, size: tuple[int, int]) -> Maps:
+    """Enlarge to the image's size where the map is smaller, then min–max each map.
+
+    Args:
+        raw: (N, h, w), any range.
+        size: (H, W) of the image.
+
+    Returns:
+        In [0, 1]; a constant map is 0. float32, or float64 where the raw map is.
+    """
+    full = raw.to(at_least_fp32(raw.dtype))
+    return normalize(full if tuple(raw.shape[-2:]) == tuple(size) else upsample(full, size))

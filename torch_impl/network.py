@@ -1,4 +1,4 @@
-"""The network: torchvision's VGG16, with weights in canonical form; and its layer table."""
+"""A network with canonical weights as PyTorch modules, and its layer table in words."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import warnings
 import torch
 from torch import nn
 
-from parity.contract.architecture import VGG16, Architecture
+from parity.contract.layers import LayerTable
 from parity.contract.network import Network
+from parity.contract.vgg import VGG16, blocks_of
 from torch_impl.dense import quicken
 
-TARGET_LAYER = "features.29"
-"""ReLU after conv5_3, (N, 512, 14, 14): Keras's block5_conv3. Not .28 (overwritten in place), not .30 (pooled)."""
 
-
-def skeleton(architecture: Architecture) -> nn.Module:
+def skeleton(table: LayerTable) -> nn.Module:
     """The modules, without memory for their weights (on PyTorch's `meta` device).
 
-    `torchvision.models.vgg16` for VGG16 itself; for a narrower network of the family the same class and names.
+    `torchvision.models.vgg16` for VGG16 itself; for a narrower VGG the same class and names.
+
+    Raises:
+        ValueError: the table is no VGG's.
     """
     import torchvision
 
     with torch.device("meta"):
-        if architecture == VGG16:
+        if table == VGG16:
             full: nn.Module = torchvision.models.vgg16(weights=None, init_weights=False)
             return full
         widths: list[int | str] = []
-        for block in architecture.blocks:
+        for block in blocks_of(table):
             widths += [*block, "M"]
         features = torchvision.models.vgg.make_layers(widths)
-        model: nn.Module = torchvision.models.VGG(features, num_classes=architecture.classes, init_weights=False)
-        channels, height, width = architecture.flatten_chw
+        model: nn.Module = torchvision.models.VGG(features, num_classes=table.classes, init_weights=False)
+        height, width, _ = table["fc1"].config["flattened"]
         model.avgpool = nn.AdaptiveAvgPool2d((height, width))  # identity at the native size, as in VGG16
-        first, second = architecture.dense
         classifier = model.get_submodule("classifier")
         assert isinstance(classifier, nn.Sequential)
-        classifier[0] = nn.Linear(channels * height * width, first)
-        classifier[3] = nn.Linear(first, second)
-        classifier[6] = nn.Linear(second, architecture.classes)
+        for index, layer in zip((0, 3, 6), (table["fc1"], table["fc2"], table["predictions"]), strict=True):
+            units, inputs = layer.tensors[f"classifier.{index}.weight"]
+            classifier[index] = nn.Linear(inputs, units)
         return model
 
 
@@ -53,7 +53,7 @@ def build(network: Network) -> nn.Module:
     Returns:
         torchvision's modules on the CPU, float32; inputs (N, 3, H, W), preprocessed as `network.input` says.
     """
-    model = skeleton(network.architecture)
+    model = skeleton(network.table)
     with warnings.catch_warnings():  # a memory-mapped file is read-only, and so is a frozen network
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         state = {name: torch.from_numpy(array) for name, array in network.tensors.items()}
@@ -75,14 +75,15 @@ def prepared(network: Network, device: torch.device, dtype: torch.dtype) -> nn.M
     return model
 
 
-def summary(architecture: Architecture) -> str:
+def summary(table: LayerTable) -> str:
     """The layer table as `keras.Model.summary` shows it, with torchvision's names beside Keras's."""
     rows = [("Keras layer", "torchvision", "Output shape", "Parameters")]
-    for layer in architecture.layers:
-        names = layer.torch or layer.activation
+    for layer in table.layers:
+        tensor = next(iter(layer.tensors), "")
+        module = tensor.rpartition(".")[0] or table.modules.get(layer.name, "")
         shape = ", ".join(map(str, (None, *layer.shape)))
-        rows.append((f"{layer.keras} ({layer.kind})", names, f"({shape})", f"{layer.parameters:,}"))
+        rows.append((f"{layer.name} ({layer.kind})", module, f"({shape})", f"{layer.parameters:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
     rule = "─" * max(map(len, lines))
-    return "\n".join([lines[0], rule, *lines[1:], rule, f"Total parameters: {architecture.parameters:,}"])
+    return "\n".join([lines[0], rule, *lines[1:], rule, f"Total parameters: {table.parameters:,}"])

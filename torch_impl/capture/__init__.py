@@ -1,0 +1,7 @@
+"""Where activations and gradients come from: two ways to fill the same `passes.Pass`, from which every map is drawn.
+
+`library` asks Captum and pytorch-grad-cam, map by map; `shared` takes one pass for all maps. The maps are the same.
+"""
+
+ENGINES = ("library", "shared")
+"""What a user may ask for."""

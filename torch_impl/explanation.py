@@ -1,0 +1,134 @@
+"""What the explainer gives: maps with everything that says where they come from; figures and files of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from parity.contract.methods import canonical_name
+from torch_impl._version import __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Maps with everything that says where they come from.
+
+    Attributes:
+        maps: method → (N, H, W) in [0, 1]; float32, or float64 where it was computed in float64.
+        pixels: (N, H, W, 3) uint8: what the network saw.
+        logits: (N, classes), the same type as the maps.
+        manifest: photographs, classes, weights, settings, versions, seconds; plain JSON types.
+    """
+
+    maps: Mapping[str, np.ndarray] = field(repr=False)
+    pixels: np.ndarray = field(repr=False)
+    logits: np.ndarray = field(repr=False)
+    manifest: Mapping[str, Any]
+
+    def __getitem__(self, method: str) -> np.ndarray:
+        """A method's maps (N, H, W); `gradcam++` is an alias.
+
+        Raises:
+            KeyError: this method was not asked for.
+        """
+        name = canonical_name(method)
+        if name not in self.maps:
+            raise KeyError(f"{method} was not drawn; drawn: {', '.join(self.maps)}")
+        return self.maps[name]
+
+    @property
+    def captions(self) -> list[str]:
+        """`label probability`, photograph by photograph."""
+        return [f"{p['label']} {p['probability']:.2f}\n{p['name']}" for p in self.manifest["photographs"]]
+
+    @property
+    def footer(self) -> str:
+        """The small print of every figure: weights, remarks, credits."""
+        weights = self.manifest["weights"]
+        credits = [p["credit"] for p in self.manifest["photographs"] if p.get("credit")]
+        lines = [f"weights: {weights['source']}" + (f" · {weights['remark']}" if weights["remark"] else "")]
+        if credits:
+            lines.append("photographs: " + "; ".join(dict.fromkeys(credits)))
+        return "\n".join(lines)
+
+    def figure(self, method: str, colormap: str = "jet") -> Figure:
+        """A method's maps as the lab draws them: a row of photographs.
+
+        Raises:
+            KeyError: this method was not asked for.
+            ColormapError: no such colour map.
+        """
+        from torch_impl import figure
+
+        return figure.method_figure(
+            canonical_name(method),
+            self.pixels,
+            self[method],
+            self.captions,
+            constant=self._constant()[canonical_name(method)],
+            colormap=figure.checked_colormap(colormap),
+            footer=self.footer,
+        )
+
+    def overview(self, colormap: str = "jet") -> list[Figure]:
+        """Photographs × {photograph, every map}; one figure for every 12 photographs.
+
+        Raises:
+            ColormapError: no such colour map.
+        """
+        from torch_impl import figure
+
+        return figure.overview_figures(
+            self.pixels,
+            self.maps,
+            self.captions,
+            constant=self._constant(),
+            colormap=figure.checked_colormap(colormap),
+            footer=self.footer,
+        )
+
+    def save(self, folder: str | os.PathLike[str], *, colormap: str = "jet", overwrite: bool = False) -> list[Path]:
+        """Write the figures, `overview.png`, `maps.npz` and `manifest.json`: all of them, or nothing.
+
+        Args:
+            folder: made if it is not there. An earlier result is replaced as a whole; other files stay.
+            colormap: a matplotlib name.
+            overwrite: also into a folder that holds files and no result of ours.
+
+        Returns:
+            The files written.
+
+        Raises:
+            OutputError: the folder cannot be used.
+            ColormapError: no such colour map.
+            OSError: as the file system says.
+        """
+        from torch_impl import output
+
+        figures = {f"{name}.png": self.figure(name, colormap) for name in self.maps}
+        for page, drawn in enumerate(self.overview(colormap), start=1):
+            figures["overview.png" if page == 1 else f"overview-{page}.png"] = drawn
+        names = [*figures, "maps.npz", output.MANIFEST]
+
+        def write(staging: Path) -> None:
+            for name, drawn in figures.items():
+                drawn.savefig(staging / name, metadata={"Software": f"attention-maps {__version__}"})
+            np.savez_compressed(staging / "maps.npz", pixels=self.pixels, **self.maps)  # type: ignore[arg-type]
+            manifest = {**self.manifest, "files": names, "colormap": colormap}
+            text = json.dumps(manifest, indent=2, ensure_ascii=False)
+            (staging / output.MANIFEST).write_text(text, encoding="utf-8")
+
+        output.replace(Path(folder), names, write, overwrite=overwrite)
+        return [Path(folder, name) for name in names]
+
+    def _constant(self) -> dict[str, list[bool]]:
+        return {name: [name in p["constant_maps"] for p in self.manifest["photographs"]] for name in self.maps}

@@ -1,0 +1,91 @@
+"""SmoothGrad, and its noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.contract.methods import Options
+from parity.contract.noise import CACHE_BYTES, unit_noise
+from torch_impl.arrays import Image, Images, Maps
+from torch_impl.capture.passes import Pass
+from torch_impl.maps.registry import drawn
+from torch_impl.maps.vanilla import channel_maximum
+from torch_impl.precision import at_least_fp32
+
+Unit = np.ndarray | Tensor
+"""Standard normal noise of one copy, float64: an array (H, W, C) as it was drawn, or a tensor (C, H, W) on the device."""
+
+
+@drawn("smoothgrad")
+def smoothgrad(p: Pass) -> Maps:
+    """Mean of |∂score/∂inputs| over noisy copies, then the largest over the colour channels; ≥ 0.
+
+    A map depends on its own photograph, class and the seed alone: not on its neighbours, the batch size or the device
+    (beyond rounding), because the noise is drawn for each photograph from the start of the seed's stream.
+
+    Source: arXiv:1706.03825, Equation 1, with |·| before the mean.
+    Matches: tf-keras-vis 0.8.7, `Saliency(smooth_samples=n, smooth_noise=s)` on one image after `np.random.seed(seed)`.
+    Differs: Captum's `NoiseTunnel` takes one absolute σ for all images, and draws from PyTorch's generator.
+    """
+    sigma = standard_deviations(p.inputs, p.options.noise_level)
+    total = torch.zeros(p.inputs.shape, dtype=at_least_fp32(p.inputs.dtype), device=p.inputs.device)
+
+    def add(copies: list[tuple[int, Unit]]) -> None:
+        runs = [(row, [unit for _, unit in run]) for row, run in groupby(copies, key=itemgetter(0))]
+        noisy = torch.cat([p.inputs[row] + scaled(units, sigma[row], p.inputs) for row, units in runs])
+        if p.inputs.is_contiguous(memory_format=torch.channels_last):
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        target = torch.cat([p.target[row].expand(len(units)) for row, units in runs])
+        gradients = p.capture.input_gradients(noisy, target).abs()
+        # Each photograph's own sum, in order: on CUDA an indexed addition would add in another order each time.
+        sums = [part.sum(dim=0) for part in torch.split(gradients, [len(units) for _, units in runs])]
+        for (row, _), part in zip(runs, sums, strict=True):  # after everything that may run out of memory
+            total[row] += part
+
+    copies = ((row, unit) for row, image in enumerate(p.inputs) for unit in units_of(image, p.options))
+    p.capture.in_batches(copies, len(p.inputs) * p.options.n_samples, add, like=p.inputs)
+    return channel_maximum(total.div_(p.options.n_samples))
+
+
+def standard_deviations(inputs: Images, noise_level: float) -> Tensor:
+    """σ of each image (N,): `noise_level` times its range over height, width and channels together."""
+    flat = inputs.flatten(1).to(at_least_fp32(inputs.dtype))
+    return noise_level * (flat.amax(dim=1) - flat.amin(dim=1))
+
+
+def noise_of(image: Image, options: Options) -> Iterator[Image]:
+    """What is added to one image, sample by sample: unit noise times σ in float64, then cast to the image's type."""
+    sigma = standard_deviations(image[None], options.noise_level)[0]
+    for unit in units_of(image, options):
+        yield scaled([unit], sigma, image)[0]
+
+
+def scaled(units: Sequence[Unit], sigma: Tensor, like: Tensor) -> Images:
+    """σ times unit noise (n, C, H, W), of the type and on the device of `like`."""
+    there = [unit for unit in units if isinstance(unit, Tensor)]
+    wide = torch.stack(there) if there else torch.from_numpy(np.stack(units)).permute(0, 3, 1, 2).to(like.device)
+    return (wide * sigma.double()).to(like.dtype)
+
+
+def units_of(image: Image, options: Options) -> Iterator[Unit]:
+    """Unit noise of an image's size: as it is drawn, or, where it is small enough to be kept, copied to the device once."""
+    channels, height, width = image.shape
+    shape, count = (height, width, channels), options.n_samples
+    if image.device.type == "cpu" or 8 * count * math.prod(shape) > CACHE_BYTES:
+        yield from unit_noise(options.seed, count, shape)
+    else:
+        yield from _kept_on_device(options.seed, count, shape, image.device)
+
+
+@lru_cache(maxsize=2)
+def _kept_on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    units = torch.tensor(np.stack(list(unit_noise(seed, n_samples, shape))))
+    return units.pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2)
