@@ -25,7 +25,7 @@ from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
 
-__all__ = [*REFERENCE, "finish", "raw_maps"]
+__all__ = ["finish", "raw_maps"]
 
 _OPTIONS = ("n_samples", "noise_level", "seed")
 
@@ -115,4 +115,4 @@ def __getattr__(name: str) -> Callable[..., Maps]:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *REFERENCE])
