@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch_impl.shared_pass import absolute_gradients
+from torch_impl.vgg16 import prepared
 
 from parity.contract.architecture import VGG16, Architecture
 from parity.contract.network import Network
 from torch_impl.dense import quicken
 from torch_impl.precision import dtype_of, numerics
-from torch_impl.shared_pass import absolute_gradients
-from torch_impl.vgg16 import prepared
 
 
 def flops(architecture: Architecture = VGG16) -> int:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tolerances import FLOAT32, FLOAT64, FLOAT64_ALPHA
 from torch import nn
-
 from torch_impl.cam import (
     LayerError,
     class_activation_map,

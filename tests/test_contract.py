@@ -65,7 +65,6 @@ def test_the_target_is_the_last_convolution_after_its_relu() -> None:
 
 def test_every_layers_activation_is_the_module_that_computes_it() -> None:
     import torch
-
     from torch_impl.vgg16 import build
 
     model = build(seeded(0, TINY))

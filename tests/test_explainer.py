@@ -13,10 +13,10 @@ from conftest import close
 from PIL import Image
 from tolerances import FLOAT32, FLOAT64
 from torch import nn
+from torch_impl.cam import LayerError
 
 from parity.contract.classes import ClassError
 from torch_impl import Explainer, images, methods
-from torch_impl.cam import LayerError
 from torch_impl.explainer import DeviceError, OutputError, check_output, choose_device
 from torch_impl.images import ImagesError
 from torch_impl.methods import MapError

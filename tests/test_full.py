@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import close, run_program
 from tolerances import FLOAT64, FLOAT64_ALPHA
+from torch_impl.cam import grad_cam_plus_plus
+from torch_impl.vgg16 import TARGET_LAYER, build
 
 from parity.contract.network import offline, offline_random
 from torch_impl import Explainer, images, methods
-from torch_impl.cam import grad_cam_plus_plus
-from torch_impl.vgg16 import TARGET_LAYER, build
 
 BOXES = {"chelsea.png": (0.05, 0.0, 1.0, 1.0), "coffee.png": (0.1, 0.1, 0.75, 0.9)}
 """Where the cat's head and the cup with its saucer lie: (left, top, right, bottom) as fractions of the picture."""

@@ -10,12 +10,12 @@ from conftest import close
 from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from tolerances import FLOAT64, NORMALIZE
+from torch_impl.vgg16 import TARGET_LAYER
 
 from torch_impl import figure, methods
 from torch_impl.figure import ColormapError, checked_colormap, method_figure, overview_figures
 from torch_impl.methods import METHODS, MapError, Settings, finish, raw_maps
 from torch_impl.names import STOCK_METHODS, canonical_name, is_cam
-from torch_impl.vgg16 import TARGET_LAYER
 
 
 def test_every_method_stays_in_range(model, inputs, target):

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tolerances import FLOAT64
-
 from torch_impl.postprocess import EPSILON, normalize, upsample
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch_impl.vgg16 import TARGET_LAYER
 
 from torch_impl import methods
 from torch_impl.methods import METHODS, Settings, raw_maps
 from torch_impl.precision import numerics
-from torch_impl.vgg16 import TARGET_LAYER
 
 
 def prepared(model):

@@ -10,12 +10,12 @@ import torch
 from conftest import close
 from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64
 from torch import nn
+from torch_impl.saliency import smoothgrad, standard_deviations, vanilla_saliency
+from torch_impl.vgg16 import build
 
 from parity.contract import noise
 from parity.contract.noise import unit_noise
 from torch_impl import saliency
-from torch_impl.saliency import smoothgrad, standard_deviations, vanilla_saliency
-from torch_impl.vgg16 import build
 
 
 class Toy(nn.Module):

@@ -11,14 +11,14 @@ import torch
 from conftest import close, run_program
 from tolerances import FLOAT32, FLOAT64, FLOAT64_ALPHA
 from torch import nn
+from torch_impl.cam import LayerError
+from torch_impl.shared_pass import shared_pass as draw
+from torch_impl.vgg16 import TARGET_LAYER, build
 
 from torch_impl import Explainer, images, saliency, shared_pass
 from torch_impl.batching import AutoSize
-from torch_impl.cam import LayerError
 from torch_impl.methods import MapError, Settings, raw_maps
 from torch_impl.names import REFERENCE_METHODS, canonical_name
-from torch_impl.shared_pass import shared_pass as draw
-from torch_impl.vgg16 import TARGET_LAYER, build
 
 SUBSETS = [s for k in range(1, 5) for s in itertools.combinations(REFERENCE_METHODS, k)]
 TOLERANCE = dict.fromkeys(REFERENCE_METHODS, FLOAT64) | {"gradcam_plus_plus": FLOAT64_ALPHA}

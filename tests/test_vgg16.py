@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch_impl.vgg16 import TARGET_LAYER, build, skeleton, summary
 
 from parity.contract.architecture import TINY, VGG16, Architecture
 from parity.contract.network import seeded
-from torch_impl.vgg16 import TARGET_LAYER, build, skeleton, summary
 
 
 def test_the_table_is_torchvisions_network():

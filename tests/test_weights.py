@@ -26,12 +26,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch_impl.vgg16 import build
 
 from parity.contract import network as contract
 from parity.contract.architecture import TINY, VGG16, Architecture
 from parity.contract.network import Network, WeightsError, seeded
 from torch_impl import downloads, keras_files
-from torch_impl.vgg16 import build
 from torch_impl.weights import (
     conv_kernel,
     dense_after_flatten,

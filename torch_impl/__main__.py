@@ -255,7 +255,7 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     width = min(40, max(map(len, [*names, *manifest["methods"]])))
     for name, row in zip(names, photographs, strict=True):
         extra = "".join(f" · {note}" for note in row["notes"])
-        extra += "".join(f" · {method}: constant, no positive evidence" for method in row["constant_maps"])
+        extra += "".join(f" · {method}: constant, {reason}" for method, reason in row["constant_reasons"].items())
         print(f"{name:<{width}}  {row['class']:>4} {row['label']:<24} {row['probability']:.3f}{extra}")
     spent, count = manifest["seconds"], len(photographs)
     for method in manifest["methods"]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -19,27 +19,37 @@ from parity.contract import classes as imagenet
 from parity.contract.methods import DEFAULT, REFERENCE, Options, canonical_names
 from parity.contract.network import INPUTS, Network
 from parity.contract.versions import versions
-from torch_impl import images
+from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
 from torch_impl._version import __version__
-from torch_impl.arrays import Images, Logits, Target
+from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
 from torch_impl.capture import ENGINES
-from torch_impl.capture.draw import ChooseRows, Drawn, draw
-from torch_impl.capture.target_layer import find_layer
+from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
+from torch_impl.capture.layout import FeatureLayout, checked_layout
+from torch_impl.capture.passes import Capture
+from torch_impl.capture.target_layer import find_layer, found_layer, name_of
 from torch_impl.explanation import Explanation
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
-from torch_impl.methods import capture_class
 from torch_impl.output import FORMAT
-from torch_impl.precision import check_precision, choose_device, name_of, numerics
+from torch_impl.precision import check_precision, choose_device, numerics
+from torch_impl.precision import name_of as format_of
+from torch_impl.preserve import Double, unwrapped
+from torch_impl.question import (
+    Classes,
+    choose,
+    constant_reason,
+    expanded,
+    listed_photographs,
+    names_for,
+    probabilities_of,
+)
+from torch_impl.score import OUTPUTS, PROBABILITIES, Score, are_probabilities, check_pictures
 from torch_impl.stock import check_narrow
 from torch_impl.transform import Transform, transformed, visible
 
 if TYPE_CHECKING:
     from torch_impl.images import Photograph
-
-Classes = int | str | Sequence[int | str] | None
-"""One class for all photographs, or one for each, an index or a label; None: each one's top-1."""
 
 Report = Callable[[str, int, int], None]
 """Progress: called with (what, passes done, passes in all)."""
@@ -57,7 +67,7 @@ class Explainer:
     def __init__(
         self,
         model: nn.Module,
-        target_layer: str | nn.Module,
+        target_layer: str | nn.Module | int | Sequence[str | nn.Module] | None = None,
         *,
         preprocess: str | Transform = "torchvision",
         size: int = 224,
@@ -66,13 +76,20 @@ class Explainer:
         precision: str | None = None,
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        labels: str | Sequence[str] | None = None,
+        score: Score | None = None,
+        outputs: str | None = None,
+        feature_layout: FeatureLayout = None,
         weights: Network | None = None,
     ) -> None:
-        """Any PyTorch classifier with convolutions, and any of its layers.
+        """Any PyTorch classifier, and any of its layers.
 
         Args:
-            model: gives logits (N, classes), not probabilities. Used in eval mode, and given back as it was.
-            target_layer: of the CAMs: a module, or its name; its output must be (N, K, h, w).
+            model: gives logits (N, classes), an object with `.logits`, or a dict of one entry; anything else with `score`.
+                A network with one output has the classes 1 (score: the output) and 0 (score: its negative). It stays as it
+                is: what runs is a double of its modules over the same weights, in eval mode.
+            target_layer: of the CAMs: a module, or its name; None: the last layer with feature maps of more than one place
+                that computes something, found with the first photograph.
             preprocess: `caffe`, `torchvision`, or a function from a Pillow image (RGB) to one input (C, H, W).
             size: height and width of the input, pixels; not used with a function.
             resize: `lab` (nearest neighbour, aspect ratio ignored: Keras's `load_img`) or `torchvision` (bilinear, then
@@ -82,31 +99,49 @@ class Explainer:
             batch_size: images in one pass; "auto" or a number.
             engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes; the
                 libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
+            labels: one for each class; "imagenet"; None: ImageNet's for networks known to be ImageNet's, else `class 3`.
+            score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
+            outputs: `logits` or `probabilities`; None: seen (probabilities are not negative and sum to 1).
+            feature_layout: of the target layer's output, where it cannot be told: `nchw`, `nhwc`, `tokens`, (h, w) for
+                tokens of that grid, or a rearrangement to (N, K, h, w).
             weights: where the model's weights come from, for the manifest.
 
         Raises:
             LayerError: no such layer.
+            ModelError: a model that cannot be explained.
             DeviceError: no such device.
-            ValueError: unknown preprocessing, resize, precision or engine.
+            ValueError: unknown preprocessing, resize, precision, engine, labels or layout.
         """
+        unwrapped(model)
         if engine not in ENGINES:
             raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
+        if outputs is not None and outputs not in OUTPUTS:
+            raise ValueError(f"outputs {outputs!r} is unknown; known: {', '.join(OUTPUTS)}")
         if isinstance(preprocess, str) and preprocess not in INPUTS:
             raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
+        if not isinstance(preprocess, str) and not callable(preprocess):
+            raise ValueError(
+                f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
+            )
         resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
         if resize not in images.RESIZES:
             raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(images.RESIZES)}")
-        layer = find_layer(model, target_layer)
-        self.target_layer = next(name for name, module in model.named_modules() if module is layer)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
-        self.precision = precision or name_of(floating.dtype)
+        self.precision = precision or format_of(floating.dtype)
         self.dtype = check_precision(self.precision, self.device)
+        missing = target_layer in (None, -1)  # -1: tf-keras-vis's "the last"
+        layer = None if missing else find_layer(model, target_layer)
         if floating.device != self.device or floating.dtype != self.dtype:
-            model = copy.deepcopy(model).to(self.device, self.dtype)
+            double = Double(model)
+            model, layer = copy.deepcopy((double.model, layer and double.of(layer)))
+            model = model.to(self.device, self.dtype)
         self.model = model
+        self.target_layer = None if layer is None else name_of(model, layer)
         self.preprocess, self.size, self.resize = preprocess, size, resize
         self.batch_size, self.engine, self.weights = batch_size, engine, weights
+        self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
+        self.labels = names_for(labels, weights)
         self._memory_format = _memory_format(model)
 
     @classmethod
@@ -159,52 +194,63 @@ class Explainer:
 
     def __call__(
         self,
-        photographs: Sequence[Any],
+        photographs: Any,
         classes: Classes = None,
         methods: str | Sequence[str] = DEFAULT,
         *,
         n_samples: int = 20,
         noise_level: float = 0.2,
         seed: int = 0,
+        relu: bool = True,
         progress: Report | None = None,
     ) -> Explanation:
         """Draw the maps.
 
         Args:
-            photographs: files, arrays uint8 (H, W, 3), Pillow images, or `images.Photograph`s already read.
-            classes: one for all or one for each, an index or an ImageNet label; None: each photograph's top-1.
+            photographs: files, arrays uint8 (H, W, 3), Pillow images, or `images.Photograph`s already read; also a single one.
+            classes: one for all or one for each, an index or a label; a list of several for a photograph gives a map for
+                each of them; None: each photograph's top-1. Not used where the explainer has a `score`.
             methods: names of `parity.contract.methods.METHODS`, as a list or with commas between them.
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
+            relu: whether class activation maps end in their ReLU.
             progress: called after each pass.
 
         Raises:
             ImagesError: photographs that cannot be read; all of them are named.
             ClassError: a class that does not exist.
+            LayerError: the target layer cannot carry a map.
+            ModelError: the model's output cannot be explained.
             MapError: a map is not finite.
             ValueError: no photograph, no method, an unknown method, or settings out of range.
         """
-        names, options = canonical_names(methods), Options(n_samples, noise_level, seed)
+        names, options = canonical_names(methods), Options(n_samples, noise_level, seed, relu)
         check_narrow(names, self.precision)
-        if isinstance(photographs, (str, os.PathLike, np.ndarray)):
-            raise ValueError("photographs: give a list, also for a single one: [photograph]")
-        photographs = list(photographs)
-        if not photographs:
-            raise ValueError("no photograph was given")
+        photographs = listed_photographs(photographs)
+        rows, wanted = expanded(photographs, classes)
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             clock = time.perf_counter()
             read, pixels, inputs = self._prepared(photographs)
+            if rows != list(range(len(read))):
+                read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
             seconds["photographs"] = time.perf_counter() - clock
-            drawn = self._draw(inputs, choose(classes, len(inputs)), names, options, seconds, progress)
+            capture = self._opened(inputs)
+            drawn = self._draw(
+                capture, inputs, choose(wanted, len(rows), self.labels), names, options, seconds, progress
+            )
             clock = time.perf_counter()
             size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
             finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
             seconds["finish"] = time.perf_counter() - clock
-        rows = [_photograph_row(photograph, i, drawn) for i, photograph in enumerate(read)]
         assert drawn.logits is not None
-        return Explanation(finished, pixels, drawn.logits.cpu().numpy(), self._manifest(rows, names, seconds, options))
+        single = bool(capture.model.single)
+        outputs = self._outputs(drawn, single)
+        answers = self._photograph_rows(read, drawn, single, outputs)
+        logits = drawn.logits[:, 1:] if single else drawn.logits
+        manifest = self._manifest(answers, names, seconds, options, capture, outputs)
+        return Explanation(finished, pixels, logits.cpu().numpy(), manifest)
 
     def compute(
         self,
@@ -239,10 +285,27 @@ class Explainer:
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
-            return self._draw(self._inputs(pixels), choose(target, len(pixels)), names, options, {}, None)
+            inputs = self._inputs(pixels)
+            classes: list[int | str] | None = None if target is None else [int(value) for value in target]
+            chosen = choose(classes, len(pixels), self.labels)
+            return self._draw(self._opened(inputs), inputs, chosen, names, options, {}, None)
+
+    def _opened(self, inputs: Images) -> Capture:
+        """A double of the model, to be looked into; the target layer is found, if there is none yet."""
+        if self.target_layer is None:
+            self.target_layer = name_of(self.model, found_layer(self.model, inputs[:1]))
+        return opened(
+            self.model,
+            find_layer(self.model, self.target_layer),
+            engine=self.engine,
+            batch_size=self.batch_size,
+            score=self.score,
+            feature_layout=self.feature_layout,
+        )
 
     def _draw(
         self,
+        capture: Capture,
         inputs: Images,
         chosen: ChooseRows,
         names: Sequence[str],
@@ -252,19 +315,31 @@ class Explainer:
     ) -> Drawn:
         """Every map; what each part took is noted down in `seconds`."""
         target: Target | ChooseRows = chosen
-        logits: Logits | None = None
+        logits: Tensor | None = None
         raw: dict[str, Tensor] = {}
-        capture = capture_class(self.engine)(self.model, find_layer(self.model, self.target_layer), self.batch_size)
+        no_gradient: dict[str, Tensor] = {}
         for what, group in _groups(names, capture.one_by_one):
             clock = time.perf_counter()
-            drawn = draw(capture, inputs, target, group, options, partial(progress, what) if progress else None)
+            report = partial(progress, what) if progress else None
+            drawn = draw(capture, inputs, target, group, options, progress=report)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             seconds[what] = time.perf_counter() - clock
             target, logits = drawn.target, drawn.logits if logits is None else logits
             raw |= drawn.raw
+            no_gradient |= drawn.no_gradient
         assert isinstance(target, Tensor)
-        return Drawn(target, raw, logits)
+        return Drawn(target, raw, no_gradient, logits)
+
+    def _outputs(self, drawn: Drawn, single: bool) -> str:
+        """What the model's outputs are: `score`, `logits` or `probabilities`; a warning where the last was not said."""
+        if self.score is not None:
+            return "score"
+        assert drawn.logits is not None
+        if self.outputs is None and not single and are_probabilities(drawn.logits):
+            warnings.warn(PROBABILITIES, stacklevel=3)
+            return "probabilities"
+        return self.outputs or "logits"
 
     def _prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
@@ -276,6 +351,7 @@ class Explainer:
             pixels = np.stack([p.pixels for p in read])
             return read, pixels, self._inputs(pixels)
         inputs = transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
+        check_pictures(inputs)
         inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
         return read, visible(inputs), inputs
 
@@ -288,8 +364,56 @@ class Explainer:
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._memory_format)
 
+    def _photograph_rows(
+        self, photographs: Sequence[Photograph], drawn: Drawn, single: bool, outputs: str
+    ) -> list[dict[str, Any]]:
+        """What the manifest says of each photograph."""
+        assert drawn.logits is not None
+        count = drawn.logits.shape[1]
+        names = imagenet.names_of(count, self.labels)
+        scored = outputs == "score"
+        probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
+        rows = []
+        for i, photograph in enumerate(photographs):
+            chosen, logits = int(drawn.target[i]), drawn.logits[i]
+            reasons = {name: self._constant(drawn, name, i) for name in drawn.raw}
+            row: dict[str, Any] = {
+                "name": photograph.name,
+                "path": photograph.path,
+                "sha256": photograph.sha256,
+                "size": list(photograph.original_size),
+                "notes": list(photograph.notes),
+                "credit": images.credit_of(photograph.name, photograph.path),
+                "class": None if scored else chosen,
+                "label": "score" if scored else imagenet.label(chosen, count, names),
+                "logit": float(logits[chosen]),
+                "probability": None if probabilities is None else float(probabilities[i, chosen]),
+                "top5": [],
+                "constant_maps": [name for name, reason in reasons.items() if reason],
+                "constant_reasons": {name: reason for name, reason in reasons.items() if reason},
+            }
+            if probabilities is not None:
+                row["top5"] = [
+                    {"class": c, "label": imagenet.label(c, count, names), "probability": float(probabilities[i, c])}
+                    for c in logits.topk(min(5, count)).indices.tolist()
+                ]
+            rows.append(row)
+        return rows
+
+    @staticmethod
+    def _constant(drawn: Drawn, name: str, i: int) -> str:
+        """Why a map is constant, or ""."""
+        no_gradient = name in drawn.no_gradient and bool(drawn.no_gradient[name][i])
+        return constant_reason(drawn.raw[name][i], no_gradient)
+
     def _manifest(
-        self, photographs: list[dict[str, Any]], methods: Sequence[str], seconds: dict[str, float], options: Options
+        self,
+        photographs: list[dict[str, Any]],
+        methods: Sequence[str],
+        seconds: dict[str, float],
+        options: Options,
+        capture: Capture,
+        outputs: str,
     ) -> dict[str, Any]:
         network, cuda = self.weights, self.device.type == "cuda"
         return {
@@ -299,6 +423,8 @@ class Explainer:
             "methods": list(methods),
             "model": type(self.model).__name__,
             "target_layer": self.target_layer,
+            "feature_layout": capture.layout if isinstance(capture.layout, (str, tuple)) else None,
+            "outputs": "one output: class 1 is it, class 0 its negative" if capture.model.single else outputs,
             "weights": {
                 "source": network.source if network else "the model that was handed in",
                 "remark": network.remark if network else "",
@@ -312,30 +438,13 @@ class Explainer:
             "device_name": torch.cuda.get_device_name(self.device) if cuda else platform.machine(),
             "threads": torch.get_num_threads(),
             "precision": self.precision,
+            "model_computes_in": sorted(capture.formats - {str(self.dtype).removeprefix("torch.")}),
             "versions": {
                 "attention-maps": __version__,
                 **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"),
             },
             "seconds": {name: round(value, 4) for name, value in seconds.items()},
         }
-
-
-def choose(classes: Classes, count: int) -> ChooseRows:
-    """How the explained classes are chosen once the logits say how many classes there are.
-
-    Raises (when it is called):
-        ClassError: a class that does not exist, or neither one for all nor one for each of `count` photographs.
-    """
-    if classes is None:
-        return lambda logits, rows: logits.argmax(dim=1)
-    given = [classes] if isinstance(classes, (int, str, np.integer)) else list(classes)
-    plain = [value if isinstance(value, str) else int(value) for value in given]
-
-    def chosen(logits: Logits, rows: list[int]) -> Target:
-        indices = imagenet.per_photograph(plain, count, logits.shape[1])
-        return torch.tensor([indices[row] for row in rows], device=logits.device)
-
-    return chosen
 
 
 def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
@@ -355,28 +464,3 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
     kernels = (p for p in model.parameters() if p.ndim == 4)
     last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _photograph_row(photograph: Photograph, i: int, drawn: Drawn) -> dict[str, Any]:
-    """What the manifest says of a photograph."""
-    assert drawn.logits is not None
-    logits, chosen = drawn.logits[i], int(drawn.target[i])
-    count, probabilities = len(logits), logits.double().softmax(dim=0)
-    constant = [name for name, raw in drawn.raw.items() if bool(raw[i].amax() == raw[i].amin())]
-    return {
-        "name": photograph.name,
-        "path": photograph.path,
-        "sha256": photograph.sha256,
-        "size": list(photograph.original_size),
-        "notes": list(photograph.notes),
-        "credit": images.credit_of(photograph.name, photograph.path),
-        "class": chosen,
-        "label": imagenet.label(chosen, count),
-        "logit": float(logits[chosen]),
-        "probability": float(probabilities[chosen]),
-        "top5": [
-            {"class": c, "label": imagenet.label(c, count), "probability": float(probabilities[c])}
-            for c in logits.topk(min(5, count)).indices.tolist()
-        ],
-        "constant_maps": constant,
-    }

@@ -47,8 +47,9 @@ class Explanation:
 
     @property
     def captions(self) -> list[str]:
-        """`label probability`, photograph by photograph."""
-        return [f"{p['label']} {p['probability']:.2f}\n{p['name']}" for p in self.manifest["photographs"]]
+        """`label probability`, photograph by photograph; with a score of one's own, its value."""
+        rows = self.manifest["photographs"]
+        return [f"{p['label']} {_number(p):.2f}\n{p['name']}" for p in rows]
 
     @property
     def footer(self) -> str:
@@ -56,6 +57,8 @@ class Explanation:
         weights = self.manifest["weights"]
         credits = [p["credit"] for p in self.manifest["photographs"] if p.get("credit")]
         lines = [f"weights: {weights['source']}" + (f" · {weights['remark']}" if weights["remark"] else "")]
+        if self.manifest["outputs"] == "probabilities":
+            lines.append("the model's outputs are probabilities, not logits: the maps explain those, which saturate")
         if credits:
             lines.append("photographs: " + "; ".join(dict.fromkeys(credits)))
         return "\n".join(lines)
@@ -74,7 +77,7 @@ class Explanation:
             self.pixels,
             self[method],
             self.captions,
-            constant=self._constant()[canonical_name(method)],
+            constant=self._constant(canonical_name(method)),
             colormap=figure.checked_colormap(colormap),
             footer=self.footer,
         )
@@ -91,7 +94,7 @@ class Explanation:
             self.pixels,
             self.maps,
             self.captions,
-            constant=self._constant(),
+            constant={name: self._constant(name) for name in self.maps},
             colormap=figure.checked_colormap(colormap),
             footer=self.footer,
         )
@@ -130,5 +133,12 @@ class Explanation:
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
 
-    def _constant(self) -> dict[str, list[bool]]:
-        return {name: [name in p["constant_maps"] for p in self.manifest["photographs"]] for name in self.maps}
+    def _constant(self, name: str) -> list[str]:
+        """Why each photograph's map is constant; "" where it is not."""
+        return [p["constant_reasons"].get(name, "") for p in self.manifest["photographs"]]
+
+
+def _number(photograph: Mapping[str, Any]) -> float:
+    """What stands behind a label: the class's probability, or a score of one's own."""
+    probability = photograph["probability"]
+    return float(photograph["logit"] if probability is None else probability)

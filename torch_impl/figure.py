@@ -49,7 +49,7 @@ def method_figure(
     maps: np.ndarray,
     captions: Sequence[str],
     *,
-    constant: Sequence[bool] = (),
+    constant: Sequence[str] = (),
     colormap: str = "jet",
     footer: str = "",
 ) -> Figure:
@@ -60,7 +60,7 @@ def method_figure(
         pixels: (N, H, W, 3) uint8.
         maps: (N, H, W) in [0, 1].
         captions: N lines, drawn literally (no mathtext).
-        constant: which maps are constant; said in the picture.
+        constant: why a map is constant, "" where it is not; said in the picture.
         colormap: a matplotlib name.
         footer: one or two lines of small print.
     """
@@ -73,7 +73,7 @@ def method_figure(
         axis.set_axis_off()
     for i in range(count):
         _draw(axes[i], method, pixels[i], maps[i], colormap)
-        note = "\nno positive evidence: constant map" if len(constant) and constant[i] else ""
+        note = f"\nconstant map: {constant[i]}" if len(constant) and constant[i] else ""
         axes[i].set_title(_shortened(captions[i]) + note, fontsize=9, parse_math=False)
     figure.suptitle(METHODS[method].title, fontsize=13)
     _footer(figure, footer)
@@ -85,7 +85,7 @@ def overview_figures(
     maps: Mapping[str, np.ndarray],
     captions: Sequence[str],
     *,
-    constant: Mapping[str, Sequence[bool]] | None = None,
+    constant: Mapping[str, Sequence[str]] | None = None,
     colormap: str = "jet",
     footer: str = "",
 ) -> list[Figure]:
@@ -95,7 +95,7 @@ def overview_figures(
         pixels: (N, H, W, 3) uint8.
         maps: method → (N, H, W) in [0, 1].
         captions: N lines, drawn literally.
-        constant: method → which maps are constant.
+        constant: method → as of `method_figure`.
         colormap: a matplotlib name.
         footer: one or two lines of small print.
     """
@@ -110,8 +110,8 @@ def overview_figures(
             axes[row, 0].set_title(_shortened(captions[i]), fontsize=9, fontweight="bold", parse_math=False)
             for column, (method, drawn) in enumerate(maps.items(), start=1):
                 _draw(axes[row, column], method, pixels[i], drawn[i], colormap)
-                flat = constant is not None and len(constant.get(method, ())) and constant[method][i]
-                name = METHODS[method].title + ("\nconstant: no positive evidence" if flat else "")
+                reasons = (constant or {}).get(method, ())
+                name = METHODS[method].title + (f"\nconstant: {reasons[i]}" if len(reasons) and reasons[i] else "")
                 axes[row, column].set_title(name, fontsize=9)
             for axis in axes[row]:
                 axis.set_axis_off()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -79,29 +80,33 @@ def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def score_scale(dtype: torch.dtype) -> float:
-    """Factor on the score before its gradient is taken, so that small gradients survive float16 (smallest: 6e-8)."""
-    return 2.0**10 if dtype == torch.float16 else 1.0
+SCORE_SCALE = 2.0**10
+"""Factor on every score before its gradient is taken, so that small gradients survive float16 (smallest: 6e-8), wherever in
+the model it is used. A power of two, which changes no digit of the other formats."""
+
+TURNS = threading.RLock()
+"""Explanations take turns: the switches below are the process's."""
 
 
 @contextlib.contextmanager
 def numerics(precision: str) -> Iterator[None]:
-    """TF32 on for tf32 and off for everything else, within the block; on CUDA, convolutions that give the same numbers every time.
+    """TF32 on for tf32 and off for everything else, within the block, one block at a time; on CUDA, convolutions that give the same numbers every time.
 
     cuDNN chooses among its deterministic algorithms by rule (`deterministic`), not by timing them (`benchmark`): for VGG16 that
     took 8 to 30 seconds for each new shape and gained a sixth at most, and a clock's choice may be another one the next time. cuDNN's
     TF32 is on by default in PyTorch: "fp32" without this is not fp32 on an NVIDIA GPU. All switches are put back to what they were,
     TF32's in whichever of PyTorch's two ways (`allow_tf32`, `fp32_precision`) they had been set.
     """
-    switches = _switches()
-    before = [getattr(owner, name) for owner, name, _, _ in switches]
-    try:
-        for owner, name, on, off in switches:
-            setattr(owner, name, on if precision == "tf32" else off)
-        yield
-    finally:
-        for (owner, name, _, _), value in zip(switches, before, strict=True):
-            setattr(owner, name, value)
+    with TURNS:
+        switches = _switches()
+        before = [getattr(owner, name) for owner, name, _, _ in switches]
+        try:
+            for owner, name, on, off in switches:
+                setattr(owner, name, on if precision == "tf32" else off)
+            yield
+        finally:
+            for (owner, name, _, _), value in zip(switches, before, strict=True):
+                setattr(owner, name, value)
 
 
 def _switches() -> list[tuple[Any, str, Any, Any]]:

@@ -11,7 +11,6 @@ from parity.contract.methods import METHODS
 from torch_impl.arrays import Images, Maps, Target
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.registry import drawn
-from torch_impl.preserve import preserved
 
 CLASSES = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus"}
 """Map → pytorch-grad-cam's class of that name."""
@@ -39,7 +38,7 @@ def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: 
 
     Args:
         method: one of `CLASSES`.
-        model: gives logits (N, classes). Comes back as it was.
+        model: gives logits (N, classes); is left in eval mode.
         inputs: preprocessed.
         target: class indices.
         layer: a module of the model.
@@ -50,14 +49,13 @@ def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: 
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    with preserved(model):
-        cam = getattr(pytorch_grad_cam, CLASSES[method])(model=model, target_layers=[layer])
-        try:
-            leaf = inputs.detach().clone(memory_format=torch.preserve_format)
-            leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
-            maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
-        finally:
-            cam.activations_and_grads.release()
+    cam = getattr(pytorch_grad_cam, CLASSES[method])(model=model, target_layers=[layer])
+    try:
+        leaf = inputs.detach().clone(memory_format=torch.preserve_format)
+        leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
+        maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
+    finally:
+        cam.activations_and_grads.release()
     return torch.from_numpy(maps).to(inputs.device)
 
 
@@ -67,7 +65,7 @@ def captum_smoothgrad(
     """`NoiseTunnel(Saliency(model))` with `stdevs=noise_level`: one absolute σ, PyTorch's generator; channel maximum.
 
     Args:
-        model: gives logits (N, classes). Comes back as it was.
+        model: gives logits (N, classes); is left in eval mode.
         inputs: preprocessed.
         target: class indices.
         noise_level: taken as σ itself, in units of the preprocessed input, as Captum does.
@@ -80,7 +78,7 @@ def captum_smoothgrad(
     from captum.attr import NoiseTunnel, Saliency
 
     devices = [inputs.device] if inputs.device.type == "cuda" else []
-    with preserved(model), torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(
             inputs.detach().clone().requires_grad_(),
@@ -96,12 +94,14 @@ def captum_smoothgrad(
 @drawn("gradcam@pytorch-grad-cam")
 def _gradcam(p: Pass) -> Maps:
     assert p.capture.layer is not None
+    p.capture.attend()
     return pytorch_grad_cam_map("gradcam", p.capture.model, p.inputs, p.target, p.capture.layer)
 
 
 @drawn("gradcam_plus_plus@pytorch-grad-cam")
 def _gradcam_plus_plus(p: Pass) -> Maps:
     assert p.capture.layer is not None
+    p.capture.attend()
     return pytorch_grad_cam_map("gradcam_plus_plus", p.capture.model, p.inputs, p.target, p.capture.layer)
 
 

@@ -122,6 +122,7 @@ class Options:
         n_samples: SmoothGrad's noisy copies, at least 1.
         noise_level: SmoothGrad's σ, a fraction of each image's own range, ≥ 0.
         seed: of SmoothGrad's noise, 0 to 2**32 − 1.
+        relu: whether a class activation map ends in its ReLU, as the papers' do; without it, evidence against is negative.
 
     Raises:
         ValueError: out of range; the message says what may be given.
@@ -130,6 +131,7 @@ class Options:
     n_samples: int = 20
     noise_level: float = 0.2
     seed: int = 0
+    relu: bool = True
 
     def __post_init__(self) -> None:
         if self.n_samples < 1:

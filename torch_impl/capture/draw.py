@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parity.contract.methods import Options
 from torch_impl.arrays import Images, Logits, Target
-from torch_impl.batching import Pieces, first_size, micro_batches, taken
-from torch_impl.capture.passes import Capture, MapError, Progress
+from torch_impl.batching import BatchSize, Pieces, first_size, micro_batches, taken
+from torch_impl.capture.layout import FeatureLayout
+from torch_impl.capture.passes import Capture, MapError, Pass, Progress
 from torch_impl.maps.registry import DRAWN
-from torch_impl.precision import at_least_fp32
-from torch_impl.preserve import preserved
+from torch_impl.precision import at_least_fp32, name_of
+from torch_impl.preserve import Double, own_gradients
+from torch_impl.score import Classifier, Score
 
 ChooseRows = Callable[[Logits, list[int]], Target]
 """(logits of some photographs, their rows) → the class of each that is explained."""
@@ -27,12 +29,48 @@ class Drawn:
     Attributes:
         target: (N,) the explained class of each photograph, int64.
         raw: method → (N, h, w) at the target layer, or (N, H, W) at the input.
-        logits: (N, classes), float32, or float64 for float64 inputs; None where the classes were given and no map needed them.
+        no_gradient: method → bool (N,): whether every gradient that the map reads is 0; of maps that read some.
+        logits: (N, classes), float32, or float64 for float64 inputs; None where the classes were given.
     """
 
     target: Tensor = field(repr=False)
     raw: Mapping[str, Tensor] = field(repr=False)
+    no_gradient: Mapping[str, Tensor] = field(repr=False)
     logits: Tensor | None = field(default=None, repr=False)
+
+
+def opened(
+    model: nn.Module,
+    target_layer: nn.Module | None,
+    *,
+    engine: str = "library",
+    batch_size: BatchSize = "auto",
+    score: Score | None = None,
+    feature_layout: FeatureLayout = None,
+) -> Capture:
+    """A double of the model, which stays as it is, made ready to be looked into.
+
+    Args:
+        model: the network.
+        target_layer: one of its modules.
+        engine: one of `capture.ENGINES`. Captum and pytorch-grad-cam, which take seconds, are imported for `library` alone.
+        batch_size: photographs in one pass.
+        score: see `score.Classifier`.
+        feature_layout: see `layout.FeatureLayout`.
+
+    Raises:
+        ModelError: a model that cannot be explained.
+    """
+    double = Double(model)
+    layer = None if target_layer is None else double.of(target_layer)
+    classifier = Classifier(double.model, score).eval()
+    if engine == "shared":
+        from torch_impl.capture.one_pass import OnePass
+
+        return OnePass(classifier, layer, batch_size, feature_layout)
+    from torch_impl.capture.libraries import Libraries
+
+    return Libraries(classifier, layer, batch_size, feature_layout)
 
 
 def draw(
@@ -41,59 +79,83 @@ def draw(
     target: Target | ChooseRows,
     names: Sequence[str],
     options: Options,
+    *,
+    others: Sequence[Tensor] = (),
     progress: Progress | None = None,
 ) -> Drawn:
     """Raw maps of photographs.
 
     Args:
-        capture: of the model, which comes back as it was.
+        capture: of the model: see `opened`.
         inputs: preprocessed.
         target: the explained classes, or how they are chosen from the logits.
         names: of `registry.DRAWN`; none: logits and classes alone.
         options: SmoothGrad's.
+        others: the model's further inputs, a row for each photograph.
         progress: called after each pass.
 
     Raises:
         LayerError: the target layer cannot carry a map.
+        ModelError: the model's output cannot be explained.
         MapError: logits or a map are not finite.
     """
     needs = frozenset[str]().union(*(DRAWN[name].needs for name in names))
     wide, count = at_least_fp32(inputs.dtype), len(inputs)
     results = {name: Pieces(count) for name in ("logits", "target", *names)}
+    no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs}
     capture.progress = progress
 
     def one_piece(rows: list[int]) -> None:
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
+        capture.others = tuple(taken(values, rows) for values in others)
         p = capture.take(taken(inputs, rows), chosen, needs, options)
         raw = {name: DRAWN[name].function(p) for name in names}
         # Only now, after everything that may run out of memory: see `micro_batches`.
         results["target"].put(rows, p.target)
         if p.logits is not None:
+            capture.formats.add(str(p.logits.dtype).removeprefix("torch."))
             results["logits"].put(rows, p.logits.to(wide))
         for name, maps in raw.items():
             results[name].put(rows, maps)
+            if name in no_gradient:
+                no_gradient[name].put(rows, _all_zero(p, name))
         if progress and needs:
             progress(rows[-1] + 1, count)
 
-    with preserved(capture.model):
+    with own_gradients():
         auto = first_size(inputs, gradients="input_gradients" in needs)
         micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
-    logits = results["logits"].whole if callable(target) else None
-    if logits is not None and not bool(torch.isfinite(logits).all()):
-        raise MapError("the logits are not finite: the number format is too narrow, or the inputs hold NaN; try fp32")
-    return Drawn(results["target"].whole, {name: finite(name, results[name].whole) for name in names}, logits)
+        logits = results["logits"].whole if callable(target) else None
+        if logits is not None:
+            check_finite("the logits", logits, inputs)
+        for name in names:
+            check_finite(f"{name}: the map", results[name].whole, inputs)
+        raw = {name: results[name].whole for name in names}
+        flags = {name: pieces.whole for name, pieces in no_gradient.items()}
+        return Drawn(results["target"].whole, raw, flags, logits)
 
 
-def finite(name: str, raw: Tensor) -> Tensor:
-    """The raw maps (N, …) themselves.
+def _all_zero(p: Pass, name: str) -> Tensor:
+    """Whether every gradient that a map reads is 0, photograph by photograph."""
+    gradients = p.input_gradients if "input_gradients" in DRAWN[name].needs else p.gradients
+    return gradients.flatten(1).any(dim=1).logical_not()
+
+
+def check_finite(what: str, values: Tensor, inputs: Images) -> None:
+    """Refuse values (N, …) that are not finite.
 
     Raises:
-        MapError: a value is not finite; the message counts the photographs.
+        MapError: the message counts the photographs and says why.
     """
-    if bool(torch.isfinite(raw).all()):
-        return raw
-    broken = [str(i) for i, values in enumerate(raw) if not torch.isfinite(values).all()]
-    raise MapError(
-        f"{name}: the map of photograph {', '.join(broken)} (counted from 0) is not finite: "
-        "the inputs hold NaN, or the number format is too narrow; try fp32"
-    )
+    if bool(torch.isfinite(values).all()):
+        return
+    broken = [str(i) for i, row in enumerate(values) if not torch.isfinite(row).all()]
+    if not torch.isfinite(inputs).all():
+        why = "the inputs hold NaN or infinity"
+    elif name_of(inputs.dtype) in ("fp16", "bf16"):
+        why = f"{name_of(inputs.dtype)} is too narrow: try fp32"
+    elif what == "the logits":
+        why = "the model itself gives NaN or infinity for finite inputs"
+    else:
+        why = "a function in the model has no finite gradient there (the root of 0, a division by 0, a logarithm of 0)"
+    raise MapError(f"{what} of photograph {', '.join(broken)} (counted from 0) is not finite: {why}")

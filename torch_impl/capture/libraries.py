@@ -14,10 +14,12 @@ from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
 
 from parity.contract.methods import Options
-from torch_impl.arrays import FeatureMaps, Images, Target
-from torch_impl.capture.passes import Capture, Choose, Pass, forward
-from torch_impl.capture.target_layer import NOT_ON_THE_WAY, LayerError, check_runs, feature_maps
-from torch_impl.precision import at_least_fp32, score_scale
+from torch_impl.arrays import Images, Target
+from torch_impl.capture.layout import LayerError
+from torch_impl.capture.passes import NO_INPUT_GRADIENT, Capture, Choose, Pass
+from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, in_place_of, tensor_of
+from torch_impl.precision import SCORE_SCALE, at_least_fp32
+from torch_impl.preserve import ModelError
 
 
 class Libraries(Capture):
@@ -28,61 +30,74 @@ class Libraries(Capture):
     def take(self, inputs: Images, target: Target | Choose, needs: Collection[str], options: Options) -> Pass:
         """See `Capture.take`."""
         filled: dict[str, Tensor] = {}
+        self.attend()
         if callable(target):
-            with torch.no_grad():
-                filled["logits"] = forward(self.model, inputs.clone(memory_format=torch.preserve_format))
+            filled["logits"] = self.logits_alone(inputs.clone(memory_format=torch.preserve_format))
             target = target(filled["logits"])
         if "input_gradients" in needs:
             filled["input_gradients"] = self.input_gradients(inputs, target)
         if "activations" in needs or "gradients" in needs:
             assert self.layer is not None
-            filled["activations"], filled["gradients"] = self._at_layer(self.layer, inputs, target)
+            activations, gradients = self._at_layer(self.layer, inputs, target)
+            filled["activations"] = self.feature_maps(activations.to(inputs.device), inputs)
+            filled["gradients"] = self.feature_maps(gradients.to(inputs.device), inputs) / SCORE_SCALE
         return Pass(inputs=inputs, target=target, options=options, capture=self, **filled)
 
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""
-        scale = score_scale(inputs.dtype)
+        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
 
         def score(x: Images) -> Tensor:
             logits: Tensor = self.model(x)
-            return logits if scale == 1 else logits.float() * scale
+            if not logits.requires_grad:
+                raise ModelError(NO_INPUT_GRADIENT)
+            return logits.to(at_least_fp32(logits.dtype)) * SCORE_SCALE
 
-        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-        gradients: Tensor = Saliency(score).attribute(leaf, target=target, abs=False)
-        return gradients.detach().to(at_least_fp32(inputs.dtype)) / scale
+        try:
+            gradients: Tensor = Saliency(score).attribute(leaf, target=target, abs=False)
+        except RuntimeError as error:
+            if "not have been used in the graph" in str(error):
+                raise ModelError(NO_INPUT_GRADIENT) from None
+            raise
+        return gradients.detach().to(at_least_fp32(inputs.dtype)) / SCORE_SCALE
 
-    def _at_layer(self, layer: nn.Module, inputs: Images, target: Target) -> tuple[FeatureMaps, FeatureMaps]:
-        """A and G.
+    def _at_layer(self, layer: nn.Module, inputs: Images, target: Target) -> tuple[Tensor, Tensor]:
+        """The layer's output and the scaled score's gradient with respect to it, on the CPU.
 
         Two hooks stand around the library's own. The one before them cuts the graph at the target layer: the backward
         pass ends there, and a frozen network with a plain input works. The one after them hands a copy to the rest of
         the network, so that an in-place layer that follows cannot overwrite what was captured.
         """
-        scale = score_scale(inputs.dtype)
-        cut = layer.register_forward_hook(lambda module, args, output: feature_maps(output).detach().requires_grad_())
+        wrapped: list[object] = []
+
+        def cut(module: nn.Module, args: object, output: object) -> Tensor:
+            wrapped.append(output)
+            return tensor_of(output).detach().requires_grad_()
+
+        handles = [layer.register_forward_hook(cut)]
         engine = CapturingCAM(self.model, [layer])  # no `with` block: in one the library swallows an IndexError
-        copy = layer.register_forward_hook(lambda module, args, output: output.clone())
+        handles.append(
+            layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
+        )
         try:
-            activations, gradients = engine(inputs, [_Score(category, scale) for category in target.tolist()])
+            activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
         finally:
             engine.activations_and_grads.release()
-            cut.remove()
-            copy.remove()
-        wide = at_least_fp32(inputs.dtype)
-        return activations.to(inputs.device, wide), gradients.to(inputs.device, wide) / scale
+            for handle in handles:
+                handle.remove()
+        return activations, gradients
 
 
 class _Score:
-    """A pytorch-grad-cam target: one class's logit, scaled where float16 needs it."""
+    """A pytorch-grad-cam target: one class's logit, scaled."""
 
-    def __init__(self, category: int, scale: float) -> None:
-        self.category, self.scale = category, scale
+    def __init__(self, category: int) -> None:
+        self.category = category
 
     def __call__(self, logits: Tensor) -> Tensor:
         if not logits.requires_grad:
             raise LayerError(NOT_ON_THE_WAY)
-        score = logits[self.category]
-        return score if self.scale == 1 else score.float() * self.scale
+        return logits[self.category].to(at_least_fp32(logits.dtype)) * SCORE_SCALE
 
 
 class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no type information
@@ -100,7 +115,8 @@ class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no ty
         """
         captured = self.activations_and_grads
         check_runs(len(captured.activations))
-        check_runs(len(captured.gradients))
+        if not captured.gradients:
+            raise LayerError(NOT_ON_THE_WAY)
         return [(captured.activations[0], captured.gradients[0])]
 
     def aggregate_multi_layers(self, per_layer: list[Any]) -> Any:

@@ -6,18 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from parity.contract.methods import Options
 from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
-from torch_impl.precision import score_scale
+from torch_impl.capture.layout import FeatureLayout, arranged, layout_of, told_by
+from torch_impl.precision import SCORE_SCALE, at_least_fp32
+from torch_impl.score import Classifier
 
 Choose = Callable[[Logits], Target]
 """Logits of some photographs → the class of each that is explained."""
 
 Progress = Callable[[int, int], None]
 """Called with (passes done, passes in all)."""
+
+
+NO_INPUT_GRADIENT = (
+    "no gradient of the logits reaches the inputs: the model does not use them, or cuts the gradient (torch.no_grad around a "
+    "part, detach, rounding, argmax)"
+)
 
 
 class MapError(ArithmeticError):
@@ -53,17 +62,32 @@ class Capture(ABC):
     """A model, and how its activations and gradients are had.
 
     Args:
-        model: gives logits (N, classes). Frozen and in eval mode when it is run: see `preserve.preserved`.
+        model: gives logits (N, classes); frozen, in eval mode, and nobody else's: see `preserve.Double`.
         layer: that class activation maps are drawn on; None where no map needs one.
         batch_size: photographs, or copies of them, in one pass.
+        layout: of the layer's output; None: found out in the first pass.
+
+    Attributes:
+        others: the model's further inputs, a row for each photograph of the pass.
+        formats: number formats in which the model gave feature maps and logits: its own autocast shows here.
     """
 
     one_by_one = False
     """Whether each map is drawn by a call of its own."""
 
-    def __init__(self, model: nn.Module, layer: nn.Module | None, batch_size: BatchSize = "auto") -> None:
-        self.model, self.layer, self.batch_size = model, layer, batch_size
+    def __init__(
+        self, model: Classifier, layer: nn.Module | None, batch_size: BatchSize = "auto", layout: FeatureLayout = None
+    ) -> None:
+        self.model, self.layer, self.batch_size, self.layout = model, layer, batch_size, layout
         self.progress: Progress | None = None
+        self.others: tuple[Tensor, ...] = ()
+        self.formats: set[str] = set()
+        self._told = self._told_at_layer = ""
+        if layer is not None and layout is None:
+            for module in model.modules():
+                if told_by(module):
+                    module.register_forward_hook(self._listen)
+            layer.register_forward_hook(self._note_layout)
 
     @abstractmethod
     def take(self, inputs: Images, target: Target | Choose, needs: Collection[str], options: Options) -> Pass:
@@ -86,6 +110,32 @@ class Capture(ABC):
         Source: arXiv:1312.6034, Section 3.
         """
 
+    def logits_alone(self, inputs: Images) -> Logits:
+        """A forward pass without gradients; with them, where the model itself asks for some (a hook on a tensor)."""
+        try:
+            with torch.no_grad():
+                logits: Logits = self.model(inputs)
+        except RuntimeError as error:
+            if "require grad" not in str(error) and "require gradient" not in str(error):
+                raise
+            logits = self.model(inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_())
+        return logits.detach()
+
+    def attend(self, rows: list[int] | None = None) -> None:
+        """Give the model its further inputs: those of the pass, or of these rows of it."""
+        self.model.others = self.others if rows is None else tuple(values[rows] for values in self.others)
+
+    def feature_maps(self, output: Tensor, inputs: Images) -> FeatureMaps:
+        """What the target layer gave, or its gradient, as (N, K, h, w).
+
+        Raises:
+            LayerError: it cannot be told how, or it is another number of photographs.
+        """
+        self.formats.add(str(output.dtype).removeprefix("torch."))
+        if self.layout is None:
+            self.layout = layout_of(output.shape, self._told_at_layer, inputs.shape)
+        return arranged(output, self.layout, inputs.shape).to(at_least_fp32(inputs.dtype))
+
     def in_batches(self, items: Iterable[Item], count: int, work: Callable[[list[Item]], None], like: Images) -> None:
         """Call `work` on consecutive pieces of items, each small enough for one pass with gradients.
 
@@ -106,22 +156,15 @@ class Capture(ABC):
 
         micro_batches(items, self.batch_size, counted, device=like.device, auto=first_size(like), count=count)
 
+    def _listen(self, module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4:
+            self._told = told_by(module)
 
-def forward(model: nn.Module, inputs: Images) -> Logits:
-    """A forward pass, and a look at what came out.
-
-    Raises:
-        ValueError: the model's output is not (N, classes).
-    """
-    logits = model(inputs)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(inputs):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model's output has shape {shape}; expected logits (N, classes)")
-    return logits
+    def _note_layout(self, module: nn.Module, args: object, output: object) -> None:
+        self._told_at_layer = self._told
 
 
-def scaled_score(logits: Logits, target: Target) -> tuple[Tensor, float]:
-    """Σ of each photograph's own logit, so that each one's gradient is its own; and its scale, where float16 needs one."""
-    scale = score_scale(logits.dtype)
+def scaled_score(logits: Logits, target: Target) -> Tensor:
+    """`SCORE_SCALE` · Σ of each photograph's own logit, so that each one's gradient is its own."""
     chosen = logits.gather(1, target[:, None])
-    return (chosen.sum() if scale == 1 else (chosen.float() * scale).sum()), scale
+    return chosen.to(at_least_fp32(logits.dtype)).sum() * SCORE_SCALE

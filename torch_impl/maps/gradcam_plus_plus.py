@@ -53,10 +53,11 @@ def grad_cam_plus_plus_weights(activations: FeatureMaps, gradients: FeatureMaps)
 
 @drawn("gradcam_plus_plus", needs=("activations", "gradients"))
 def gradcam_plus_plus(p: Pass) -> Cams:
-    """relu(Σ w·A) with w = Σ relu(G)·α, at the target layer's resolution, ≥ 0; neither enlarged nor normalized.
+    """relu(Σ w·A) with w = Σ relu(G)·α, at the target layer's resolution, ≥ 0 (with `relu=False` signed); neither enlarged nor normalized.
 
     Source: arXiv:1710.11063, Equations 5, 7 and 19.
     Matches: tf-keras-vis 0.8.7, `GradcamPlusPlus` with `expand_cam=False, normalize_cam=False`, divided by exp(score).
     Differs: pytorch-grad-cam's `GradCAMPlusPlus`: see `grad_cam_plus_plus_alpha`.
     """
-    return class_activation_map(p.activations, grad_cam_plus_plus_weights(p.activations, p.gradients))
+    channel_weights = grad_cam_plus_plus_weights(p.activations, p.gradients)
+    return class_activation_map(p.activations, channel_weights, relu=p.options.relu)

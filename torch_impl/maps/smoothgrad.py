@@ -44,6 +44,7 @@ def smoothgrad(p: Pass) -> Maps:
         if p.inputs.is_contiguous(memory_format=torch.channels_last):
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         target = torch.cat([p.target[row].expand(len(units)) for row, units in runs])
+        p.capture.attend([row for row, _ in copies])
         gradients = p.capture.input_gradients(noisy, target).abs()
         # Each photograph's own sum, in order: on CUDA an indexed addition would add in another order each time.
         sums = [part.sum(dim=0) for part in torch.split(gradients, [len(units) for _, units in runs])]

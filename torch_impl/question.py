@@ -1,0 +1,144 @@
+"""What is asked of photographs: which ones, which class of each, and how the answer is put into words and probabilities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parity.contract import classes as imagenet
+from parity.contract.classes import ClassError
+from parity.contract.network import Network
+from torch_impl.arrays import Logits, Target
+from torch_impl.capture.draw import ChooseRows
+
+Classes = Any
+"""One class for all photographs, or one for each: an index or a label, or a list of several; None: each one's top-1."""
+
+IMAGENET_SOURCES = ("imagenet", "keras", "offline", "offline-random")
+"""Sources of weights whose 1000 classes are ImageNet's."""
+
+
+def listed_photographs(photographs: Any) -> list[Any]:
+    """Photographs as a list, also a single one, or an array of several (N, H, W, 3).
+
+    Raises:
+        ValueError: none at all.
+    """
+    if isinstance(photographs, np.ndarray):
+        photographs = [photographs] if photographs.ndim < 4 else list(photographs)
+    elif isinstance(photographs, (str, os.PathLike)) or not hasattr(photographs, "__iter__"):
+        photographs = [photographs]
+    if not (photographs := list(photographs)):
+        raise ValueError("no photograph was given")
+    return photographs
+
+
+def expanded(photographs: list[Any], classes: Classes) -> tuple[list[int], list[int | str] | None]:
+    """Which photograph each map is of, and the class of each map; several classes of a photograph are several maps.
+
+    Args:
+        photographs: as a list.
+        classes: as the user gave them.
+
+    Returns:
+        Rows of `photographs`, and a class for all, one for each of these rows, or None.
+
+    Raises:
+        ClassError: a class that is neither an index nor a label, or not one for all or for each photograph.
+    """
+    rows = list(range(len(photographs)))
+    if isinstance(classes, (Tensor, np.ndarray)):
+        classes = classes.tolist()
+    if classes is None:
+        return rows, None
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        classes = [classes]
+    several = [list(c) if isinstance(c, (list, tuple)) else [c] for c in classes]
+    if all(len(group) == 1 for group in several):
+        return rows, [_class(group[0]) for group in several]
+    if len(several) == 1:
+        several *= len(photographs)
+    if len(several) != len(photographs):
+        raise ClassError(f"{len(several)} lists of classes for {len(photographs)} photographs: give one for each")
+    pairs = [(row, _class(value)) for row, group in enumerate(several) for value in group]
+    return [row for row, _ in pairs], [value for _, value in pairs]
+
+
+def _class(value: Any) -> int | str:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, (int, str, np.integer)):
+        raise ClassError(f"class {value!r}: give an index or a label")
+    return value if isinstance(value, str) else int(value)
+
+
+def choose(classes: list[int | str] | None, count: int, names: Sequence[str] | None) -> ChooseRows:
+    """How the explained classes are chosen once the logits say how many classes there are.
+
+    Args:
+        classes: one for all maps, or one for each; None: the top-1.
+        count: of maps.
+        names: of the classes: see `classes.names_of`.
+
+    Raises (when it is called):
+        ClassError: a class that does not exist, or neither one for all nor one for each.
+    """
+    if classes is None:
+        return lambda logits, rows: logits.argmax(dim=1)
+
+    def chosen(logits: Logits, rows: list[int]) -> Target:
+        indices = imagenet.per_photograph(classes, count, logits.shape[1], names)
+        return torch.tensor([indices[row] for row in rows], device=logits.device)
+
+    return chosen
+
+
+def names_for(labels: str | Sequence[str] | None, weights: Network | None) -> Sequence[str]:
+    """Labels of a network's classes; none where nobody says.
+
+    Args:
+        labels: a label for each class, "imagenet", or None: ImageNet's, of networks that are known to be ImageNet's.
+        weights: where the network's weights come from.
+
+    Raises:
+        ValueError: another word.
+    """
+    if labels is None:
+        known = weights is not None and weights.source.partition(":")[0] in IMAGENET_SOURCES
+        return imagenet.labels() if known else ()
+    if isinstance(labels, str):
+        if labels != "imagenet":
+            raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')
+        return imagenet.labels()
+    return tuple(map(str, labels))
+
+
+def probabilities_of(logits: Logits, *, single: bool, outputs: str) -> Tensor:
+    """Probabilities (N, classes), float64, of a network's outputs.
+
+    Args:
+        logits: (N, classes); of a network with one output its negative and itself: see `score.Classifier`.
+        single: whether the network has one output.
+        outputs: `logits` or `probabilities`.
+    """
+    wide = logits.double()
+    if single:
+        positive = wide[:, 1] if outputs == "probabilities" else wide[:, 1].sigmoid()
+        return torch.stack([1 - positive, positive], dim=1)
+    return wide if outputs == "probabilities" else wide.softmax(dim=1)
+
+
+def constant_reason(raw: Tensor, no_gradient: bool) -> str:
+    """Why a raw map (h, w) is the same everywhere; "" where it is not."""
+    if raw.amax() != raw.amin():
+        return ""
+    if raw.numel() == 1:
+        return "one place only"
+    if no_gradient:
+        return "gradient zero everywhere"
+    return "no positive evidence" if float(raw.flatten()[0]) == 0 else "the same everywhere"
