@@ -369,7 +369,7 @@ def test_a_configuration_says_the_size(with_keras: Path, suffix: str) -> None:
     [
         ("without top", "ends where a VGG16 has Flatten", "dense layers fc1, fc2 and predictions are missing"),
         ("70 pixels", "", "trained on pictures of 64 to 95 pixels, say of how many"),
-        ("64 by 96", "pictures of 64×96, and only square ones", "no square ones in 96"),
+        ("64 by 96", "pictures of 64×96, and only square ones", "no square picture ends in 96"),
         ("global pooling", "is GlobalAveragePooling2D, where a VGG16 has Flatten", "global_average_pooling2d"),
         ("average pools", "'block1_pool' is AveragePooling2D", "average_pooling2d"),
         ("rescaling", "is Rescaling, where", "a layer rescaling"),
@@ -448,10 +448,10 @@ def weights_only(network: Network, path: Path, inputs: int) -> None:
 @pytest.mark.parametrize(
     ("inputs", "expected", "right"),
     [
-        (8, "8 is one number a channel, as behind a global pooling", None),
-        (8 * 16, "pictures of 128 to 159 pixels, say of how many: attention-maps convert FILE NEW", 150),
+        (8, "one number a channel comes from a global pooling, and then it is no VGG", None),
+        (8 * 16, "trained on pictures of 128 to 159 pixels, say of how many", 150),
         (8 * 4 * 1, "pictures of 64 to 95 pixels, say of how many", 64),  # or 128×32: nobody but the user knows
-        (8 * 3, "pictures of 224×224 end in 7×7×8, and no square ones in 24", None),
+        (8 * 3, "expected (5, 392) for pictures of 224×224; no square picture ends in 24 numbers", None),
         (8 * 49, "", 224),
     ],
 )
@@ -464,6 +464,7 @@ def test_a_head_that_may_be_anothers_is_refused_until_the_size_is_said(
     if expected:
         assert expected in refusal(path)
         assert "expected" in refusal(path, size=224)
+        assert "need at least 32" in refusal(path, size=-1)
     if right:
         sized = load_network(str(path), size=right)
         assert sized.table.size == (right, right)
@@ -675,7 +676,9 @@ def test_a_nested_models_layers_of_ones_own_names_have_no_known_order(tiny: Netw
             for layer in reversed([layer for layer in TINY.layers if layer.tensors]):
                 for name, part in zip(layer.tensors, ("kernel", "bias"), strict=True):
                     group[f"{names.get(layer.name, layer.name)}/{part}"] = to_keras(tiny.tensors[name], layer)
-            group.attrs["weight_names"] = [f"{name}/{part}" for name in list(group)[::-1] for part in ("kernel", "bias")]
+            group.attrs["weight_names"] = [
+                f"{name}/{part}" for name in list(group)[::-1] for part in ("kernel", "bias")
+            ]
 
     nested({})
     assert same(load_network(str(tmp_path / "net.h5"), size=64), tiny)

@@ -140,6 +140,9 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--input", choices=("caffe", "torchvision"), help="preprocessing to note down; default: IN's own"
     )
+    convert.add_argument(
+        "--size", type=int, metavar="PIXELS", help="of the pictures IN was trained on; default: what IN says, else 224"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(run=_convert)
@@ -243,7 +246,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             batch_size=arguments.batch_size,
             engine=arguments.engine,
-            progress=progress,
+            progress=not arguments.quiet,
         )
         if explainer.size != 224:
             read, bad = images.load_all(
@@ -320,14 +323,9 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from torch_impl.progress import Progress
     from torch_impl.weights import load_network, save_network
 
-    progress = Progress(quiet=arguments.quiet)
-    try:
-        network = load_network(arguments.source, input=arguments.input, progress=progress)
-    finally:
-        progress.close()
+    network = load_network(arguments.source, input=arguments.input, size=arguments.size, progress=not arguments.quiet)
     save_network(network, arguments.target, overwrite=arguments.overwrite)
     if not arguments.quiet:
         print(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from parity.contract.files import whole
 from parity.contract.network import WeightsError
 from parity.contract.text import one_line
 
@@ -91,13 +90,16 @@ def fetch(official: Official, *, progress: bool = False) -> Path:
     url = os.environ.get(official.mirror) or official.url
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as temporary:
-            torch.hub.download_url_to_file(url, str(temporary), progress=progress)
-            if not official.is_at(temporary):
+        # A folder beside it, for torch.hub leaves a file of its own behind where the URL is none.
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+            arrived = Path(folder, path.name)
+            torch.hub.download_url_to_file(url, str(arrived), progress=progress)
+            if not official.is_at(arrived):
                 raise ValueError(f"what was sent has another {official.algorithm}: cut off, or a login page in between")
+            os.replace(arrived, path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise WeightsError(
-            f"{official.source}: {path.name} cannot be had from {urlsplit(url).hostname} ({one_line(error, 200)}); "
+            f"{official.source}: {path.name} cannot be had from {url!r} ({one_line(error, 200)}); "
             f"give --weights offline, or put the file at {str(path)!r}"
         ) from None
     return path

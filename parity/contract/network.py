@@ -26,6 +26,9 @@ INPUTS = ("caffe", "torchvision")
 FORMAT = "attention-maps network 1"
 """What a canonical safetensors file says of itself."""
 
+SMALLEST = 32
+"""Height and width of the smallest picture that VGG16 leaves anything of, pixels."""
+
 LOOKS = {
     "features.34.weight": "VGG19",
     "features.1.running_mean": "a VGG with batch normalization, vgg16_bn",
@@ -90,6 +93,8 @@ def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> 
     Raises:
         WeightsError: it is another network; names the first difference.
     """
+    if size is not None and size < SMALLEST:
+        raise WeightsError(f"pictures of {size} pixels: a VGG16's five poolings need at least {SMALLEST}")
     looks = next((f" (it looks like {network})" for name, network in LOOKS.items() if name in shapes), "")
     if shapes and not looks and "features.0.weight" not in shapes:
         looks = f" (its first tensor is {next(iter(shapes))})"

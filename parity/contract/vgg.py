@@ -123,8 +123,8 @@ def vgg_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> La
         if name not in shapes:
             raise ValueError(f"tensor {name} is missing")
         if tuple(shapes[name]) != shape:
-            why = _why_no_flatten(shapes[name][-1], table) if name == heads[0] else ""
-            raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {shape}{why}")
+            pictures = _which_pictures(shapes[name][-1], table) if name == heads[0] else ""
+            raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {shape}{pictures}")
     for name in shapes:
         if name not in expected:
             weight = f"{name.removesuffix('.bias')}.weight"
@@ -134,18 +134,20 @@ def vgg_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> La
     return table
 
 
-def _why_no_flatten(inputs: int, table: LayerTable) -> str:
-    """What a first dense layer of so many inputs may stand behind instead, and what to do."""
-    height, width, channels = table["fc1"].config["flattened"]
+def _which_pictures(inputs: int, table: LayerTable) -> str:
+    """What a first dense layer of so many inputs, which are not the table's, may have been made for, and what to do."""
     poolings = sum(layer.kind == "pool" for layer in table.layers)
+    channels = table["fc1"].config["flattened"][-1]
     side = math.isqrt(inputs // channels)
-    why = f": pictures of {table.size[0]}×{table.size[1]} end in {height}×{width}×{channels}"
-    if inputs != side * side * channels or side == 0:
-        return f"{why}, and no square ones in {inputs}"
-    smallest, largest = side << poolings, ((side + 1) << poolings) - 1
+    text = f" for pictures of {table.size[0]}×{table.size[1]}"
+    if side == 0 or inputs != side * side * channels:
+        return f"{text}; no square picture ends in {inputs} numbers"
     if side == 1:
-        why += f"; {inputs} is one number a channel, as behind a global pooling, which is another network than a VGG"
+        text += (
+            "; one number a channel comes from a global pooling, and then it is no VGG: give Explainer the model itself"
+        )
+    smallest, largest = side << poolings, ((side + 1) << poolings) - 1
     return (
-        f"{why}; if it was trained on pictures of {smallest} to {largest} pixels, say of how many: "
-        f"attention-maps convert FILE NEW.safetensors --size {smallest}, or load_network(FILE, size={smallest})"
+        f"{text}; if it was trained on pictures of {smallest} to {largest} pixels, say of how many (in Python size=): "
+        f"attention-maps convert FILE NEW.safetensors --size {smallest}"
     )
