@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -201,26 +199,20 @@ def test_timms_first_convolution_is_torchvisions_first_dense_layer(standard: Net
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_other_floating_types_become_float32(
+def test_other_types_and_layouts_become_contiguous_float32(
     standard: Network, tmp_path: Path, suffix: str, dtype: torch.dtype
 ) -> None:
     state = {name: tensor.to(dtype) for name, tensor in state_dict(standard).items()}
     path = tmp_path / f"net{suffix}"
-    torch.save(state, path) if suffix == ".pt" else save_file(state, path)
-    loaded = load_network(str(path))
-    assert loaded.input == "torchvision"
-    for name, array in loaded.tensors.items():
+    if suffix == ".pt":
+        strided = {"features.2.weight": state["features.2.weight"].to(memory_format=torch.channels_last)}
+        torch.save(state | strided, path)
+    else:
+        save_file(state, path)
+    for name, array in load_network(str(path)).tensors.items():
         assert array.dtype == np.float32
+        assert array.flags.c_contiguous
         assert np.array_equal(array, state[name].float().numpy())
-
-
-def test_strided_tensors_become_contiguous(standard: Network, tmp_path: Path) -> None:
-    state = state_dict(standard)
-    state["features.2.weight"] = state["features.2.weight"].to(memory_format=torch.channels_last)
-    torch.save(state, tmp_path / "net.pt")
-    loaded = load_network(str(tmp_path / "net.pt"))
-    assert same(loaded, standard)
-    assert all(array.flags.c_contiguous for array in loaded.tensors.values())
 
 
 @pytest.mark.parametrize("form", ["{}/kernel:0", "{}.kernel", "vgg16/{}/kernel"])
@@ -384,33 +376,34 @@ def test_another_network_of_the_same_tensors_is_refused(
         assert expected in refusal(with_keras / f"{name}{suffix}")
 
 
+APPLICATION = """
+import os, sys
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import keras, numpy as np
+x = np.load("x.npy")
+model = keras.applications.VGG16(weights="net.h5", classifier_activation=None)
+np.save("h5.npy", model.predict(x, verbose=0))
+model = keras.applications.VGG16(weights=None, classifier_activation=None)
+model.load_weights("net.weights.h5")
+np.save("weights.h5.npy", model.predict(x, verbose=0))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.keras
 def test_the_full_vgg16_in_keras(tmp_path: Path) -> None:
     if importlib.util.find_spec("keras") is None:
         pytest.skip("Keras is not installed")
-    program = """
-import os, sys
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-import keras, numpy as np
-folder = sys.argv[1]
-x = np.load(folder + "/x.npy")
-model = keras.applications.VGG16(weights=folder + "/net.h5", classifier_activation=None)
-np.save(folder + "/h5.npy", model.predict(x, verbose=0))
-model = keras.applications.VGG16(weights=None, classifier_activation=None)
-model.load_weights(folder + "/net.weights.h5")
-np.save(folder + "/weights.h5.npy", model.predict(x, verbose=0))
-"""
     network = contract.offline_random(1)
     x = np.random.RandomState(0).uniform(-120, 150, (2, 224, 224, 3)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     for suffix in (".h5", ".weights.h5"):
         save_network(network, tmp_path / f"net{suffix}")
         assert load_network(str(tmp_path / f"net{suffix}")).fingerprint == network.fingerprint
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=600)
-    ours = logits(network, x)
-    agree(ours, np.load(tmp_path / "h5.npy"))
-    agree(ours, np.load(tmp_path / "weights.h5.npy"))
+    done = run_program("-c", APPLICATION, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for suffix in ("h5", "weights.h5"):
+        agree(logits(network, x), np.load(tmp_path / f"{suffix}.npy"))
 
 
 def test_counters_are_compared_as_numbers(tmp_path: Path) -> None:
@@ -421,6 +414,10 @@ def test_counters_are_compared_as_numbers(tmp_path: Path) -> None:
         file.visititems(lambda _, item: item.attrs.pop("name", None) and None)
         del file.attrs["attention_maps"]
     assert same(load_network(str(tmp_path / "net.weights.h5")), deep)
+    with h5py.File(tmp_path / "net.weights.h5", "a") as file:  # a head in a model of its own, but for its last layer
+        file.move("layers/dense", "layers/sequential/layers/dense")
+        file.move("layers/dense_1", "layers/sequential/layers/dense_1")
+    assert "the order of layers in layers/dense and layers/sequential" in refusal(tmp_path / "net.weights.h5")
 
 
 # The same tensors in another network
@@ -522,10 +519,6 @@ def changed(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda state: {name: t for name, t in (state | changes).items() if t is not None}
 
 
-def of(table: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda _: state_dict(seeded(0, table))
-
-
 VGG19 = vgg(((4, 4), (4, 4), (4,) * 4, (4,) * 4, (4,) * 4), (6, 6), 3)
 
 
@@ -548,7 +541,6 @@ VGG19 = vgg(((4, 4), (4, 4), (4,) * 4, (4,) * 4, (4,) * 4), (6, 6), 3)
         (lambda _: torch.zeros(3), "holds a Tensor, not a state dict"),
         (lambda _: {}, "tensor features.0.weight is missing"),
         (lambda _: {"conv1.weight": torch.zeros(1), "layer1.0.conv1.weight": torch.zeros(1)}, "looks like a ResNet"),
-        (of(VGG19), "looks like VGG19"),
     ],
 )
 def test_a_wrong_state_dict_is_refused_by_the_first_difference(
@@ -558,7 +550,7 @@ def test_a_wrong_state_dict_is_refused_by_the_first_difference(
     assert re.search(expected, refusal(tmp_path / "net.pt"))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".weights.h5"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".h5", ".weights.h5"])
 def test_vgg19_is_recognised(tmp_path: Path, suffix: str) -> None:
     save_network(seeded(0, VGG19), tmp_path / f"net{suffix}")
     assert "it looks like VGG19" in refusal(tmp_path / f"net{suffix}")
@@ -620,7 +612,7 @@ def test_an_unknown_preprocessing_is_refused() -> None:
 # HDF5 that reaches out, or lies.
 
 
-def replaced(path: str, make: Callable[[h5py.File], Any]) -> Callable[[h5py.File], None]:
+def without(path: str, make: Callable[[h5py.File], Any] = lambda _: None) -> Callable[[h5py.File], None]:
     def change(file: h5py.File) -> None:
         del file[path]
         if (value := make(file)) is not None:
@@ -639,24 +631,18 @@ def external(file: h5py.File) -> None:
     file.create_dataset("fc2/fc2_b_1:0", (24,), "<f4", external=[("/etc/passwd", 0, 96)])
 
 
-def lost_layer(file: h5py.File) -> None:
-    file["fc2"].clear()
-    file["fc2"].attrs["weight_names"] = np.array([], "S1")
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (replaced("fc2/fc2_b_1:0", lambda _: h5py.ExternalLink("/etc/passwd", "/x")), "is missing, though the file lists"),
-        (replaced("fc2/fc2_b_1:0", external), "in another file"),
-        (replaced("fc2/fc2_b_1:0", virtual), "in another file"),
-        (replaced("fc2/fc2_b_1:0", lambda _: np.zeros(24, np.int32)), "classifier.3.bias holds int32"),
-        (replaced("fc2/fc2_b_1:0", lambda _: np.array([b"x"] * 24)), "classifier.3.bias holds |S1"),
-        (replaced("fc2/fc2_b_1:0", lambda _: np.full(24, np.nan)), "classifier.3.bias holds NaN"),
-        (replaced("fc2/fc2_b_1:0", lambda _: np.zeros(23)), "fc2/fc2_W_1:0 (32, 24) and fc2/fc2_b_1:0 (23,) are no layer"),
-        (replaced("fc2", lambda _: None), "damaged"),
-        (lost_layer, "13 convolutions and 2 dense layers, expected 13 and 3"),
-        (replaced("block3_conv2/block3_conv2_W_1:0", lambda _: np.zeros((3, 3, 15, 16))), "features.12.weight has shape"),
+        (without("fc2/fc2_b_1:0", lambda _: h5py.ExternalLink("/etc/passwd", "/x")), "is missing, though the file lists"),
+        (without("fc2/fc2_b_1:0", external), "in another file"),
+        (without("fc2/fc2_b_1:0", virtual), "in another file"),
+        (without("fc2/fc2_b_1:0", lambda _: np.zeros(24, np.int32)), "classifier.3.bias holds int32"),
+        (without("fc2/fc2_b_1:0", lambda _: np.full(24, np.nan)), "classifier.3.bias holds NaN"),
+        (without("fc2/fc2_b_1:0", lambda _: np.zeros(23)), "fc2/fc2_W_1:0 (32, 24) and fc2/fc2_b_1:0 (23,) are no layer"),
+        (without("fc2"), "damaged"),
+        (lambda file: file.attrs.create("layer_names", file.attrs["layer_names"][:-1]), "13 convolutions and 2 dense layers, expected 13 and 3"),
+        (without("block3_conv2/block3_conv2_W_1:0", lambda _: np.zeros((3, 3, 15, 16))), "features.12.weight has shape"),
     ],
 )  # fmt: skip
 def test_hdf5_that_is_not_what_it_says_is_refused(
@@ -691,9 +677,6 @@ def test_metadata_is_shown_safely(tiny: Network, tmp_path: Path) -> None:
     loaded = load_network(str(tmp_path / "net.h5"))
     assert loaded.source.isprintable()
     assert len(loaded.source) < 1000
-    with h5py.File(tmp_path / "net.h5", "a") as file:
-        file.attrs["attention_maps"] = '{"input": "vgg", "size": "64"}'
-    assert "'vgg' is unknown" in refusal(tmp_path / "net.h5")
 
 
 # Saving

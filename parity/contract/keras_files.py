@@ -190,7 +190,9 @@ def _opened(path: str) -> Iterator[tuple[h5py.File, Any]]:
     """The HDF5 file at `path`, or inside the archive at `path`, and the model's configuration or None."""
     import h5py
 
-    if zipfile.is_zipfile(path):
+    with open(path, "rb") as start:
+        archived = start.read(2) == b"PK"
+    if archived:
         with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as weights, h5py.File(weights) as file:
             yield file, json.loads(archive.read("config.json"))
     else:
