@@ -22,6 +22,7 @@ def loaded(statement: str) -> set[str]:
     [
         ("import parity.contract.architecture, parity.contract.network, parity.contract.noise", set()),
         ("import parity.contract.classes, parity.contract.artifact, parity.contract.stages", set()),
+        ("import parity.contract.keras_files, parity.contract.keras_config", set()),
         ("import torch_impl", {"torch_impl"}),
         ("import torch_impl.__main__; torch_impl.__main__.parser()", {"torch_impl"}),
         ("from torch_impl import Explainer; import torch_impl.weights", {"torch_impl", "torch", "matplotlib", "h5py"}),

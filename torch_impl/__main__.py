@@ -142,6 +142,8 @@ def _convert_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     convert.add_argument("source", metavar="IN", help="a file, or a SOURCE as of explain --weights")
     convert.add_argument("target", metavar="OUT", help="the file to write")
     convert.add_argument("--input", choices=INPUTS, help="preprocessing to note down; default: IN's own")
+    size = "of the pictures IN was trained on; default: what IN says, else 224"
+    convert.add_argument("--size", type=integer(1, 10_000), metavar="PIXELS", help=size)
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(run=_convert)
@@ -201,7 +203,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             precision=arguments.precision,
             batch_size=arguments.batch_size,
             engine=arguments.engine,
-            progress=progress,
+            progress=not arguments.quiet,
         )
         photographs, refused = images.load_all(
             paths, size=explainer.size, resize=arguments.resize, skip_bad=arguments.skip_bad
@@ -287,14 +289,9 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from torch_impl.progress import Progress
     from torch_impl.weights import load_network, save_network
 
-    progress = Progress(quiet=arguments.quiet)
-    try:
-        network = load_network(arguments.source, input=arguments.input, progress=progress)
-    finally:
-        progress.close()
+    network = load_network(arguments.source, input=arguments.input, size=arguments.size, progress=not arguments.quiet)
     save_network(network, arguments.target, overwrite=arguments.overwrite)
     if not arguments.quiet:
         print(f"wrote {printable(arguments.target)}: {network.table.parameters:,} parameters, input {network.input}")

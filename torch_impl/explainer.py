@@ -155,7 +155,7 @@ class Explainer:
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
         engine: str = "library",
-        progress: Any = None,
+        progress: bool = False,
     ) -> Explainer:
         """torchvision's VGG16.
 
@@ -167,7 +167,7 @@ class Explainer:
             precision: see `Explainer`.
             batch_size: images in one pass; "auto" or a number.
             engine: `library` or `shared`; see `Explainer`.
-            progress: of a download; see `weights.load_network`.
+            progress: show a download's bar.
 
         Raises:
             WeightsError: the weights cannot be had or used.

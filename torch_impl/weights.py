@@ -6,57 +6,31 @@ value finite. A file's layout is recognised by what it holds, not by what it is 
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 import os
 import pickle
 import re
-import stat
-import struct
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from parity.contract import keras_files
 from parity.contract import network as contract
-from parity.contract.architecture import VGG16, Architecture
 from parity.contract.files import whole
 from parity.contract.network import Network, WeightsError
-from torch_impl import downloads, keras_files
-from torch_impl.downloads import Progress
-from torch_impl.keras_files import (
-    conv_kernel,
-    dense_after_flatten,
-    dense_kernel,
-    keras_conv_kernel,
-    keras_dense_after_flatten,
-    keras_dense_kernel,
-)
+from parity.contract.text import one_line
+from torch_impl import downloads
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "SOURCES",
-    "Network",
-    "Progress",
-    "WeightsError",
-    "conv_kernel",
-    "dense_after_flatten",
-    "dense_kernel",
-    "imagenet_is_cached",
-    "keras_conv_kernel",
-    "keras_dense_after_flatten",
-    "keras_dense_kernel",
-    "load_network",
-    "save_network",
-]
+__all__ = ["SOURCES", "Network", "WeightsError", "load_network", "save_network"]
 
 SOURCES = ("auto", "imagenet", "keras", "offline", "offline-random:N", "seeded:N")
 """What a user may write beside a path."""
@@ -64,30 +38,35 @@ SOURCES = ("auto", "imagenet", "keras", "offline", "offline-random:N", "seeded:N
 SUFFIXES = (".safetensors", ".pt", ".pth", ".weights.h5", ".h5", ".hdf5")
 """What `save_network` writes."""
 
-_KERAS_LAYER = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(keras_files.TABLE)})(?![A-Za-z0-9])")
-"""In a tensor's name, whatever stands around it: `block1_conv1/kernel:0`, `vgg16.block1_conv1.kernel`."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+"""Below these keys training scripts keep the state dict."""
 
-_METADATA = "attention_maps"
-"""Key under which a file of a foreign layout remembers source, input and remark."""
+TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3", "head.fc": "classifier.6"}
+"""timm's names of VGG16's dense layers → torchvision's."""
+
+ABOUT = "attention_maps"
+"""Key under which a state dict remembers `Network.about`."""
 
 
-def load_network(source: str = "auto", *, input: str | None = None, progress: Progress | None = None) -> Network:
+def load_network(
+    source: str = "auto", *, input: str | None = None, size: int | None = None, progress: bool = False
+) -> Network:
     """The weights that a user asked for.
 
     Args:
         source: one of
-            `auto`: `imagenet` if it is cached or its host answers within 3 seconds, otherwise `offline`, whose
-            `remark` then says why;
-            `imagenet`: torchvision's `VGG16_Weights.IMAGENET1K_V1`, in torchvision's cache (TORCH_HOME moves it,
+            `auto`: `imagenet` if it is cached, otherwise `offline`; the internet is never asked;
+            `imagenet`: torchvision's `VGG16_Weights.IMAGENET1K_V1`, in torch's cache (TORCH_HOME moves it,
             ATTENTION_MAPS_IMAGENET_URL names a mirror);
             `keras`: Keras's ImageNet VGG16, in Keras's cache (KERAS_HOME, ATTENTION_MAPS_KERAS_URL);
             `offline`, `offline-random:N`, `seeded:N`: see `parity.contract.network`;
-            a path (write `./offline` for a file of such a name) of a torch state dict (`.pt`, `.pth`; also below
-            "state_dict" or "model_state_dict", also with DataParallel's "module." before each name), safetensors
-            (canonical, torch's names or Keras's), Keras `.h5`, `.weights.h5` or `.keras`.
+            a path (write `./offline` for a file of such a name) of a torch state dict (`.pt`, `.pth`; also below one of
+            `WRAPPERS`, also with prefixes such as `module.` before every name, also timm's), safetensors (canonical,
+            torch's names or Keras's), Keras `.h5`, `.weights.h5` or `.keras`.
         input: preprocessing, in place of what the source knows: `caffe` for Keras's layouts, `torchvision` for torch's,
             unless the file says otherwise.
-        progress: told of a download's bytes.
+        size: of the pictures that a file's network takes, pixels, in place of what the file says; 224 where it says nothing.
+        progress: show a download's bar.
 
     Returns:
         Canonical float32 tensors, memory-mapped where the file allows it.
@@ -99,22 +78,22 @@ def load_network(source: str = "auto", *, input: str | None = None, progress: Pr
     if input is not None and input not in contract.INPUTS:
         raise WeightsError(f"preprocessing {input!r} is unknown; known: {', '.join(contract.INPUTS)}")
     if source == "auto":
-        network = _auto(progress)
+        network = _auto()
     elif source == "imagenet":
-        network = _imagenet(downloads.fetch(downloads.IMAGENET, progress))
+        network = _official(downloads.fetch(downloads.IMAGENET, progress=progress), "imagenet", "torchvision")
     elif source == "keras":
-        network = _named(_read(downloads.fetch(downloads.KERAS, progress)), "keras", "caffe")
+        network = _official(downloads.fetch(downloads.KERAS, progress=progress), "keras", "caffe")
     elif source == "offline" or source.startswith(("offline-random:", "seeded:")):
-        network = contract.from_source(source) or _read(_regular(source))
+        network = contract.from_source(source) or _read(source, size)
     else:
-        network = _read(_regular(source))
-    return network if input is None else dataclasses.replace(network, input=input)
+        network = _read(source, size)
+    return network if input is None else replace(network, input=input)
 
 
 def save_network(network: Network, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a file that the other framework, or this one, can load.
 
-    Source, preprocessing and remark travel in the file's metadata, where `load_network` finds them again.
+    Source, preprocessing, remark and the pictures' size travel along, and `load_network` finds them again.
 
     Args:
         network: to write.
@@ -141,152 +120,89 @@ def save_network(network: Network, path: str | os.PathLike[str], *, overwrite: b
     if os.path.lexists(target) and not overwrite:
         raise WeightsError(f"{name} exists; it is replaced only when asked to")
     try:
-        if suffix == ".safetensors":
-            contract.write(network, target)
-        else:
-            with whole(target) as temporary:
-                if suffix in (".pt", ".pth"):
-                    _write_torch(network, temporary)
-                else:
-                    _write_keras(network, temporary, counted=suffix == ".weights.h5")
-    except (OSError, RuntimeError, ValueError) as error:  # torch raises RuntimeError for a full disk
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise WeightsError(f"{name} cannot be written ({_line(reason)})") from None
+        with whole(target) as temporary:
+            if suffix == ".safetensors":
+                contract.write(network, temporary)
+            elif suffix in (".pt", ".pth"):
+                _write_torch(network, temporary)
+            else:
+                keras_files.write(network, temporary, counted=suffix == ".weights.h5")
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        raise WeightsError(f"{name} cannot be written ({reason})") from None
 
 
-def imagenet_is_cached() -> bool:
-    """Whether `imagenet` needs no download (its hash is checked when it is loaded)."""
-    return downloads.IMAGENET.path.is_file()
-
-
-# Sources
-
-
-def _auto(progress: Progress | None) -> Network:
-    try:
-        path = downloads.cached(downloads.IMAGENET)
-        why = "" if path else downloads.unreachable(downloads.IMAGENET)
-        if not why:
-            return _imagenet(path or downloads.fetch(downloads.IMAGENET, progress))
-    except WeightsError as error:
-        why = str(error)
+def _auto() -> Network:
+    if path := downloads.cached(downloads.IMAGENET):
+        return _official(path, "imagenet", "torchvision")
     network = contract.offline()
-    return dataclasses.replace(network, remark=f"no ImageNet weights ({why}); {network.remark}")
+    return replace(network, remark=f"{network.remark}; --weights imagenet downloads torchvision's, 528 MB, once")
 
 
-def _imagenet(path: Path) -> Network:
-    return _named(_read(path), "imagenet", "torchvision")
+def _official(path: Path, source: str, input: str) -> Network:
+    return replace(_read(str(path), None), source=source, input=input)
 
 
-def _named(network: Network, source: str, input: str) -> Network:
-    return dataclasses.replace(network, source=source, input=input)
-
-
-def _regular(source: str) -> Path:
-    """The path of a file that can be read to its end: no folder, no pipe, no device."""
-    try:
-        mode = os.stat(source).st_mode
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) and not os.path.lexists(source):
-            raise WeightsError(
-                f"{source!r} is neither a file nor a known source; known: {', '.join(SOURCES)}, or a path"
-            ) from None
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise WeightsError(f"{source!r} cannot be read ({reason})") from None
-    if not stat.S_ISREG(mode):
-        raise WeightsError(f"{source!r} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
-    return Path(source)
-
-
-# Reading files
-
-
-def _read(path: Path) -> Network:
-    """Any layout.
+def _read(path: str, size: int | None) -> Network:
+    """A file of any layout.
 
     Raises:
         WeightsError: with the path, on one line.
     """
+    if not os.path.isfile(path):
+        if os.path.isdir(path):
+            raise WeightsError(f"{path!r} is a folder")
+        raise WeightsError(f"{path!r} is neither a file nor a known source; known: {', '.join(SOURCES)}, or a path")
+    kind = _kind(path)
+    if kind == "keras":
+        return keras_files.read(path, size=size)
+    if kind == "safetensors" and (network := contract.read(path, framework="pt", size=size)):
+        return network
     try:
-        kind = _kind(path)
-        if kind == "safetensors":
-            network = contract.read(path, framework="pt")
-            if network is not None:
-                _vgg16({name: array.shape for name, array in network.tensors.items()})
-                return network
-            tensors, metadata = _safetensors(path)
-        elif kind == "torch":
-            tensors, metadata = _torch(path)
+        tensors, about = (_safetensors(path), {}) if kind == "safetensors" else _state_dict(path)
+        if any("block1_conv1" in name for name in tensors):
+            arrays, input = keras_files.read_named(_arrays(tensors), size), "caffe"
         else:
-            with keras_files.opened(path, archive=kind == "keras") as file:
-                tensors, metadata = keras_files.read(file), _metadata(keras_files.attribute(file, _METADATA), "caffe")
-        return dataclasses.replace(
-            contract.checked(tensors, source=str(path), input=metadata["input"], remark=metadata["remark"]),
-            source=metadata["source"] or str(path),
-        )
+            arrays, input = _arrays(_torchvision(tensors)), "torchvision"
     except WeightsError as error:
-        text = _line(str(error))
-        prefix = repr(str(path))
-        plain = str(path) + ": "
-        if text.startswith(prefix):
-            raise WeightsError(text) from None
-        raise WeightsError(f"{prefix}: {text.removeprefix(plain)}") from None
-    except MemoryError:
-        raise WeightsError(f"{str(path)!r}: not enough memory to read it") from None
+        raise WeightsError(f"{path!r}: {one_line(error)}") from None
+    return contract.restored(arrays, about, path, input=input, size=size)
 
 
-def _kind(path: Path) -> str:
-    """`safetensors`, `torch`, `hdf5` or `keras`, by the first bytes, and for archives by their members."""
+def _kind(path: str) -> str:
+    """`safetensors`, `keras` or `torch`, by the first bytes, and for archives by their members."""
     try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise WeightsError(f"it cannot be read ({error.strerror})") from None
-    if not head:
-        raise WeightsError("it is empty")
-    # First, because it begins with a length, whose bytes may look like any other format.
-    if len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**27:
-        return "safetensors"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise WeightsError(f"a truncated or damaged archive ({error})") from None
-        if "model.weights.h5" in names:
+        with open(path, "rb") as file:
+            head = file.read(9)
+        if head[8:] == b"{":  # after the length of its header; first, because a length may look like anything
+            return "safetensors"
+        if head.startswith(b"\x89HDF\r\n\x1a\n"):
             return "keras"
-        if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
-            return "torch"
-        raise WeightsError("an archive, but neither PyTorch's nor Keras's")
-    if head[0] == 0x80:  # a pickle: torch's format before 1.6, or somebody's objects
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                return "keras" if "model.weights.h5" in archive.namelist() else "torch"
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path!r}: it cannot be read, or is cut off ({one_line(error, 200)})") from None
+    if head.startswith(b"\x80"):  # a pickle: torch's format before 1.6, or somebody's objects
         return "torch"
-    raise WeightsError("not a weights file (neither PyTorch, nor safetensors, nor HDF5, nor .keras)")
+    raise WeightsError(f"{path!r}: not a weights file (neither PyTorch, nor safetensors, nor HDF5, nor .keras)")
 
 
-def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """PyTorch's names or Keras's, any floating type."""
+def _safetensors(path: str) -> dict[str, torch.Tensor]:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # whatever its readers run into
-        raise WeightsError(f"not a readable safetensors file ({_line(str(error))})") from None
-    layers = {name: next(iter(_KERAS_LAYER.findall(name)), "") for name in tensors}
-    if not any(layers.values()):
-        return _canonical_torch(tensors), _metadata(said, "torchvision")
-    stored = [
-        keras_files.Stored(name, layers[name], tuple(tensors[name].shape), partial(_array, name, tensors[name]))
-        for name in sorted(tensors, key=lambda name: (layers[name], -tensors[name].dim()))
-    ]
-    return keras_files.canonical(stored), _metadata(said, "caffe")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"not a readable safetensors file ({one_line(error, 200)})") from None
 
 
-def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """A state dict. `weights_only` builds tensors and plain containers and nothing else: no code in the file runs."""
+def _state_dict(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A state dict and what it remembers.
+
+    `weights_only` builds tensors and plain containers and nothing else: no code in the file runs.
+    """
     import torch
 
     try:
@@ -297,77 +213,55 @@ def _torch(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if "TorchScript" in str(error):
             raise WeightsError("a TorchScript program, which is not run: save model.state_dict() instead") from None
         if isinstance(error, pickle.UnpicklingError):  # its advice, to load without weights_only, is not passed on
-            found = re.search(r"GLOBAL ([\w.]*\.[\w.]+)", str(error))
+            culprit = re.search(r"GLOBAL ([\w.]*\.[\w.]+)", str(error))
             raise WeightsError(
-                f"it holds pickled Python objects{f' ({found[1]})' if found else ''}, which could run code and are not "
-                "loaded: save model.state_dict() instead"
+                f"it holds pickled Python objects{f' ({culprit[1]})' if culprit else ''}, which could run code and are "
+                "not loaded: save model.state_dict() instead"
             ) from None
-        raise WeightsError(f"truncated, damaged or no state dict ({_line(str(error))[:160]})") from None
-    for key in ("state_dict", "model_state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+        raise WeightsError(f"truncated, damaged or no state dict ({one_line(error, 200)})") from None
+    while wrappers := [key for key in WRAPPERS if isinstance(loaded, dict) and isinstance(loaded.get(key), dict)]:
+        if len(wrappers) > 1:
+            raise WeightsError(f"it holds several state dicts ({', '.join(wrappers)}): save the one that is meant")
+        loaded = loaded[wrappers[0]]
     if not isinstance(loaded, dict):
         raise WeightsError(f"it holds a {type(loaded).__name__}, not a state dict")
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise WeightsError(f"entry {name!r} is a {type(value).__name__}, not a named tensor")
-    about = getattr(loaded, "_metadata", None)
-    said = about.get("") if isinstance(about, dict) else None
-    if loaded and all(name.startswith("module.") for name in loaded):
-        loaded = {name.removeprefix("module."): tensor for name, tensor in loaded.items()}
-    return _canonical_torch(loaded), _metadata(said.get(_METADATA) if isinstance(said, dict) else None, "torchvision")
+    root = getattr(loaded, "_metadata", {}).get("", {})
+    return dict(loaded), json.loads(root.get(ABOUT, "{}"))
 
 
-def _canonical_torch(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    _vgg16({name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    return {name: _array(name, tensor) for name, tensor in tensors.items()}
+def _torchvision(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With torchvision's names: without the prefixes that wrappers put before every name, and timm's names translated.
+
+    timm writes the first dense layer as a convolution over the whole last map, the second as one of 1×1. Flattened from
+    (out, channels, h, w), they are torchvision's numbers in torchvision's order.
+    """
+    plain = dict(tensors)
+    while len({name.partition(".")[0] for name in plain}) == 1 and all("." in name for name in plain):
+        if next(iter(plain)).startswith(("features.", "classifier.")):  # half of a VGG
+            break
+        plain = {name.partition(".")[2]: tensor for name, tensor in plain.items()}
+    renamed = {}
+    for name, tensor in plain.items():
+        module, _, part = name.rpartition(".")
+        if module in TIMM:
+            name, tensor = f"{TIMM[module]}.{part}", tensor.flatten(1) if tensor.dim() == 4 else tensor
+        renamed[name] = tensor
+    return renamed
 
 
-def _array(name: str, tensor: torch.Tensor) -> np.ndarray:
-    """Shares the tensor's memory if it is float32 and contiguous."""
-    import torch
-
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.is_floating_point():
-        raise WeightsError(f"tensor {name} holds {tensor.dtype}, {tensor.layout}; expected floating point")
-    array: np.ndarray = tensor.detach().to(torch.float32).contiguous().numpy()
-    return array
-
-
-def _vgg16(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse what is not VGG16's table before anything is converted, by name where the name is easy."""
-    known = {
-        "features.34.weight": "VGG19",
-        "features.1.running_mean": "a VGG with batch normalization (vgg16_bn)",
-        "layer1.0.conv1.weight": "a ResNet",
-    }
-    looks = next((f" (it looks like {what})" for name, what in known.items() if name in shapes), "")
-    try:
-        architecture = Architecture.of(shapes)
-    except ValueError as error:
-        raise WeightsError(f"not the weights of a VGG16{looks}: {error}") from None
-    counts = [len(block) for block in architecture.blocks]
-    if counts != [len(block) for block in VGG16.blocks]:
-        raise WeightsError(
-            f"not the weights of a VGG16{looks}: convolutions per block {counts}, expected 2, 2, 3, 3, 3"
-        )
-    if architecture.parameters > keras_files.LARGEST:
-        raise WeightsError(f"{architecture.parameters:,} weights are declared: too many for a VGG16")
-
-
-def _metadata(said: Any, input: str) -> dict[str, str]:
-    """Source, input and remark, from a file that may say anything."""
-    if isinstance(said, (str, bytes)):
+def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Floating ones as float32; they share the tensors' memory where they are float32 and contiguous."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
         try:
-            said = json.loads(said)
-        except ValueError:
-            said = {}
-    said = said if isinstance(said, Mapping) else {}
-    texts = {key: str(said.get(key) or "") for key in ("source", "input", "remark")}
-    found = {key: "".join(c if c.isprintable() else " " for c in text)[:300] for key, text in texts.items()}
-    return found | {"input": found["input"] or input}
-
-
-# Writing files
+            floats = tensor.detach().float() if tensor.is_floating_point() else tensor
+            arrays[name] = floats.contiguous().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:  # sparse, quantized, without values
+            raise WeightsError(f"tensor {name} is no plain array ({one_line(error, 200)})") from None
+    return arrays
 
 
 def _write_torch(network: Network, path: Path) -> None:
@@ -377,27 +271,5 @@ def _write_torch(network: Network, path: Path) -> None:
         warnings.simplefilter("ignore", UserWarning)
         state: Any = OrderedDict((name, torch.from_numpy(array)) for name, array in network.tensors.items())
     # Where Module.state_dict keeps its versions: load_state_dict ignores the entry, load_network reads it.
-    state._metadata = {"": {"version": 1, _METADATA: _about(network)}}
+    state._metadata = {"": {"version": 1, ABOUT: json.dumps(network.about)}}
     torch.save(state, path)
-
-
-def _write_keras(network: Network, path: Path, *, counted: bool) -> None:
-    import h5py
-
-    write = keras_files.write_counted if counted else keras_files.write_legacy
-    # In memory first: where a disk is full, HDF5 cannot close its file, and takes the whole process down with it.
-    image = io.BytesIO()
-    with h5py.File(image, "w") as file:
-        file.attrs[_METADATA] = np.bytes_(json.dumps(_about(network)))  # of fixed length: see keras_files.attribute
-        write(file, network.tensors, network.architecture)
-    path.write_bytes(image.getbuffer())
-
-
-def _about(network: Network) -> dict[str, str]:
-    return {"source": network.source, "input": network.input, "remark": network.remark}
-
-
-def _line(text: str) -> str:
-    """One printable line of bounded length, whatever a file or a library said."""
-    text = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in text)[:400] or "no reason given"

@@ -18,13 +18,23 @@ from safetensors.numpy import save_file
 from parity.contract.files import whole
 from parity.contract.layers import LayerTable
 from parity.contract.text import one_line
-from parity.contract.vgg import VGG16, vgg_of
+from parity.contract.vgg import BLOCKS, VGG16, blocks_of, vgg_of
 
 INPUTS = ("caffe", "torchvision")
 """Kinds of preprocessing. caffe: BGR minus (103.939, 116.779, 123.68). torchvision: RGB / 255, mean and std."""
 
 FORMAT = "attention-maps network 1"
 """What a canonical safetensors file says of itself."""
+
+SMALLEST = 32
+"""Height and width of the smallest picture that VGG16 leaves anything of, pixels."""
+
+LOOKS = {
+    "features.34.weight": "VGG19",
+    "features.1.running_mean": "a VGG with batch normalization, vgg16_bn",
+    "layer1.0.conv1.weight": "a ResNet",
+}
+"""Tensors by which other networks are known, for a message."""
 
 
 class WeightsError(ValueError):
@@ -57,6 +67,12 @@ class Network:
 
         return Architecture.of({name: tuple(array.shape) for name, array in self.tensors.items()})
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a file remembers beside the tensors; `restored` reads it."""
+        size = str(self.table.size[0])
+        return {"source": self.source, "input": self.input, "remark": self.remark, "size": size}
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over names, shapes and values: equal for equal networks, whatever file or layout they came from."""
@@ -67,7 +83,43 @@ class Network:
         return digest.hexdigest()
 
 
-def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remark: str = "") -> Network:
+def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None, *, vgg16: bool = True) -> LayerTable:
+    """The table of VGG16, or of a narrower one, whose tensors have these shapes.
+
+    Args:
+        shapes: canonical name → canonical shape.
+        size: of the square pictures, pixels; None: 224. See `vgg_of` why tensors do not say it.
+        vgg16: refuse VGGs with other blocks than VGG16's, such as VGG19.
+
+    Raises:
+        WeightsError: it is another network; names the first difference.
+    """
+    if size is not None and size < SMALLEST:
+        raise WeightsError(f"pictures of {size} pixels: a VGG16's five poolings need at least {SMALLEST}")
+    looks = next((f" (it looks like {network})" for name, network in LOOKS.items() if name in shapes), "")
+    if shapes and not looks and "features.0.weight" not in shapes:
+        looks = f" (its first tensor is {next(iter(shapes))})"
+    try:
+        table = vgg_of(shapes, size)
+    except ValueError as error:
+        raise WeightsError(f"not the weights of a VGG16{looks}: {error}") from None
+    counts = [len(block) for block in blocks_of(table)]
+    if vgg16 and counts != [len(block) for block in BLOCKS]:
+        raise WeightsError(
+            f"not the weights of a VGG16{looks}: blocks of {counts} convolutions, expected 2, 2, 3, 3, 3"
+        )
+    return table
+
+
+def checked(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    source: str,
+    input: str,
+    remark: str = "",
+    size: int | None = None,
+    vgg16: bool = True,
+) -> Network:
     """Make a `Network`, strictly: nothing missing, nothing left over, every shape right, every value finite.
 
     Args:
@@ -75,6 +127,7 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
         source: for messages and manifests.
         input: one of `INPUTS`.
         remark: see `Network`.
+        size, vgg16: see `table_of`.
 
     Raises:
         WeightsError: names the first tensor that is wrong.
@@ -82,9 +135,9 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
     if input not in INPUTS:
         raise WeightsError(f"{source}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
     try:
-        table = vgg_of({name: tuple(array.shape) for name, array in tensors.items()})
-    except ValueError as error:
-        raise WeightsError(f"{source}: not the weights of a VGG16: {error}") from None
+        table = table_of({name: tuple(array.shape) for name, array in tensors.items()}, size, vgg16=vgg16)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from None
     ordered: dict[str, np.ndarray] = {}
     for name in table.tensors:
         array = tensors[name]
@@ -98,6 +151,36 @@ def checked(tensors: Mapping[str, np.ndarray], *, source: str, input: str, remar
         if suspicious and not np.isfinite(ordered[name]).all():
             raise WeightsError(f"{source}: tensor {name} holds NaN or infinity")
     return Network(ordered, table, source, input, remark)
+
+
+def restored(
+    tensors: Mapping[str, np.ndarray],
+    about: Mapping[str, str],
+    path: str | os.PathLike[str],
+    *,
+    input: str = "caffe",
+    size: int | None = None,
+    vgg16: bool = True,
+) -> Network:
+    """The network that a file holds.
+
+    Args:
+        tensors: see `checked`.
+        about: what the file remembers, as `Network.about`; any part may be missing.
+        path: the file.
+        input: the preprocessing where the file remembers none.
+        size: of the pictures, in place of the one that the file remembers.
+
+    Raises:
+        WeightsError: with the path; see `checked`.
+    """
+    said = {key: one_line(str(about.get(key, ""))) for key in ("source", "input", "remark", "size")}
+    size = size or (int(said["size"]) if said["size"].isdecimal() else None)
+    name = os.fspath(path)
+    network = checked(
+        tensors, source=repr(name), input=said["input"] or input, remark=said["remark"], size=size, vgg16=vgg16
+    )
+    return replace(network, source=said["source"] or name)
 
 
 def offline() -> Network:
@@ -169,41 +252,40 @@ def from_source(source: str) -> Network | None:
     return None
 
 
-def read(path: str | os.PathLike[str], *, framework: str = "numpy") -> Network | None:
+def read(path: str | os.PathLike[str], *, framework: str = "numpy", size: int | None = None) -> Network | None:
     """Read a canonical safetensors file, as `write` writes it.
 
     Args:
         path: the file.
         framework: whose reader: `numpy` copies the tensors into memory; `pt`, where PyTorch is, maps the file instead.
+        size: of the pictures, in place of the one that the file remembers.
 
     Returns:
         The network; None where the file is a sound safetensors file that does not say it is canonical.
 
     Raises:
-        WeightsError: the file is damaged, or holds something else than a VGG.
+        WeightsError: the file is damaged, or holds something else than a VGG16.
     """
     try:
         with safetensors.safe_open(path, framework=framework) as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 return None
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        tensors = {name: tensor if framework == "numpy" else tensor.numpy() for name, tensor in found.items()}
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: tensor if framework == "numpy" else tensor.numpy() for name, tensor in stored.items()}
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # The last two: NumPy has no bfloat16 and no float8.
         raise WeightsError(f"{os.fspath(path)!r}: not a readable safetensors file ({one_line(error)})") from None
-    said = {key: one_line(metadata.get(key, "")) for key in ("source", "input", "remark")}
-    network = checked(tensors, source=repr(os.fspath(path)), input=said["input"] or "caffe", remark=said["remark"])
-    return replace(network, source=said["source"] or os.fspath(path))
+    return restored(tensors, metadata, path, size=size, vgg16=False)
 
 
 def write(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write the canonical safetensors file: the tensors, and in its metadata format, source, input and remark.
+    """Write the canonical safetensors file: the tensors, and in its metadata the format and `Network.about`.
 
     Raises:
         OSError: as the file system says; then nothing is left at `path`.
     """
-    metadata = {"format": FORMAT, "source": network.source, "input": network.input, "remark": network.remark}
+    metadata = {"format": FORMAT, **network.about}
     with whole(path) as temporary:
         try:
             save_file({name: np.ascontiguousarray(a) for name, a in network.tensors.items()}, temporary, metadata)

@@ -11,12 +11,15 @@ from parity.contract.layers import Layer, LayerTable
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Output channels of VGG16's convolutions, block by block. Source: arXiv:1409.1556, Table 1, configuration D."""
 
+STANDARD_SIZE = 224
+"""Height and width of a VGG's input where nothing else is said, pixels."""
+
 
 def vgg(
     blocks: Sequence[Sequence[int]] = BLOCKS,
     dense: tuple[int, int] = (4096, 4096),
     classes: int = 1000,
-    size: int = 224,
+    size: int = STANDARD_SIZE,
 ) -> LayerTable:
     """Blocks of 3×3 convolutions with ReLU, each closed by a 2×2 max-pool, then three dense layers.
 
@@ -84,11 +87,13 @@ def blocks_of(table: LayerTable) -> tuple[tuple[int, ...], ...]:
     return widths
 
 
-def vgg_of(shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
+def vgg_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None) -> LayerTable:
     """The VGG that has these canonical tensors.
 
     Args:
         shapes: tensor name → shape, canonical names and layouts (torchvision's).
+        size: height and width of the square input, pixels. Tensors do not say it: 4×4 maps before the first dense layer
+            come from 128×128 as from 150×150, and 1×1 "maps" from a global pooling. None: 224, at which VGGs are made.
 
     Raises:
         ValueError: no VGG has exactly these names and shapes; names the first difference.
@@ -112,14 +117,14 @@ def vgg_of(shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
             blocks.append([])
         blocks[-1].append(int(shapes[f"features.{index}.weight"][0]))
     hidden = [int(shapes[name][0]) for name in heads]
-    side = math.isqrt(int(shapes["classifier.0.weight"][-1]) // blocks[-1][-1])
-    table = vgg(blocks, (hidden[0], hidden[1]), hidden[2], side * 2 ** len(blocks))
+    table = vgg(blocks, (hidden[0], hidden[1]), hidden[2], size or STANDARD_SIZE)
     expected = table.tensors
     for name, shape in expected.items():
         if name not in shapes:
             raise ValueError(f"tensor {name} is missing")
         if tuple(shapes[name]) != shape:
-            raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {shape}")
+            pictures = _which_pictures(shapes[name][-1], table) if name == heads[0] else ""
+            raise ValueError(f"tensor {name} has shape {tuple(shapes[name])}, expected {shape}{pictures}")
     for name in shapes:
         if name not in expected:
             weight = f"{name.removesuffix('.bias')}.weight"
@@ -127,3 +132,22 @@ def vgg_of(shapes: Mapping[str, tuple[int, ...]]) -> LayerTable:
                 raise ValueError(f"tensor {weight} is missing")
             raise ValueError(f"tensor {name} does not belong to a VGG")
     return table
+
+
+def _which_pictures(inputs: int, table: LayerTable) -> str:
+    """What a first dense layer of so many inputs, which are not the table's, may have been made for, and what to do."""
+    poolings = sum(layer.kind == "pool" for layer in table.layers)
+    channels = table["fc1"].config["flattened"][-1]
+    side = math.isqrt(inputs // channels)
+    text = f" for pictures of {table.size[0]}×{table.size[1]}"
+    if side == 0 or inputs != side * side * channels:
+        return f"{text}; no square picture ends in {inputs} numbers"
+    if side == 1:
+        text += (
+            "; one number a channel comes from a global pooling, and then it is no VGG: give Explainer the model itself"
+        )
+    smallest, largest = side << poolings, ((side + 1) << poolings) - 1
+    return (
+        f"{text}; if it was trained on pictures of {smallest} to {largest} pixels, say of how many (in Python size=): "
+        f"attention-maps convert FILE NEW.safetensors --size {smallest}"
+    )

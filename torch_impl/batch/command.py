@@ -225,18 +225,13 @@ def _planned(arguments: argparse.Namespace, methods: tuple[str, ...]) -> tuple[A
     """The network, and what decides the rows."""
     from torch_impl.batch.work import shapes
     from torch_impl.explainer import versions
-    from torch_impl.progress import Progress
     from torch_impl.weights import load_network
 
     if arguments.runner == "local":
         from torch_impl.explainer import choose_device
 
         choose_device(arguments.device)  # refused before the weights, which may be a long download
-    download = Progress(quiet=arguments.quiet)
-    try:
-        network = load_network(arguments.weights, input=arguments.input, progress=download)
-    finally:
-        download.close()
+    network = load_network(arguments.weights, input=arguments.input, progress=not arguments.quiet)
     plan = Plan(
         inputs=tuple(arguments.inputs),
         classes=arguments.classes,
