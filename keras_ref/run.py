@@ -56,15 +56,13 @@ def both_precisions(options: argparse.Namespace) -> Result:
 
 def _in_child(options: argparse.Namespace, precision: str) -> Result:
     """`compute` in a process of its own, because Keras's precision is a global of the process."""
-    pool = ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,  # Ctrl-C reaches the whole group; it is for us to end the child
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    with pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(compute, options, precision).result()
+            # Ctrl-C reaches the whole group. The child ignores it, from birth, and is ended below.
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            result = pool.submit(compute, options, precision)
+            signal.signal(signal.SIGINT, handler)
+            return result.result()
         except BrokenProcessPool:
             raise KerasRefError(f"the {precision} run was ended from outside: too little memory, most likely") from None
         except KeyboardInterrupt:
