@@ -12,7 +12,7 @@ from typing import Any
 
 from keras_ref import model
 from parity.contract.layers import LayerTable
-from parity.contract.network import Network, WeightsError
+from parity.contract.network import Network, WeightsError, checked
 from parity.contract.text import one_line
 from parity.contract.vgg import BLOCKS, vgg
 
@@ -34,12 +34,14 @@ def check_kind(source: str) -> None:
         raise WeightsError(f"--weights {source!r}: the reference does not read this kind of file: give {SOURCES}")
 
 
-def from_keras_file(path: str, input: str) -> Network:
+def from_keras_file(path: str) -> Network:
     """Read a Keras file (.h5, .weights.h5, .keras): weights only, so no code in it can run.
 
     Args:
         path: the file; its kind is recognised by content.
-        input: the preprocessing it was trained with; Keras's files do not say.
+
+    Returns:
+        Its network; the preprocessing is Keras's own for VGG16, since the file does not say.
 
     Raises:
         WeightsError: damaged, or not a VGG16.
@@ -56,7 +58,7 @@ def from_keras_file(path: str, input: str) -> Network:
         except Exception as error:  # h5py, zipfile and Keras raise a dozen kinds on a damaged file
             reason = one_line(error, 200)
             raise WeightsError(f"{path!r}: not a readable Keras file of VGG16 weights ({reason})") from None
-    network = model.canonical(keras_model, table, path, input)
+    network = checked(model.canonical(keras_model, table), source=path, input="caffe")
     keras.backend.clear_session()
     return network
 

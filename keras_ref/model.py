@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_ref import KerasRefError
 from parity.contract.layers import Layer, LayerTable
-from parity.contract.network import Network, checked
+from parity.contract.network import Network
 from parity.contract.text import one_line
 from parity.contract.vgg import VGG16
 
@@ -123,18 +123,14 @@ def load(model: Any, network: Network) -> None:
             model.get_layer(layer.name).set_weights([to_keras(weight, layer.config.get("flattened")), bias])
 
 
-def canonical(model: Any, table: LayerTable, source: str, input: str) -> Network:
-    """The contract's form of a Keras model's weights.
-
-    Raises:
-        WeightsError: a value is not finite.
-    """
+def canonical(model: Any, table: LayerTable) -> dict[str, np.ndarray]:
+    """The contract's form of a Keras model's weights."""
     tensors: dict[str, np.ndarray] = {}
     for layer in table.layers:
         if layer.tensors:
             kernel, bias = model.get_layer(layer.name).get_weights()
             tensors.update(zip(layer.tensors, (from_keras(kernel, layer.config.get("flattened")), bias), strict=True))
-    return checked(tensors, source=source, input=input)
+    return tensors
 
 
 def to_keras(weight: np.ndarray, flattened: Sequence[int] | None = None) -> np.ndarray:

@@ -134,7 +134,7 @@ def _network(options: argparse.Namespace, precision: str) -> Network:
     elif options.photographs:
         _classes(options, len(options.photographs), network.table)
     model.load_frameworks(precision)
-    return network or keras_files.from_keras_file(options.weights, options.input or "caffe")
+    return network or keras_files.from_keras_file(options.weights)
 
 
 def _models(network: Network, probe: np.ndarray) -> Models:

@@ -50,7 +50,7 @@ def files() -> dict[str, Any]:
     keras_model.save_weights("new.weights.h5")
     shutil.copy("new.weights.h5", "renamed.h5")
     names = ("full.keras", "legacy.h5", "new.weights.h5", "renamed.h5")
-    read = {name: keras_files.from_keras_file(name, "caffe").fingerprint for name in names}
+    read = {name: keras_files.from_keras_file(name).fingerprint for name in names}
     damaged = {}
     with open("full.keras", "rb") as whole:
         contents = {"e.h5": b"", "d.keras": b"PK00", "t.keras": whole.read()[:9000]}
@@ -58,7 +58,7 @@ def files() -> dict[str, Any]:
         with open(name, "wb") as file:
             file.write(content)
         try:
-            keras_files.from_keras_file(name, "caffe")
+            keras_files.from_keras_file(name)
         except ValueError as error:
             damaged[name] = str(error)
     return {"read": read, "damaged": damaged}
@@ -68,7 +68,7 @@ def smoothgrad() -> dict[str, Any]:
     """Whether our map is that of the library's default call, and whether NumPy's generator is left alone after an error."""
     from tf_keras_vis.saliency import Saliency
 
-    x = np.random.RandomState(0).uniform(-100, 100, (1, 64, 64, 3))
+    x = np.random.RandomState(0).uniform(-100, 100, (1, 224, 224, 3))
     p = passes.pass_through(passes.linear_models(*thirteen(), x), x, 3, Options(2, 0.2, 9))
     np.random.seed(5)
     with contextlib.suppress(ZeroDivisionError), maps.legacy_seed(9):
