@@ -24,7 +24,7 @@ def make(network: Network) -> Callable[[list[Photograph], list[int], Sequence[st
     from tf_keras_vis.utils.model_modifiers import ReplaceToLinear
     from tf_keras_vis.utils.scores import CategoricalScore
 
-    model = keras_model.build(network.architecture)
+    model = keras_model.build(network.table)
     keras_model.load(model, network)
     saliency = Saliency(model, model_modifier=ReplaceToLinear(), clone=False)
     cams = {"gradcam": Gradcam, "gradcam_plus_plus": GradcamPlusPlus}

@@ -1,0 +1,113 @@
+"""What `test_keras_ref.py` runs in a process with TensorFlow in it; prints JSON.
+
+python in_keras.py JOBS: commands and other checks in float64. Without jobs: faults of the library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import sys
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from keras_ref import keras_files, maps, model, passes
+from keras_ref.__main__ import main
+from parity.contract.methods import Options
+from parity.contract.network import from_source
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """The exit status of a command, and its errors."""
+    with contextlib.redirect_stderr(io.StringIO()) as errors:
+        status = main([*arguments])
+    return status, errors.getvalue()
+
+
+def runs(jobs: str) -> dict[str, Any]:
+    """Many commands in float64: each job's name is also the artifact's."""
+    start = ("--precision=fp64", "--keep=100000", "--quiet")
+    return {name: run(*start, f"--out={name}", *arguments) for name, arguments in json.loads(jobs).items()}
+
+
+def thirteen() -> tuple[Any, Any]:
+    network = from_source("thirteen.safetensors")
+    keras_model = model.build(network.table)
+    model.load(keras_model, network)
+    return keras_model, network.table
+
+
+def files() -> dict[str, Any]:
+    """The fingerprint of what Keras wrote, read again; what is said of damaged files."""
+    keras_model, _ = thirteen()
+    keras_model.save("full.keras")
+    keras_model.save("legacy.h5")
+    keras_model.save_weights("new.weights.h5")
+    shutil.copy("new.weights.h5", "renamed.h5")
+    names = ("full.keras", "legacy.h5", "new.weights.h5", "renamed.h5")
+    read = {name: keras_files.from_keras_file(name).fingerprint for name in names}
+    damaged = {}
+    with open("full.keras", "rb") as whole:
+        contents = {"e.h5": b"", "d.keras": b"PK00", "t.keras": whole.read()[:9000]}
+    for name, content in contents.items():
+        with open(name, "wb") as file:
+            file.write(content)
+        try:
+            keras_files.from_keras_file(name)
+        except ValueError as error:
+            damaged[name] = str(error)
+    return {"read": read, "damaged": damaged}
+
+
+def smoothgrad() -> dict[str, Any]:
+    """Whether our map is that of the library's default call, and whether NumPy's generator is left alone after an error."""
+    from tf_keras_vis.saliency import Saliency
+
+    x = np.random.RandomState(0).uniform(-100, 100, (1, 224, 224, 3))
+    p = passes.pass_through(passes.linear_models(*thirteen(), x), x, 3, Options(2, 0.2, 9))
+    np.random.seed(5)
+    with contextlib.suppress(ZeroDivisionError), maps.legacy_seed(9):
+        theirs = Saliency(p.models.linear)(p.score, x, smooth_samples=2, smooth_noise=0.2)
+        raise ZeroDivisionError
+    alone = np.random.standard_normal() == np.random.RandomState(5).standard_normal()
+    same = np.array_equal(maps.smoothgrad(p)["smoothgrad/final"], theirs[0])
+    return {"same": same, "alone": bool(alone)}
+
+
+def faults() -> dict[str, Any]:
+    """One fault of the library at a time, by the stage that is off; "": none."""
+    import tensorflow as tf
+    from tf_keras_vis import gradcam, gradcam_plus_plus, saliency
+    from tf_keras_vis.utils import model_modifiers
+
+    mean = {"sum": lambda a, axis, keepdims=False: tf.reduce_mean(a, axis, keepdims)}
+    library: dict[str, tuple[Any, dict[str, Any]]] = {
+        "gradcam/raw": (gradcam.Gradcam, {"_calculate_cam": lambda s, g, a, *_: np.ones(a.shape[:3], "f4")}),
+        "vanilla/final": (saliency, {"normalize": lambda m: m}),
+        "gradcam/final": (gradcam, {"zoom": lambda c, *_, **k: np.zeros((1, 32, 32), "f4")}),
+        "gradcam_plus_plus/raw": (gradcam_plus_plus.K, mean),
+        "softmax(logits)": (model_modifiers.ReplaceToLinear, {"__call__": lambda *_: None}),
+        "smoothgrad/noise": (saliency, {"get_num_of_steps_allowed": lambda n: 1}),
+        "": (saliency, {}),
+    }
+    said = {}
+    for stage, (module, replaced) in library.items():
+        with mock.patch.multiple(module, **replaced) if replaced else contextlib.nullcontext():
+            arguments = ("--weights=tiny.safetensors", "--samples=2", "--classes=4", "--out=fault", "--quiet")
+            said[stage] = (*run(*arguments), os.path.exists("fault"))
+    return said
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        model.load_frameworks("fp64")
+        said = {"runs": runs(sys.argv[1]), "files": files(), "smoothgrad": smoothgrad()}
+    else:
+        model.load_frameworks("fp32")
+        said = faults()
+    print(json.dumps(said))
