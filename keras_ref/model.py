@@ -6,13 +6,14 @@ import contextlib
 import os
 import platform
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from keras_ref import KerasRefError
+from parity.contract.keras_files import from_keras, to_keras
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.network import Network
 from parity.contract.text import one_line
@@ -119,43 +120,17 @@ def load(model: Any, network: Network) -> None:
     """Put a network's weights into the Keras model of its table."""
     for layer in network.table.layers:
         if layer.tensors:
-            weight, bias = (network.tensors[name] for name in layer.tensors)
-            model.get_layer(layer.name).set_weights([to_keras(weight, layer.config.get("flattened")), bias])
+            model.get_layer(layer.name).set_weights([to_keras(network.tensors[name], layer) for name in layer.tensors])
 
 
 def canonical(model: Any, table: LayerTable) -> dict[str, np.ndarray]:
-    """The contract's form of a Keras model's weights."""
+    """The contract's form of a Keras model's weights, float32."""
     tensors: dict[str, np.ndarray] = {}
     for layer in table.layers:
         if layer.tensors:
-            kernel, bias = model.get_layer(layer.name).get_weights()
-            tensors.update(zip(layer.tensors, (from_keras(kernel, layer.config.get("flattened")), bias), strict=True))
+            for name, array in zip(layer.tensors, model.get_layer(layer.name).get_weights(), strict=True):
+                tensors[name] = from_keras(array, layer).astype(np.float32)
     return tensors
-
-
-def to_keras(weight: np.ndarray, flattened: Sequence[int] | None = None) -> np.ndarray:
-    """Canonical → Keras: OIHW → HWIO; (out, in) → (in, out).
-
-    Args:
-        weight: of a convolution or a dense layer.
-        flattened: for the dense layer after Flatten, the (h, w, c) that it flattened: canonical inputs run (C, H, W),
-            Keras's (H, W, C).
-    """
-    if weight.ndim == 4:
-        return weight.transpose(2, 3, 1, 0)
-    if flattened is None:
-        return weight.T
-    height, width, channels = flattened
-    return weight.reshape(-1, channels, height, width).transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
-
-
-def from_keras(kernel: np.ndarray, flattened: Sequence[int] | None = None) -> np.ndarray:
-    """Keras → canonical: the inverse of `to_keras`."""
-    if kernel.ndim == 4:
-        return kernel.transpose(3, 2, 0, 1)
-    if flattened is None:
-        return kernel.T
-    return kernel.reshape(*flattened, -1).transpose(3, 2, 0, 1).reshape(kernel.shape[1], -1)
 
 
 @contextlib.contextmanager

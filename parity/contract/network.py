@@ -127,7 +127,8 @@ def checked(
         source: for messages and manifests.
         input: one of `INPUTS`.
         remark: see `Network`.
-        size, vgg16: see `table_of`.
+        size: see `table_of`.
+        vgg16: see `table_of`.
 
     Raises:
         WeightsError: names the first tensor that is wrong.
@@ -170,6 +171,7 @@ def restored(
         path: the file.
         input: the preprocessing where the file remembers none.
         size: of the pictures, in place of the one that the file remembers.
+        vgg16: see `table_of`.
 
     Raises:
         WeightsError: with the path; see `checked`.
