@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.contract import classes as imagenet
 from parity.contract.methods import DEFAULT, REFERENCE, Options, canonical_names
 from parity.contract.network import INPUTS, Network
-from parity.contract.versions import versions
 from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
-from torch_impl._version import __version__
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
 from torch_impl.capture import ENGINES
@@ -29,20 +24,18 @@ from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
 from torch_impl.capture.target_layer import find_layer, found_layer, name_of
 from torch_impl.explanation import Explanation
+from torch_impl.manifest import manifest, photograph_rows
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
-from torch_impl.output import FORMAT
 from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
 from torch_impl.preserve import Double, unwrapped
 from torch_impl.question import (
     Classes,
     choose,
-    constant_reason,
     expanded,
     listed_photographs,
     names_for,
-    probabilities_of,
 )
 from torch_impl.score import OUTPUTS, PROBABILITIES, Score, are_probabilities, check_pictures
 from torch_impl.stock import check_narrow
@@ -228,7 +221,7 @@ class Explainer:
         names, options = canonical_names(methods), Options(n_samples, noise_level, seed, relu)
         check_narrow(names, self.precision)
         photographs = listed_photographs(photographs)
-        rows, wanted = expanded(photographs, classes)
+        rows, wanted = expanded(photographs, None if self.score else classes)
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             clock = time.perf_counter()
@@ -247,10 +240,10 @@ class Explainer:
         assert drawn.logits is not None
         single = bool(capture.model.single)
         outputs = self._outputs(drawn, single)
-        answers = self._photograph_rows(read, drawn, single, outputs)
+        answers = photograph_rows(read, drawn, self.labels, single=single, outputs=outputs)
         logits = drawn.logits[:, 1:] if single else drawn.logits
-        manifest = self._manifest(answers, names, seconds, options, capture, outputs)
-        return Explanation(finished, pixels, logits.cpu().numpy(), manifest)
+        said = manifest(self, capture, answers, names, seconds, options, outputs)
+        return Explanation(finished, pixels, logits.cpu().numpy(), said)
 
     def compute(
         self,
@@ -363,88 +356,6 @@ class Explainer:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._memory_format)
-
-    def _photograph_rows(
-        self, photographs: Sequence[Photograph], drawn: Drawn, single: bool, outputs: str
-    ) -> list[dict[str, Any]]:
-        """What the manifest says of each photograph."""
-        assert drawn.logits is not None
-        count = drawn.logits.shape[1]
-        names = imagenet.names_of(count, self.labels)
-        scored = outputs == "score"
-        probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
-        rows = []
-        for i, photograph in enumerate(photographs):
-            chosen, logits = int(drawn.target[i]), drawn.logits[i]
-            reasons = {name: self._constant(drawn, name, i) for name in drawn.raw}
-            row: dict[str, Any] = {
-                "name": photograph.name,
-                "path": photograph.path,
-                "sha256": photograph.sha256,
-                "size": list(photograph.original_size),
-                "notes": list(photograph.notes),
-                "credit": images.credit_of(photograph.name, photograph.path),
-                "class": None if scored else chosen,
-                "label": "score" if scored else imagenet.label(chosen, count, names),
-                "logit": float(logits[chosen]),
-                "probability": None if probabilities is None else float(probabilities[i, chosen]),
-                "top5": [],
-                "constant_maps": [name for name, reason in reasons.items() if reason],
-                "constant_reasons": {name: reason for name, reason in reasons.items() if reason},
-            }
-            if probabilities is not None:
-                row["top5"] = [
-                    {"class": c, "label": imagenet.label(c, count, names), "probability": float(probabilities[i, c])}
-                    for c in logits.topk(min(5, count)).indices.tolist()
-                ]
-            rows.append(row)
-        return rows
-
-    @staticmethod
-    def _constant(drawn: Drawn, name: str, i: int) -> str:
-        """Why a map is constant, or ""."""
-        no_gradient = name in drawn.no_gradient and bool(drawn.no_gradient[name][i])
-        return constant_reason(drawn.raw[name][i], no_gradient)
-
-    def _manifest(
-        self,
-        photographs: list[dict[str, Any]],
-        methods: Sequence[str],
-        seconds: dict[str, float],
-        options: Options,
-        capture: Capture,
-        outputs: str,
-    ) -> dict[str, Any]:
-        network, cuda = self.weights, self.device.type == "cuda"
-        return {
-            "format": FORMAT,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "photographs": photographs,
-            "methods": list(methods),
-            "model": type(self.model).__name__,
-            "target_layer": self.target_layer,
-            "feature_layout": capture.layout if isinstance(capture.layout, (str, tuple)) else None,
-            "outputs": "one output: class 1 is it, class 0 its negative" if capture.model.single else outputs,
-            "weights": {
-                "source": network.source if network else "the model that was handed in",
-                "remark": network.remark if network else "",
-                "fingerprint": network.fingerprint if network else None,
-            },
-            "input": self.preprocess if isinstance(self.preprocess, str) else "a function that was handed in",
-            "resize": self.resize if isinstance(self.preprocess, str) else None,
-            "engine": self.engine,
-            "settings": {**vars(options), "batch_size": self.batch_size},
-            "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device) if cuda else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "precision": self.precision,
-            "model_computes_in": sorted(capture.formats - {str(self.dtype).removeprefix("torch.")}),
-            "versions": {
-                "attention-maps": __version__,
-                **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"),
-            },
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        }
 
 
 def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:

@@ -1,0 +1,128 @@
+"""What the manifest says: of each photograph, and of the program that drew its maps. Plain JSON types."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from parity.contract import classes as imagenet
+from parity.contract.methods import Options
+from parity.contract.versions import versions
+from torch_impl import images
+from torch_impl._version import __version__
+from torch_impl.capture.draw import Drawn
+from torch_impl.capture.passes import Capture
+from torch_impl.output import FORMAT
+from torch_impl.question import constant_reason, probabilities_of
+
+if TYPE_CHECKING:
+    from torch_impl.explainer import Explainer
+    from torch_impl.images import Photograph
+
+
+def photograph_rows(
+    photographs: Sequence[Photograph], drawn: Drawn, labels: Sequence[str] | None, *, single: bool, outputs: str
+) -> list[dict[str, Any]]:
+    """A row for each map's photograph.
+
+    Args:
+        photographs: one for each row of the maps.
+        drawn: with logits.
+        labels: of the classes: see `classes.names_of`.
+        single: whether the network has one output.
+        outputs: `logits`, `probabilities` or `score`.
+    """
+    assert drawn.logits is not None
+    count = drawn.logits.shape[1]
+    scored = outputs == "score"
+    names = () if scored else imagenet.names_of(count, labels)
+    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
+    rows = []
+    for i, photograph in enumerate(photographs):
+        chosen, logits = int(drawn.target[i]), drawn.logits[i]
+        reasons = {name: reason for name in drawn.raw if (reason := _constant(drawn, name, i))}
+        top = [] if probabilities is None else logits.topk(min(5, count)).indices.tolist()
+        rows.append(
+            {
+                "name": photograph.name,
+                "path": photograph.path,
+                "sha256": photograph.sha256,
+                "size": list(photograph.original_size),
+                "notes": list(photograph.notes),
+                "credit": images.credit_of(photograph.name, photograph.path),
+                "class": None if scored else chosen,
+                "label": "score" if scored else imagenet.label(chosen, count, names),
+                "logit": float(logits[chosen]),
+                "probability": None if probabilities is None else float(probabilities[i, chosen]),
+                "top5": [
+                    {"class": c, "label": imagenet.label(c, count, names), "probability": float(probabilities[i, c])}
+                    for c in top
+                    if probabilities is not None
+                ],
+                "constant_maps": list(reasons),
+                "constant_reasons": reasons,
+            }
+        )
+    return rows
+
+
+def _constant(drawn: Drawn, name: str, i: int) -> str:
+    """Why a map is constant, or ""."""
+    return constant_reason(drawn.raw[name][i], name in drawn.no_gradient and bool(drawn.no_gradient[name][i]))
+
+
+def manifest(
+    explainer: Explainer,
+    capture: Capture,
+    photographs: list[dict[str, Any]],
+    methods: Sequence[str],
+    seconds: dict[str, float],
+    options: Options,
+    outputs: str,
+) -> dict[str, Any]:
+    """The whole of it.
+
+    Args:
+        explainer: whose settings they are.
+        capture: of the model that ran.
+        photographs: see `photograph_rows`.
+        methods: names.
+        seconds: what each part took.
+        options: of the maps.
+        outputs: `logits`, `probabilities` or `score`.
+    """
+    network, device = explainer.weights, explainer.device
+    named = isinstance(explainer.preprocess, str)
+    return {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "photographs": photographs,
+        "methods": list(methods),
+        "model": type(explainer.model).__name__,
+        "target_layer": explainer.target_layer,
+        "feature_layout": capture.layout if isinstance(capture.layout, (str, tuple)) else None,
+        "outputs": "one output: class 1 is it, class 0 its negative" if capture.model.single else outputs,
+        "weights": {
+            "source": network.source if network else "the model that was handed in",
+            "remark": network.remark if network else "",
+            "fingerprint": network.fingerprint if network else None,
+        },
+        "input": explainer.preprocess if named else "a function that was handed in",
+        "resize": explainer.resize if named else None,
+        "engine": explainer.engine,
+        "settings": {**vars(options), "batch_size": explainer.batch_size},
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "precision": explainer.precision,
+        "model_computes_in": sorted(capture.formats - {str(explainer.dtype).removeprefix("torch.")}),
+        "versions": {
+            "attention-maps": __version__,
+            **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"),
+        },
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
