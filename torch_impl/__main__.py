@@ -22,6 +22,7 @@ from parity.contract.command import (
     run,
     smoothgrad_options,
 )
+from parity.contract.lookup import lookup
 from parity.contract.methods import DEFAULT, LIBRARY
 from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
@@ -31,6 +32,7 @@ from torch_impl.batch import command as batch_commands
 from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
+    from torch_impl.explainer import Explainer
     from torch_impl.explanation import Explanation
 
 PROGRAM = "attention-maps"
@@ -105,6 +107,7 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         f"{', '.join(LIBRARY)}",
     )
     weights_option(explain)
+    explainer_option(explain)
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
     add(
         "--resize",
@@ -130,6 +133,21 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--quiet", action="store_true", help="print errors only")
     add("--out", required=True, metavar="DIR", help="folder for the results; an earlier result in it is replaced")
     explain.set_defaults(run=_explain)
+
+
+def explainer_option(command: argparse.ArgumentParser) -> None:
+    """Add `--explainer` and `--labels`."""
+    command.add_argument(
+        "--explainer",
+        metavar="MODULE:NAME",
+        help="a network of your own: a function without arguments that returns a torch_impl.Explainer; in place of --weights, "
+        "--input, --resize, --device, --precision, --batch-size, --engine",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE|imagenet",
+        help="the classes' labels, a line each; default: ImageNet's, where they are the network's",
+    )
 
 
 def _convert_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -182,7 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _explain(arguments: argparse.Namespace) -> int:
     from torch_impl import figure, images
-    from torch_impl.explainer import Explainer
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
     from torch_impl.stock import check_narrow
@@ -195,18 +212,9 @@ def _explain(arguments: argparse.Namespace) -> int:
     classes = _classes_for(arguments.classes, len(paths))
     progress = Progress(quiet=arguments.quiet)
     try:
-        explainer = Explainer.vgg16(
-            arguments.weights,
-            input=arguments.input,
-            resize=arguments.resize,
-            device=arguments.device,
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
-            engine=arguments.engine,
-            progress=not arguments.quiet,
-        )
+        explainer = explainer_of(arguments)
         photographs, refused = images.load_all(
-            paths, size=explainer.size, resize=arguments.resize, skip_bad=arguments.skip_bad
+            paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad
         )
         if classes is not None and len(classes) > 1:
             names = {error.path for error in refused}
@@ -232,6 +240,57 @@ def _explain(arguments: argparse.Namespace) -> int:
     return IN_PART if refused else DONE
 
 
+def explainer_of(arguments: argparse.Namespace) -> Explainer:
+    """The explainer that a command's options ask for: VGG16 with some weights, or a network of the user's own."""
+    from torch_impl.explainer import Explainer
+
+    labels = labels_of(arguments.labels)
+    if arguments.explainer is None:
+        return Explainer.vgg16(
+            arguments.weights,
+            input=arguments.input,
+            resize=arguments.resize,
+            device=arguments.device,
+            precision=arguments.precision,
+            batch_size=arguments.batch_size,
+            engine=arguments.engine,
+            labels=labels,
+            progress=not arguments.quiet,
+        )
+    usual = parser().parse_args([arguments.command, "--out", arguments.out])
+    replaced = ("weights", "input", "resize", "device", "precision", "batch_size", "engine")
+    if given := [name for name in replaced if getattr(arguments, name) != getattr(usual, name)]:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
+    explainer = lookup(arguments.explainer, "--explainer")()
+    if not isinstance(explainer, Explainer):
+        raise ValueError(
+            f"--explainer {arguments.explainer}: it returned {type(explainer).__name__}, not a torch_impl.Explainer"
+        )
+    if labels is not None:
+        explainer.labels = labels
+    return explainer
+
+
+def labels_of(option: str | None) -> tuple[str, ...] | None:
+    """The option `--labels`: a label for each class; None where it was not given.
+
+    Raises:
+        ValueError: the file holds none.
+        OSError: as the file system says.
+    """
+    if option is None:
+        return None
+    if option == "imagenet":
+        from parity.contract.classes import labels
+
+        return labels()
+    lines = tuple(line.strip() for line in Path(option).read_text(encoding="utf-8").splitlines())
+    if not any(lines):
+        raise ValueError(f"--labels {option!r}: the file is empty: give a label a line, in the order of the classes")
+    return lines
+
+
 def _classes_for(classes: list[str] | None, count: int) -> list[str] | None:
     """The option, if there is one class for all photographs, or one for each."""
     from parity.contract.classes import ClassError
@@ -248,8 +307,11 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     manifest = maps.manifest
     weights = manifest["weights"]
     print(f"weights   {weights['source']}" + (f" · {weights['remark']}" if weights["remark"] else ""))
-    print(f"          fingerprint {weights['fingerprint'][:16]}")
-    print(f"input     {manifest['input']}, resize {manifest['resize']}")
+    if weights["fingerprint"]:
+        print(f"          fingerprint {weights['fingerprint'][:16]}")
+    else:
+        print(f"network   {manifest['model']}, target layer {manifest['target_layer']}")
+    print(f"input     {manifest['input']}" + (f", resize {manifest['resize']}" if manifest["resize"] else ""))
     device = f"{manifest['device']} ({manifest['device_name']})"
     print(f"device    {device}, {manifest['precision']}, engine {manifest['engine']}")
     photographs = manifest["photographs"]
@@ -258,7 +320,10 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     for name, row in zip(names, photographs, strict=True):
         extra = "".join(f" · {note}" for note in row["notes"])
         extra += "".join(f" · {method}: constant, {reason}" for method, reason in row["constant_reasons"].items())
-        print(f"{name:<{width}}  {row['class']:>4} {row['label']:<24} {row['probability']:.3f}{extra}")
+        value = row["logit"] if row["probability"] is None else row["probability"]
+        print(
+            f"{name:<{width}}  {'' if row['class'] is None else row['class']:>4} {row['label']:<24} {value:.3f}{extra}"
+        )
     spent, count = manifest["seconds"], len(photographs)
     for method in manifest["methods"]:
         if method in spent:

@@ -148,6 +148,7 @@ class Explainer:
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        labels: str | Sequence[str] | None = None,
         progress: bool = False,
     ) -> Explainer:
         """torchvision's VGG16.
@@ -160,6 +161,7 @@ class Explainer:
             precision: see `Explainer`.
             batch_size: images in one pass; "auto" or a number.
             engine: `library` or `shared`; see `Explainer`.
+            labels: see `Explainer`.
             progress: show a download's bar.
 
         Raises:
@@ -182,6 +184,7 @@ class Explainer:
             precision=precision,
             batch_size=batch_size,
             engine=engine,
+            labels=labels,
             weights=network,
         )
 
@@ -334,11 +337,15 @@ class Explainer:
             return "probabilities"
         return self.outputs or "logits"
 
+    @property
+    def reads_with(self) -> str:
+        """How photographs are made the network's size: one of `images.RESIZES`; as they are for a function of one's own."""
+        return self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
+
     def _prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
-        resize = self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
         fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
-        loaded = iter(images.load_all(fresh, size=self.size, resize=resize)[0] if fresh else [])
+        loaded = iter(images.load_all(fresh, size=self.size, resize=self.reads_with)[0] if fresh else [])
         read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
         if isinstance(self.preprocess, str):
             pixels = np.stack([p.pixels for p in read])
