@@ -19,7 +19,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,16 +31,9 @@ from parity.contract.architecture import Architecture
 from parity.contract.artifact import Artifact, ArtifactError, Photograph, Recorder, Settings, Weights, merge
 from parity.contract.files import whole
 from parity.contract.network import INPUTS, WeightsError
+from parity.contract.samples import SAMPLES
 from parity.contract.stages import METHODS, SAMPLE
 from parity.contract.stages import methods as method_names
-
-DEFAULT_PHOTOGRAPHS = (
-    ("skimage", "data/chelsea.png"),
-    ("skimage", "data/coffee.png"),
-    ("skimage", "data/camera.png"),
-    ("sklearn", "datasets/images/china.jpg"),
-)
-"""Photographs that installed packages carry: scikit-image's (CC0) and scikit-learn's (CC BY 2.0)."""
 
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 
@@ -166,14 +158,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _default_photographs() -> list[str]:
     found = []
-    for package, name in DEFAULT_PHOTOGRAPHS:
-        spec = util.find_spec(package)  # not imported: that would take a second
-        folders = spec.submodule_search_locations if spec else None
-        if not folders or not os.path.isfile(path := os.path.join(folders[0], name)):
-            raise KerasRefError(
-                f"the default photograph {name} is not installed: name photographs, or install {package}"
-            )
-        found.append(path)
+    for sample in SAMPLES:
+        try:
+            found.append(str(sample.path()))
+        except FileNotFoundError as error:
+            raise KerasRefError(f"{sample.name!r}: {error}") from None
     return found
 
 

@@ -13,6 +13,7 @@ from tolerances import FLOAT64, FLOAT64_ALPHA
 from parity.contract.network import offline, offline_random
 from torch_impl import Explainer, images, methods
 from torch_impl.cam import grad_cam_plus_plus
+from torch_impl.preprocess import preprocess
 from torch_impl.vgg16 import TARGET_LAYER, build
 
 BOXES = {"chelsea.png": (0.05, 0.0, 1.0, 1.0), "coffee.png": (0.1, 0.1, 0.75, 0.9)}
@@ -86,7 +87,7 @@ def test_identities_on_the_full_network(network, device):
     """In float64: order and batch do not matter, a constant on every logit changes nothing, ±100 logits are right."""
     model = build(network()).double().to(device)
     pixels = np.stack([images.load(p).pixels for p in images.defaults()[:2]])
-    inputs = images.preprocess(pixels, dtype=torch.float64, device=device)
+    inputs = preprocess(pixels, dtype=torch.float64, device=device)
     target = torch.tensor([285, 967], device=device)
     plain = methods.vanilla(model, inputs, target)
     close(methods.vanilla(model, inputs.flip(0), target.flip(0), batch_size=1).flip(0), plain, FLOAT64)

@@ -17,6 +17,7 @@ from torch_impl.batching import AutoSize
 from torch_impl.cam import LayerError
 from torch_impl.methods import MapError, Settings, raw_maps
 from torch_impl.names import REFERENCE_METHODS, canonical_name
+from torch_impl.preprocess import preprocess
 from torch_impl.shared_pass import shared_pass as draw
 from torch_impl.vgg16 import TARGET_LAYER, build
 
@@ -330,7 +331,7 @@ def test_compute_gives_raw_maps_of_pixels(tiny, photographs):
     explainer = Explainer.vgg16(tiny, device="cpu", precision="fp64")
     pixels = np.stack([p.pixels for p in photographs])
     found = explainer.compute(pixels, [2, 7, 5], ["gradcam", "vanilla"], n_samples=2)
-    inputs = images.preprocess(pixels, dtype=torch.float64)
+    inputs = preprocess(pixels, dtype=torch.float64)
     for name in ("gradcam", "vanilla"):
         expected = raw_maps(name, explainer.model, inputs, torch.tensor([2, 7, 5]), settings())
         close(found.raw[name], expected, FLOAT64)

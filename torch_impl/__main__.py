@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a label or a file name must not fail on a terminal of another encoding
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module="PIL")  # size, broken EXIF: what matters is in a photograph's error or notes
     # A polite kill ends like Ctrl-C: `finally` blocks run, and no temporary file stays behind.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from parity.contract import classes as imagenet
 from parity.contract.network import INPUTS, Network
+from parity.contract.samples import credit_of
 from torch_impl import __version__, images, vgg16
 from torch_impl.arrays import Images, Logits
 from torch_impl.batching import BatchSize, micro_batches, sized, taken
@@ -31,6 +32,7 @@ from torch_impl.heap import return_freed_blocks
 from torch_impl.methods import METHODS, Settings, finish, logits_of, raw_maps
 from torch_impl.names import ENGINES, REFERENCE_METHODS, canonical_name, check_stock
 from torch_impl.precision import dtype_of, name_of, numerics
+from torch_impl.preprocess import preprocess
 from torch_impl.preserve import preserved
 from torch_impl.shared_pass import Computed, shared_pass
 
@@ -245,12 +247,6 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
             "choose another folder, or add --overwrite to write beside them"
         )
     return set()
-
-
-def credit_of(name: str, path: str | None) -> str:
-    """Whose photograph it is, for the figures: of those that installed packages carry; "" for every other."""
-    ours = path is not None and Path(path).parent.name in ("data", "images")
-    return images.LICENCES.get(name, "") if ours else ""
 
 
 def _earlier_result(out: Path) -> set[str] | None:
@@ -494,7 +490,7 @@ class Explainer:
                 "sha256": one.sha256,
                 "size": list(one.original_size),
                 "notes": list(one.notes),
-                "credit": credit_of(one.name, one.path),
+                "credit": credit_of(one.path),
                 "class": chosen[i],
                 "label": imagenet.label(chosen[i], logits.shape[1]),
                 "logit": float(logits[i, chosen[i]]),
@@ -655,7 +651,7 @@ class Explainer:
     def _inputs(self, pixels: np.ndarray) -> Images:
         """Decoded photographs uint8 (N, H, W, 3) → (N, C, H, W) on the device."""
         if isinstance(self.preprocess, str):
-            inputs = images.preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
+            inputs = preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
             inputs = _transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
