@@ -131,7 +131,9 @@ def as_seen(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # premultiplied; Pillow leads from there to nothing but its plain sister
         image = image.convert(image.mode.upper())
     alpha = None
-    if image.has_transparency_data:  # RGBA is not converted to itself: that would copy it
+    if image.has_transparency_data:
+        if image.mode == "P":
+            image = image.convert("RGBA")  # all of it, or Pillow warns
         alpha = (image if image.mode == "RGBA" else image.convert("RGBA")).getchannel("A")
     is_lab = image.mode == "LAB"  # its colours are absolute, whatever profile lies beside them
     mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
