@@ -579,19 +579,18 @@ def test_damaged_bytes_are_a_photograph_or_an_error(format: str) -> None:
 
 
 def test_find_lists_a_folder_and_its_sub_folders_in_natural_order(tmp_path: Path) -> None:
-    shown = ["9.JPG", "10.jpg", "a2.png", "b.webp", "IMG_1.tiff", "sub2/c.jpg", "sub10/a.jpg", "sub10/deep/b.heic"]
+    shown = ["9.JPG", "10.jpg", "a2.png", "b.webp", "IMG_1.tiff", "Alpha/z.jpg", "sub2/c.jpg", "sub10/deep/b.heic"]
     hidden = [".hidden.jpg", "notes.txt", "jpg", ".thumbs/d.jpg"]
-    for name in reversed(shown + hidden):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "sub2" / "up").symlink_to(tmp_path)  # a circle
-    assert images.find(tmp_path) == [tmp_path / name for name in shown]
-    (tmp_path / "sub2" / "c.jpg").unlink()
-    assert images.find(str(tmp_path / "sub2" / "up")) == [
-        tmp_path / "sub2" / "up" / name for name in shown if name != "sub2/c.jpg"
-    ]
-    twice = images.find([str(tmp_path / "notes.txt"), tmp_path / "sub10", tmp_path / "notes.txt"])
-    assert [path.name for path in twice] == ["notes.txt", "a.jpg", "b.heic", "notes.txt"]  # named files need no suffix
+    top = tmp_path / "top"
+    for name in reversed([*shown, *hidden, "../elsewhere/e.jpg"]):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    (top / "sub2" / "circle").symlink_to(top)
+    (top / "sub10" / "link").symlink_to(tmp_path / "elsewhere")
+    assert images.find(top) == [top / name for name in (*shown, "sub10/link/e.jpg")]
+    twice = images.find([str(top / "notes.txt"), top / "Alpha", top / "notes.txt"])
+    assert [path.name for path in twice] == ["notes.txt", "z.jpg", "notes.txt"]  # named files need no suffix
+    assert images.find(str(top / "Alpha")) == [top / "Alpha" / "z.jpg"]  # not letter by letter
 
 
 def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -668,7 +667,7 @@ def test_threads_decode_at_once_and_leave_the_process_as_it_was(monkeypatch: pyt
     both_inside, decoded = threading.Barrier(2), decoding.decoded
 
     def together(data: bytes, notes: list[str]) -> Image.Image:
-        both_inside.wait(timeout=60)  # for ever, if one waited for the other to be done
+        both_inside.wait(timeout=20)  # for ever, if one waited for the other to be done
         return decoded(data, notes)
 
     monkeypatch.setattr(decoding, "decoded", together)
