@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module="PIL")  # size, broken EXIF: what matters is in a photograph's error or notes
+    warnings.filterwarnings("ignore", module="PIL")  # a photograph's notes or error say what matters
     try:
         return _compared(parser().parse_args(argv))
     except KeyboardInterrupt:

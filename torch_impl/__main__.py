@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a label or a file name must not fail on a terminal of another encoding
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module="PIL")  # size, broken EXIF: what matters is in a photograph's error or notes
+    warnings.filterwarnings("ignore", module="PIL")  # a photograph's notes or error say what matters
     # A polite kill ends like Ctrl-C: `finally` blocks run, and no temporary file stays behind.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -64,8 +64,7 @@ class ImageError(ValueError):
         self.passing = passing
 
     def __str__(self) -> str:
-        # repr, because a name may hold line breaks and escape sequences, which a terminal would obey.
-        return f"{self.path!r}: {self.problem}"
+        return f"{self.path!r}: {self.problem}"  # repr: a name may hold line breaks and escape sequences
 
 
 class ImagesError(ImageError):
@@ -157,11 +156,8 @@ def defaults() -> list[Path]:
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers by value: ``2.jpg`` before ``10.jpg``.
-
-    The parts alternate text and number, so that unlike kinds never meet.
-    """
-    parts = re.split(r"([0-9]+)", name.casefold())
+    """Sorts numbers by value: ``2.jpg`` before ``10.jpg``."""
+    parts = re.split(r"([0-9]+)", name.casefold())  # text and number by turns, so that unlike kinds never meet
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
@@ -217,7 +213,7 @@ def _listed(path: str) -> list[Path]:
 
 
 def _folder_files(folder: str) -> list[Path]:
-    """A folder's photographs, then those of each sub-folder; links are followed, each real folder once.
+    """A folder's photographs, then its sub-folders'; links are followed, each real folder once.
 
     A sub-folder that cannot be listed stands in the list itself: reading it says why.
     """
@@ -241,11 +237,7 @@ def _folder_files(folder: str) -> list[Path]:
 
 
 def check_length(path: str, length: int) -> None:
-    """Refuses a photograph by the number of its bytes.
-
-    Raises:
-        ImageError: It is empty, or larger than `MAX_BYTES`.
-    """
+    """Refuses a photograph by the number of its bytes: raises ImageError if it is empty or larger than `MAX_BYTES`."""
     if length == 0:
         raise ImageError(path, "an empty file (0 bytes)")
     if length > MAX_BYTES:

@@ -86,9 +86,7 @@ def open_regular(path: str) -> BinaryIO:
                 raise SourceError(f"{path!r}: an empty file (0 bytes)")
             return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or our own
-        raise (
-            error if isinstance(error, SourceError) else SourceError(f"{path!r}: {why_not(path, error)}")
-        ) from None
+        raise (error if isinstance(error, SourceError) else SourceError(f"{path!r}: {why_not(path, error)}")) from None
     raise SourceError(
         f"{path!r}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe, socket or device'}, not a file"
     )
