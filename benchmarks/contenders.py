@@ -11,9 +11,10 @@ from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from parity.contract.network import Network
-from torch_impl import images, vgg16
+from torch_impl import vgg16
 from torch_impl.explainer import Explainer
 from torch_impl.images import Photograph
+from torch_impl.preprocess import preprocess
 
 Job = Callable[[list[Photograph], list[int], Sequence[str], int], dict[str, np.ndarray]]
 """(photographs, classes, methods, SmoothGrad samples) → method → maps (N, 224, 224)."""
@@ -66,7 +67,7 @@ def _plain_network(network: Network, device: str) -> torch.nn.Module:
 
 
 def _inputs(photographs: list[Photograph], device: str) -> torch.Tensor:
-    return images.preprocess(np.stack([p.pixels for p in photographs]), device=device)
+    return preprocess(np.stack([p.pixels for p in photographs]), device=device)
 
 
 def stock(network: Network, device: str, precision: str) -> Job:

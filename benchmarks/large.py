@@ -36,6 +36,7 @@ from torch_impl.batch.resume import survey
 from torch_impl.batch.sources import open_inputs
 from torch_impl.batch.store import Run, Store
 from torch_impl.batch.work import Worker, make_explainer, shapes
+from torch_impl.preprocess import preprocess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -129,7 +130,7 @@ def _rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     explainer = make_explainer(offline(), plan, "cpu")
     items = list(open_inputs([str(folder / "photographs")]))
     decoded = np.stack([images.load(item.path).pixels for item in items])
-    inputs = images.preprocess(decoded).contiguous(memory_format=torch.channels_last)
+    inputs = preprocess(decoded).contiguous(memory_format=torch.channels_last)
     size = options.batch_size
 
     def bare() -> float:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from torch_impl import Explainer, images
+from parity.contract.samples import SAMPLES
+from torch_impl import Explainer
 from torch_impl.figure import overview_figures
 
 FOLDER = Path(__file__).parent / "gallery"
@@ -30,7 +31,7 @@ PHOTOGRAPHS = (
 """Package, file inside it, and the class that is explained."""
 
 CREDITS = {
-    **images.LICENCES,
+    **{sample.name: sample.credit for sample in SAMPLES},
     "rocket.jpg": "public domain, SpaceX",
 }
 

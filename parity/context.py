@@ -16,10 +16,11 @@ from parity.candidate import Job
 from parity.contract.artifact import Artifact
 from parity.report import ANOTHER_CLASS, ANOTHER_SEED, RANDOM_WEIGHTS, Conditioning, ContextRow
 from parity.similarity import pearson, relative_l2
-from torch_impl import images, vgg16
+from torch_impl import vgg16
 from torch_impl.explainer import choose_device
 from torch_impl.methods import Settings, raw_maps
 from torch_impl.precision import dtype_of, numerics
+from torch_impl.preprocess import preprocess
 
 CHANGE = 1e-6
 """Relative change of every input value, up or down at random: about float32's own rounding, times 10."""
@@ -52,7 +53,7 @@ def _raw(job: Job, inputs: torch.Tensor | None = None, *, seed_of_weights: int |
 
 
 def _inputs(job: Job) -> torch.Tensor:
-    return images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision))
+    return preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision))
 
 
 def rows(job: Job, reference: Artifact) -> Iterator[ContextRow]:

@@ -16,10 +16,11 @@ from parity.candidate import Job
 from parity.contract.artifact import Artifact
 from parity.report import Rung
 from parity.similarity import pearson
-from torch_impl import cam, images, saliency, stock, vgg16
+from torch_impl import cam, saliency, stock, vgg16
 from torch_impl.explainer import choose_device
 from torch_impl.methods import finish
 from torch_impl.precision import numerics
+from torch_impl.preprocess import preprocess
 from torch_impl.preserve import preserved
 
 
@@ -34,7 +35,7 @@ def rungs(job: Job, reference: Artifact) -> Iterator[Rung]:
     with numerics("fp32"):
         model = vgg16.build(job.network).to(device)
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
-        inputs = images.preprocess(job.pixels, input=job.input, device=device)
+        inputs = preprocess(job.pixels, input=job.input, device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         target = torch.tensor(job.classes, device=device)
         steps = {

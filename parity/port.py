@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from parity.candidate import Job
-from torch_impl import cam, images, methods, postprocess, preserve, saliency, shared_pass, vgg16
+from torch_impl import cam, methods, postprocess, preserve, saliency, shared_pass, vgg16
 from torch_impl.explainer import choose_device
 from torch_impl.precision import dtype_of, numerics, score_scale
+from torch_impl.preprocess import preprocess
 
 Row = tuple[int, str, np.ndarray]
 
@@ -52,7 +53,7 @@ def _stages(job: Job, draw: Draw) -> Iterator[Row]:
     with numerics(job.precision):
         model = vgg16.prepared(job.network, device, dtype_of(job.precision))
         target_layer = job.architecture.target.activation
-        inputs = images.preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
+        inputs = preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision), device=device)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         target = torch.tensor(job.classes, device=device)
         settings = methods.Settings(

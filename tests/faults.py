@@ -17,7 +17,7 @@ from parity import port
 from parity.candidate import Job
 from parity.contract.architecture import Architecture, Layer
 from parity.contract.network import Network
-from torch_impl import cam, images, methods, postprocess, saliency, vgg16
+from torch_impl import cam, methods, postprocess, preprocess, saliency, vgg16
 
 METHODS = ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
 BOTH = ("fp64", "fp32")
@@ -194,8 +194,8 @@ def pool(row: Layer) -> Layer:
 
 
 def wrong_preprocess(how: Callable[..., Any]) -> Callable[[], AbstractContextManager[Any]]:
-    right = images.preprocess
-    return patched((images, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
+    right = preprocess.preprocess
+    return patched((port, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
 
 
 def wrong_upsample(
@@ -270,10 +270,10 @@ FAULTS: dict[str, Fault] = {
     "mean in RGB order": Fault(
         everything("inputs"),
         "the mean in RGB order",
-        patched((images, "_CAFFE_MEAN_BGR", images._CAFFE_MEAN_BGR[::-1])),
+        patched((preprocess, "CAFFE_MEAN_BGR", preprocess.CAFFE_MEAN_BGR[::-1])),
     ),
     "missing mean": Fault(
-        everything("inputs"), "the mean was not subtracted", patched((images, "_CAFFE_MEAN_BGR", (0.0, 0.0, 0.0)))
+        everything("inputs"), "the mean was not subtracted", patched((preprocess, "CAFFE_MEAN_BGR", (0.0, 0.0, 0.0)))
     ),
     "torchvision's statistics": Fault(
         everything("inputs"),

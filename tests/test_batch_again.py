@@ -39,15 +39,15 @@ def test_what_may_pass_is_tried_again(weights, here, monkeypatch, number):
     undisturbed = identity(here / "out")
     for path in (here / "out" / "rows").iterdir():
         path.unlink()
-    read = images._read
+    read = images.read_file
 
-    def failing(path, *more, **named):
+    def failing(path):
         if path.endswith("5.jpg"):
-            raise images._RefusedError(os.strerror(number), images._may_pass(OSError(number, "")))
-        return read(path, *more, **named)
+            raise images.unreadable(path, OSError(number, os.strerror(number)))
+        return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_read", failing)
+        patch.setattr(images, "read_file", failing)
         run(weights, status=3)
         assert [row["path"] for row in table(here / "out").to_pylist() if row["error"]] == ["p/5.jpg"]
         run(weights, status=3)

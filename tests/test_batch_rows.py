@@ -302,7 +302,7 @@ def test_show_lists_rows(finished, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert "photographs/4b.jpg" in lines[2]
-    assert "text, not a photograph" in lines[2]
+    assert "not a photograph" in lines[2]
 
 
 def test_show_says_that_there_are_more(finished, tmp_path, monkeypatch, capsys):

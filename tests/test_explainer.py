@@ -21,6 +21,7 @@ from torch_impl.explainer import DeviceError, OutputError, check_output, choose_
 from torch_impl.images import ImagesError
 from torch_impl.methods import MapError
 from torch_impl.names import REFERENCE_METHODS
+from torch_impl.preprocess import preprocess
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def maps(explainer, photographs):
 
 
 def test_maps_are_those_of_the_functions(explainer, maps):
-    inputs = images.preprocess(maps.pixels)
+    inputs = preprocess(maps.pixels)
     target = torch.tensor([2, 7])
     model = explainer.model
     layer = explainer.target_layer
@@ -58,7 +59,7 @@ def test_maps_are_those_of_the_functions(explainer, maps):
 
 def test_logits_classes_and_probabilities(explainer, maps):
     with torch.no_grad():
-        logits = explainer.model(images.preprocess(maps.pixels))
+        logits = explainer.model(preprocess(maps.pixels))
     assert np.allclose(maps.logits, logits.numpy(), rtol=1e-5)
     for i, row in enumerate(maps.manifest["photographs"]):
         assert row["class"] == [2, 7][i]

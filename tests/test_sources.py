@@ -209,8 +209,8 @@ def test_files_that_are_not_there(here: Path) -> None:
     }
     assert {Path(item.path).name: problem(item) for item in open_inputs(["d"])} == expected
 
-    expected |= {"missing.jpg": "no such file", "x" * 300: "no such file: the name is too long"}
-    Path("d/folder.jpg").mkdir()
+    expected |= {"missing.jpg": "no such file", "x" * 300: "cannot be read: File name too long"}
+    write("d/folder.jpg/inside.jpg")
     expected["folder.jpg"] = "a folder, not a photograph"
     lists = [
         write("d/list.csv", "path\n" + "\n".join(expected)),

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -190,6 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch asks for it at its first large allocation: feature maps on large pages, which saves the CPU some 4 % of a pass
     # in page faults. Whoever has set it keeps it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+    warnings.filterwarnings("ignore", module="PIL")  # a photograph's notes or error say what matters
 
     def body() -> int:
         arguments = parser().parse_args(argv)

@@ -29,6 +29,7 @@ from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
+from torch_impl.preprocess import preprocess
 from torch_impl.preserve import Double, unwrapped
 from torch_impl.question import (
     Classes,
@@ -358,7 +359,7 @@ class Explainer:
     def _inputs(self, pixels: np.ndarray) -> Images:
         """Decoded photographs uint8 (N, H, W, 3) → (N, C, H, W) on the device."""
         if isinstance(self.preprocess, str):
-            inputs = images.preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
+            inputs = preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)

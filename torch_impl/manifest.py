@@ -11,8 +11,8 @@ import torch
 
 from parity.contract import classes as imagenet
 from parity.contract.methods import Options
+from parity.contract.samples import credit_of
 from parity.contract.versions import versions
-from torch_impl import images
 from torch_impl._version import __version__
 from torch_impl.capture.draw import Drawn
 from torch_impl.capture.passes import Capture
@@ -53,7 +53,7 @@ def photograph_rows(
                 "sha256": photograph.sha256,
                 "size": list(photograph.original_size),
                 "notes": list(photograph.notes),
-                "credit": images.credit_of(photograph.name, photograph.path),
+                "credit": credit_of(photograph.path),
                 "class": None if scored else chosen,
                 "label": "score" if scored else imagenet.label(chosen, count, names),
                 "logit": float(logits[chosen]),

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from parity.contract.files import whole
+from parity.contract.samples import credit_of
 from torch_impl import images
 from torch_impl.batch import sources
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, columns, row_batches
 from torch_impl.batch.store import Run, Store
-from torch_impl.explainer import FORMAT, Explanation, credit_of, versions
+from torch_impl.explainer import FORMAT, Explanation, versions
 from torch_impl.methods import finish
 from torch_impl.words import printable
 
@@ -50,7 +51,7 @@ def explanation(found: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
             "path": row["path"],
             "sha256": row["sha256"],
             "notes": row["notes"],
-            "credit": credit_of(str(row["path"]).rpartition("/")[2], row["path"]),
+            "credit": credit_of(row["path"]),
             "class": row["class"],
             "label": row["label"],
             "logit": row["logit"],

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from torch_impl import images
 from torch_impl.batch import archives, tables
 from torch_impl.batch.entries import Cell, Entry, File, Item, Locator, Member, Refused, SourceError, readable
+from torch_impl.batch.files import read_piece, stamp_of, why_not
 from torch_impl.batch.seen import Seen
 
 __all__ = [
@@ -194,7 +195,7 @@ def read(item: Item) -> bytes:
                 _check_below(where.path, where.root)
             return images.read_file(where.path)
         if isinstance(where, Member):
-            return images.read_file(where.path, offset=where.offset, length=where.size, stamp=item.stamp)
+            return read_piece(where.path, where.offset, where.size, item.stamp)
         if isinstance(where, Cell):
             return tables.read_cell(where, item.stamp)
         problem = where.problem
@@ -249,12 +250,12 @@ def _entries(given: str, with_classes: bool, root: str | None) -> Iterator[Entry
             for match in _matches(path):
                 yield from _matched(match, path, with_classes, root)
             return
-        raise SourceError(f"{given!r}: {images.why_not(path, error)}") from None
+        raise SourceError(f"{given!r}: {why_not(path, error)}") from None
     if stat.S_ISDIR(status.st_mode):
         try:
             os.scandir(path).close()
         except OSError as error:
-            raise SourceError(f"{given!r}: {images.why_not(path, error)}") from None
+            raise SourceError(f"{given!r}: {why_not(path, error)}") from None
         yield from _folder(path)
     else:
         listed = _file(path, with_classes, root)
@@ -287,7 +288,7 @@ def _file(path: str, with_classes: bool, root: str | None) -> Iterator[Entry] | 
 
 
 def _file_entry(path: str, category: str | None = None, root: str | None = None) -> Entry:
-    return Entry(path, None, None, category, File(path, root), images.stamp_of(path))
+    return Entry(path, None, None, category, File(path, root), stamp_of(path))
 
 
 def _unknown(path: str) -> str:
@@ -356,7 +357,7 @@ def _folder(top: str) -> Iterator[Entry]:
             visited.add((status.st_dev, status.st_ino))
             files, folders = _children(folder)
         except OSError as error:  # not silently less than was asked for
-            problem = f"a folder that cannot be listed: {images.why_not(folder, error)}"
+            problem = f"a folder that cannot be listed: {why_not(folder, error)}"
             yield Entry(folder, None, None, None, Refused(problem), (-1, -1))
             continue
         for name in files:
@@ -395,7 +396,7 @@ def _expanded(folder: str, parts: list[str], visited: set[tuple[int, int, int]])
         files, folders = _children(folder) if not head.startswith(".") else ([], [])
         hidden = sorted(os.listdir(folder), key=images.natural_order) if head.startswith(".") else []
     except OSError as error:
-        raise SourceError(f"{folder!r}: {images.why_not(folder, error)}") from None
+        raise SourceError(f"{folder!r}: {why_not(folder, error)}") from None
     if head == "**":
         if not tail:
             yield folder
@@ -427,7 +428,7 @@ def _matched(path: str, pattern: str, with_classes: bool, root: str | None) -> I
 
 def _table(path: str, root: str | None) -> Iterator[Entry]:
     folder = _clean(root) if root is not None else os.path.dirname(path) or "."
-    stamp = images.stamp_of(path)
+    stamp = stamp_of(path)
     for row in tables.rows(path):
         problem, place = row.problem, ""
         if not problem and not row.path:

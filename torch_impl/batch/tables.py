@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from torch_impl import images
 from torch_impl.batch.entries import Cell, Entry, Locator, Refused, SourceError
+from torch_impl.batch.files import stamp_of, why_not
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -85,9 +86,7 @@ def open_regular(path: str) -> BinaryIO:
                 raise SourceError(f"{path!r}: an empty file (0 bytes)")
             return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or our own
-        raise (
-            error if isinstance(error, SourceError) else SourceError(f"{path!r}: {images.why_not(path, error)}")
-        ) from None
+        raise (error if isinstance(error, SourceError) else SourceError(f"{path!r}: {why_not(path, error)}")) from None
     raise SourceError(
         f"{path!r}: {'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe, socket or device'}, not a file"
     )
@@ -194,7 +193,7 @@ def _text_rows(path: str) -> Iterator[Row]:
                 f"{path!r}, line {max(1, reader.line_num)}: broken quotes or line ends: {plain(error).partition(' - ')[0]}"
             ) from None
         except OSError as error:
-            raise SourceError(f"{path!r}: {images.why_not(path, error)}") from None
+            raise SourceError(f"{path!r}: {why_not(path, error)}") from None
 
 
 def _named(names: list[str], wanted: tuple[str, ...], path: str) -> int | None:
@@ -487,10 +486,10 @@ class _CellReader:
                 found = ValueError("there are no image bytes in this row, and nothing is fetched")
             else:
                 try:
-                    images.check_length(held.size)
+                    images.check_length("", held.size)
                     found = held.to_pybytes()
-                except ValueError as error:
-                    found = error
+                except images.ImageError as error:
+                    found = ValueError(error.problem)
             self._keep(self.next_row, found)
             self.next_row += 1
         found = self.kept[row]
@@ -526,7 +525,7 @@ def read_cell(cell: Cell, stamp: tuple[int, int]) -> bytes:
     # The process is part of it: a forked child would move the parent's place in the file.
     wanted = (os.getpid(), cell.path, cell.row_group, cell.column, stamp)
     with _reader_lock:
-        unchanged = images.stamp_of(cell.path) == stamp
+        unchanged = stamp_of(cell.path) == stamp
         if _reader is None or _reader[0] != wanted or not unchanged or not _reader[1].holds(cell.row):
             if _reader is not None and _reader[0][0] == wanted[0]:
                 _reader[1].file.close()

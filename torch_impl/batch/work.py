@@ -14,7 +14,6 @@ from torch import Tensor
 
 from parity.contract import classes as imagenet
 from parity.contract.network import Network
-from torch_impl import images
 from torch_impl.batch.entries import Item, readable
 from torch_impl.batch.loading import Loaded, Loader
 from torch_impl.batch.plan import Part, Plan, RunError, chunks
@@ -24,6 +23,7 @@ from torch_impl.explainer import Explainer, versions
 from torch_impl.methods import MapError, Settings, finish, raw_maps
 from torch_impl.names import REFERENCE_METHODS
 from torch_impl.precision import at_least_fp32, numerics
+from torch_impl.preprocess import preprocess
 from torch_impl.shared_pass import Computed
 
 
@@ -182,7 +182,7 @@ class Worker:
             batch_size=self.batch_size,
         )
         with numerics(explainer.precision):
-            inputs = images.preprocess(pixels, input=self.plan.input, dtype=explainer.dtype, device=explainer.device)
+            inputs = preprocess(pixels, input=self.plan.input, dtype=explainer.dtype, device=explainer.device)
             inputs = inputs.contiguous(memory_format=torch.channels_last)
             return {
                 method: raw_maps(method, explainer.model, inputs, target, settings)
