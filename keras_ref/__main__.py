@@ -39,7 +39,7 @@ def _parser() -> command.Parser:
     add("--classes", type=command.listed, metavar="A,B", help=one_or_each)
     names = f"of {', '.join(REFERENCE)} ({','.join(DEFAULT)})"
     add("--methods", type=command.methods(REFERENCE), default=DEFAULT, metavar="A,B", help=names)
-    command.smoothgrad_options(parser)
+    command.map_options(parser)
     add("--precision", choices=tuple(FLOATX), default="fp32", help="(%(default)s)")
     add("--floor", action="store_true", help="both precisions, one process each, in one artifact")
     pixels = "use its array `pixels`, uint8 (N, H, W, 3), instead of reading photographs"

@@ -10,15 +10,18 @@ Everything here takes one photograph, (1, H, W, 3), so that no photograph can to
 from __future__ import annotations
 
 import contextlib
+import io
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from keras_ref import KerasRefError
 from keras_ref.passes import Pass, Stages, agree
-from parity.contract.methods import Options
+from parity.contract.methods import FASTER_CHANNELS, Options
 from parity.contract.noise import unit_noise
 
 SIGNIFICANT = 1e-3
@@ -168,6 +171,102 @@ def gradcam_plus_plus(p: Pass) -> Stages:
         "gradcam_plus_plus/final": _normalized(upsampled)[0],
         "gradcam_plus_plus/final_with_exp": final[0],
     }
+
+
+@drawn("layercam")
+def layercam(p: Pass) -> Stages:
+    """LayerCAM at the target layer.
+
+    Source: doi:10.1109/TIP.2021.3089943, by tf-keras-vis's `Layercam(penultimate_layer=-1)`.
+    """
+    from tf_keras_vis.layercam import Layercam
+
+    raw, final = _cams(Layercam(p.models.linear), p)
+    cam = np.maximum((p.activations * np.maximum(p.gradients, 0)).sum(-1), 0)
+    agree("layercam/raw", cam, raw[0])
+    upsampled = _upsampled(raw, p.inputs)
+    agree("layercam/final", _normalized(upsampled), final)
+    return {"layercam/raw": raw[0], "layercam/upsampled": upsampled[0], "layercam/final": final[0]}
+
+
+@drawn("scorecam")
+def scorecam(p: Pass) -> Stages:
+    """Score-CAM over all feature maps of the target layer.
+
+    Source: arXiv:1910.01279, by tf-keras-vis's `Scorecam(penultimate_layer=-1)` on the linear output.
+    """
+    return _score_weighted("scorecam", p, np.arange(p.activations.shape[-1]), None)
+
+
+@drawn("faster_scorecam")
+def faster_scorecam(p: Pass) -> Stages:
+    """Score-CAM over the feature maps that vary most.
+
+    Source: tf-keras-vis's `Scorecam(penultimate_layer=-1, max_N=m)`.
+    """
+    import tensorflow as tf
+
+    count = p.activations.shape[-1]
+    m = min(FASTER_CHANNELS, count) if p.options.channels is None else p.options.channels
+    if m > count:
+        raise KerasRefError(f"--channels {m}: the target layer has {count} feature maps")
+    channels = tf.math.top_k(tf.math.reduce_std(tf.constant(p.activations), (0, 1)), m).indices.numpy()
+    return {"faster_scorecam/channels": channels, **_score_weighted("faster_scorecam", p, channels, m)}
+
+
+def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None) -> Stages:
+    """The stages that both Score-CAMs share.
+
+    The library's score function is asked for each mask's probabilities; its final map is its own enlarging and
+    normalizing of its raw map, because its default call would take every pass again.
+    """
+    from tf_keras_vis.scorecam import Scorecam
+
+    if p.shared["logits"].size == 1:
+        raise KerasRefError(
+            f"{name}: Score-CAM says nothing of a network with one output: it takes the softmax over the classes, which is 1"
+        )
+    if os.environ.get("TF_KERAS_VIS_MAX_STEPS"):
+        raise KerasRefError(f"{name}: TF_KERAS_VIS_MAX_STEPS limits its feature maps: unset it")
+    probabilities: list[np.ndarray] = []
+
+    def score(output: Any) -> Any:
+        chosen = output[:, p.class_index]
+        probabilities.append(np.asarray(chosen)[0])
+        return chosen
+
+    with _cast_weights(p), contextlib.redirect_stdout(io.StringIO()):  # Keras's own progress bar
+        raw = np.asarray(
+            Scorecam(p.models.linear)(
+                score, p.inputs, penultimate_layer=-1, max_N=max_n, expand_cam=False, normalize_cam=False
+            )
+        )
+    weights = np.array(probabilities, np.float32).astype(raw.dtype)  # the library rounds them, also in float64
+    agree(f"{name}/raw", np.maximum((p.activations[..., channels] * weights).sum(-1), 0), raw[0])
+    upsampled = _upsampled(raw, p.inputs)
+    stages = {"scores": np.array(probabilities), "weights": weights, "raw": raw[0]}
+    stages |= {"upsampled": upsampled[0], "final": _normalized(upsampled)[0]}
+    return {f"{name}/{quantity}": array for quantity, array in stages.items()}
+
+
+@contextlib.contextmanager
+def _cast_weights(p: Pass) -> Iterator[None]:
+    """In float64 the library multiplies double activations with float32 weights, which TensorFlow refuses: they are cast."""
+    from tf_keras_vis.scorecam import K
+
+    if p.inputs.dtype != np.float64:
+        yield
+        return
+    import tensorflow as tf
+
+    product = K.batch_dot
+    remark = (
+        "Score-CAM in float64: tf-keras-vis's float32 weights were cast to float64 for its product, which else fails"
+    )
+    if remark not in p.remarks:
+        p.remarks.append(remark)
+    with mock.patch.object(K, "batch_dot", lambda x, y: product(x, tf.cast(y, x.dtype))):
+        yield
 
 
 def plus_plus(

@@ -153,7 +153,7 @@ def _classes(options: argparse.Namespace, n_photographs: int, table: LayerTable)
 def _settings(options: argparse.Namespace, kind: str) -> JobSettings:
     return JobSettings(
         methods=options.methods,
-        options=Options(options.samples, options.noise, options.seed),
+        options=Options(options.samples, options.noise, options.seed, options.channels),
         input=kind,
         resize=options.resize,
         pixels="given" if options.pixels else "keras_ref",

@@ -18,10 +18,10 @@ from parity.contract.command import (
     auto_or,
     integer,
     listed,
+    map_options,
     methods,
     noise_level,
     run,
-    smoothgrad_options,
 )
 from parity.contract.lookup import lookup
 from parity.contract.methods import DEFAULT, LIBRARY
@@ -116,7 +116,7 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         default="lab",
         help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
     )
-    smoothgrad_options(explain)
+    map_options(explain)
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
     batch_size = auto_or(integer(1, 65536))
@@ -229,6 +229,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             n_samples=arguments.samples,
             noise_level=arguments.noise,
             seed=arguments.seed,
+            channels=arguments.channels,
             progress=progress,
         )
     finally:

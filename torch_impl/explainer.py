@@ -198,6 +198,7 @@ class Explainer:
         n_samples: int = 20,
         noise_level: float = 0.2,
         seed: int = 0,
+        channels: int | None = None,
         relu: bool = True,
         progress: Report | None = None,
     ) -> Explanation:
@@ -211,6 +212,7 @@ class Explainer:
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
+            channels: feature maps that Faster-ScoreCAM takes; None: 10, or all where there are fewer.
             relu: whether class activation maps end in their ReLU.
             progress: called after each pass.
 
@@ -222,7 +224,7 @@ class Explainer:
             MapError: a map is not finite.
             ValueError: no photograph, no method, an unknown method, or settings out of range.
         """
-        names, options = canonical_names(methods), Options(n_samples, noise_level, seed, relu)
+        names, options = canonical_names(methods), Options(n_samples, noise_level, seed, channels, relu)
         check_narrow(names, self.precision)
         photographs = listed_photographs(photographs)
         rows, wanted = expanded(photographs, None if self.score else classes)
@@ -258,6 +260,7 @@ class Explainer:
         n_samples: int = 20,
         noise_level: float = 0.2,
         seed: int = 0,
+        channels: int | None = None,
     ) -> Drawn:
         """Logits and raw maps of decoded photographs: for those who finish and keep them themselves.
 
@@ -268,6 +271,7 @@ class Explainer:
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
+            channels: feature maps that Faster-ScoreCAM takes.
 
         Returns:
             Tensors on the device; `methods.finish(raw, (H, W))` makes a raw map one in [0, 1] of the photograph's size.
@@ -278,7 +282,7 @@ class Explainer:
             MapError: a value is not finite.
         """
         names = canonical_names(methods, REFERENCE) if len(methods) else ()
-        options = Options(n_samples, noise_level, seed)
+        options = Options(n_samples, noise_level, seed, channels)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):

@@ -62,7 +62,7 @@ def raw_maps(
         feature_layout: of the target layer's output, where it cannot be told: see `capture.layout.FeatureLayout`.
         batch_size: images, or noisy copies, in one pass; "auto" or a number.
         engine: `library` or `shared`: see `torch_impl.capture`.
-        options: SmoothGrad's `n_samples`, `noise_level`, `seed`; the class activation maps' `relu`.
+        options: SmoothGrad's `n_samples`, `noise_level`, `seed`; Faster-ScoreCAM's `channels`; the class activation maps' `relu`.
 
     Returns:
         (N, h, w) at the layer, or (N, H, W) at the input; ≥ 0; float32, or float64 for float64 inputs.
@@ -105,7 +105,7 @@ def chooser(target: Any, count: int, score: Score | None) -> ChooseRows:
 def _function(name: str) -> Callable[..., Maps]:
     """A map's function: its signature from the table's row, its words from the function that draws it."""
     row, formula = METHODS[name], DRAWN[name].function
-    keywords = (*(_LAYER if row.at_layer else ()), *(_NOISE if row.noisy else ()), *_ALL)
+    keywords = (*(_LAYER if row.at_layer else ()), *(_NOISE if row.noisy else ()), *row.options, *_ALL)
 
     def function(model: nn.Module, inputs: Images | Sequence[Tensor], target: Any = None, **given: Any) -> Maps:
         if unknown := given.keys() - {*keywords}:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
-from parity.contract.methods import METHODS, Options, canonical_names
+from parity.contract.methods import FASTER_CHANNELS, METHODS, Options, canonical_names
 from parity.contract.text import one_line, printable
 
 DONE, FAILED, INTERRUPTED = 0, 2, 130
@@ -154,10 +154,8 @@ def methods(among: Sequence[str] = tuple(METHODS)) -> Callable[[str], tuple[str,
     return parse
 
 
-def smoothgrad_options(
-    parser: argparse.ArgumentParser, *, n_samples: int = Options().n_samples, unset: bool = False
-) -> None:
-    """Add `--samples`, `--noise` and `--seed`.
+def map_options(parser: argparse.ArgumentParser, *, n_samples: int = Options().n_samples, unset: bool = False) -> None:
+    """Add `--samples`, `--noise`, `--seed` and `--channels`.
 
     Args:
         parser: of a command.
@@ -173,3 +171,5 @@ def smoothgrad_options(
     for name, parse, value, metavar, words in options:
         default = None if unset else value
         parser.add_argument(name, type=parse, default=default, metavar=metavar, help=f"{words} ({value})")
+    words = f"feature maps that faster_scorecam takes ({FASTER_CHANNELS}, or all where there are fewer)"
+    parser.add_argument("--channels", type=integer(1, 100_000), metavar="M", help=words)

@@ -18,7 +18,8 @@ class Quantity:
 
     Attributes:
         name: `weights`, `alpha`, `raw`, `upsampled`, `final`, …
-        axes: of one photograph: `H W C` the input's, `h w K` the target layer's, `S` SmoothGrad's samples.
+        axes: of one photograph: `H W C` the input's, `h w K` the target layer's, `S` SmoothGrad's samples, `m` the feature
+            maps that Faster-ScoreCAM takes.
         whole: whether an artifact keeps every value of it.
     """
 
@@ -66,6 +67,11 @@ class Method:
         return any(quantity.name == "raw" and quantity.axes == "h w" for quantity in self.quantities)
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the `Options` that it alone takes."""
+        return ("channels",) if any(quantity.axes == "m" for quantity in self.quantities) else ()
+
+    @property
     def noisy(self) -> bool:
         """Whether it looks at noisy copies of the input."""
         return any(quantity.name == "noise" for quantity in self.quantities)
@@ -89,6 +95,14 @@ _ROWS = (
         float64_limit=1e-6,
         simulated_roundings=16,
         reason="it divides by 2 + G·ΣA, which comes near 0 and magnifies rounding",
+    ),
+    Method("layercam", "LayerCAM", (_RAW, *_ENLARGED), overlay=True),
+    Method("scorecam", "Score-CAM", (Quantity("scores", "K", whole=True), _WEIGHTS, _RAW, *_ENLARGED), overlay=True),
+    Method(
+        "faster_scorecam",
+        "Faster-ScoreCAM",
+        (*(Quantity(name, "m", whole=True) for name in ("channels", "scores", "weights")), _RAW, *_ENLARGED),
+        overlay=True,
     ),
     Method("gradcam@pytorch-grad-cam", "pytorch-grad-cam's GradCAM", overlay=True, library="pytorch-grad-cam"),
     Method(
@@ -114,6 +128,10 @@ DEFAULT = tuple(row.name for row in _ROWS if row.default)
 """The lab's own."""
 
 
+FASTER_CHANNELS = 10
+"""Feature maps that Faster-ScoreCAM takes where nobody says, or all of them where there are fewer."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What a map may be told beside the photograph and its class.
@@ -122,6 +140,7 @@ class Options:
         n_samples: SmoothGrad's noisy copies, at least 1.
         noise_level: SmoothGrad's σ, a fraction of each image's own range, ≥ 0.
         seed: of SmoothGrad's noise, 0 to 2**32 − 1.
+        channels: feature maps that Faster-ScoreCAM takes, at least 1; None: 10, or all where there are fewer.
         relu: whether a class activation map ends in its ReLU, as the papers' do; without it, evidence against is negative.
 
     Raises:
@@ -131,6 +150,7 @@ class Options:
     n_samples: int = 20
     noise_level: float = 0.2
     seed: int = 0
+    channels: int | None = None
     relu: bool = True
 
     def __post_init__(self) -> None:
@@ -140,6 +160,8 @@ class Options:
             raise ValueError(f"noise_level is {self.noise_level}: give a fraction of the image's range, 0 or more")
         if isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed {self.seed}: give 0 to 4294967295")
+        if self.channels is not None and self.channels < 1:
+            raise ValueError(f"channels is {self.channels}: Faster-ScoreCAM needs at least 1")
 
 
 def canonical_name(text: str, among: Sequence[str] = tuple(METHODS)) -> str:

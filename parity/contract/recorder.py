@@ -31,7 +31,7 @@ class Recorder:
     """
 
     def __init__(self, weights: Weights, settings: JobSettings, pixels: np.ndarray) -> None:
-        self.stages = stages(weights.table, settings.methods, settings.options.n_samples, settings.sample)
+        self.stages = stages(weights.table, settings.methods, settings.options, settings.sample)
         self._by_name = {stage.name: stage for stage in self.stages}
         self._weights, self._settings, self._pixels = weights, settings, pixels
         self._rows: dict[tuple[str, str], dict[int, np.ndarray]] = {}

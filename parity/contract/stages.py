@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from parity.contract.layers import LayerTable
-from parity.contract.methods import DEFAULT, METHODS, Quantity
+from parity.contract.methods import DEFAULT, FASTER_CHANNELS, METHODS, Options, Quantity
 
 PRECISIONS: dict[str, str] = {"fp32": "<f4", "fp64": "<f8", "tf32": "<f4", "fp16": "<f4", "bf16": "<f4"}
 """What a program may have computed in, and the type that holds its results. The reference knows fp32 and fp64."""
@@ -80,14 +80,14 @@ class Stage:
 
 
 def stages(
-    table: LayerTable, methods: Sequence[str] = DEFAULT, n_samples: int = 20, sample: int = SAMPLE
+    table: LayerTable, methods: Sequence[str] = DEFAULT, options: Options | None = None, sample: int = SAMPLE
 ) -> tuple[Stage, ...]:
     """Every stage in the order of the computation: the network's forwards and back, then each map's own.
 
     Args:
         table: the network's layers.
         methods: names of `methods.METHODS`.
-        n_samples: of SmoothGrad.
+        options: of the maps.
         sample: values kept of each stage that is not kept whole.
     """
     image, target = table.input_shape, table.target
@@ -108,15 +108,16 @@ def stages(
     add("gradients/inputs", image, whole=False)
     for name in methods:
         for quantity in METHODS[name].quantities:
-            shape = shape_of(quantity, table, n_samples)
+            shape = shape_of(quantity, table, options or Options())
             add(f"{name}/{quantity.name}", shape, whole=quantity.whole, method=name, is_map=quantity.is_map)
     return tuple(rows)
 
 
-def shape_of(quantity: Quantity, table: LayerTable, n_samples: int) -> tuple[int, ...]:
+def shape_of(quantity: Quantity, table: LayerTable, options: Options) -> tuple[int, ...]:
     """A quantity's shape for one photograph of this network."""
-    lengths = dict(zip("HWC", table.input_shape, strict=True)) | {"S": n_samples}
+    lengths = dict(zip("HWC", table.input_shape, strict=True)) | {"S": options.n_samples}
     lengths |= dict(zip("hwK", table[table.target].shape, strict=True))
+    lengths["m"] = options.channels or min(FASTER_CHANNELS, lengths["K"])
     return tuple(lengths[axis] for axis in quantity.axes.split())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,18 @@ class Drawn:
         raw: method → (N, h, w) at the target layer, or (N, H, W) at the input.
         no_gradient: method → bool (N,): whether every gradient that the map reads is 0; of maps that read some.
         logits: (N, classes), float32, or float64 for float64 inputs; None where the classes were given.
+        stages: `method/quantity` → (N, …), where they were asked for: what the maps' functions kept.
     """
 
     target: Tensor = field(repr=False)
     raw: Mapping[str, Tensor] = field(repr=False)
     no_gradient: Mapping[str, Tensor] = field(repr=False)
     logits: Tensor | None = field(default=None, repr=False)
+    stages: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+
+
+GRADIENTS = frozenset(("gradients", "input_gradients"))
+"""Attributes of a pass that take a backward pass."""
 
 
 def opened(
@@ -81,6 +87,7 @@ def draw(
     options: Options,
     *,
     others: Sequence[Tensor] = (),
+    with_stages: bool = False,
     progress: Progress | None = None,
 ) -> Drawn:
     """Raw maps of photographs.
@@ -92,6 +99,7 @@ def draw(
         names: of `registry.DRAWN`; none: logits and classes alone.
         options: SmoothGrad's.
         others: the model's further inputs, a row for each photograph.
+        with_stages: also what each map computes on the way.
         progress: called after each pass.
 
     Raises:
@@ -102,14 +110,16 @@ def draw(
     needs = frozenset[str]().union(*(DRAWN[name].needs for name in names))
     wide, count = at_least_fp32(inputs.dtype), len(inputs)
     results = {name: Pieces(count) for name in ("logits", "target", *names)}
-    no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs}
+    no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
+    stages: dict[str, Pieces] = {}
     capture.progress = progress
 
     def one_piece(rows: list[int]) -> None:
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
         capture.others = tuple(taken(values, rows) for values in others)
         p = capture.take(taken(inputs, rows), chosen, needs, options)
-        raw = {name: DRAWN[name].function(p) for name in names}
+        own = {name: replace(p, stages={} if with_stages else None) for name in names}
+        raw = {name: DRAWN[name].function(own[name]) for name in names}
         # Only now, after everything that may run out of memory: see `micro_batches`.
         results["target"].put(rows, p.target)
         if p.logits is not None:
@@ -119,6 +129,8 @@ def draw(
             results[name].put(rows, maps)
             if name in no_gradient:
                 no_gradient[name].put(rows, _all_zero(p, name))
+            for quantity, values in (own[name].stages or {}).items():
+                stages.setdefault(f"{name}/{quantity}", Pieces(count)).put(rows, values)
         if progress and needs:
             progress(rows[-1] + 1, count)
 
@@ -132,7 +144,8 @@ def draw(
             check_finite(f"{name}: the map", results[name].whole, inputs)
         raw = {name: results[name].whole for name in names}
         flags = {name: pieces.whole for name, pieces in no_gradient.items()}
-        return Drawn(results["target"].whole, raw, flags, logits)
+        kept = {name: pieces.whole for name, pieces in stages.items()}
+        return Drawn(results["target"].whole, raw, flags, logits, kept)
 
 
 def _all_zero(p: Pass, name: str) -> Tensor:

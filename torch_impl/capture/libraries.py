@@ -29,7 +29,7 @@ class Libraries(Capture):
 
     def take(self, inputs: Images, target: Target | Choose, needs: Collection[str], options: Options) -> Pass:
         """See `Capture.take`."""
-        filled: dict[str, Tensor] = {}
+        filled: dict[str, Any] = {}
         self.attend()
         if callable(target):
             filled["logits"] = self.logits_alone(inputs.clone(memory_format=torch.preserve_format))
@@ -38,9 +38,10 @@ class Libraries(Capture):
             filled["input_gradients"] = self.input_gradients(inputs, target)
         if "activations" in needs or "gradients" in needs:
             assert self.layer is not None
-            activations, gradients = self._at_layer(self.layer, inputs, target)
+            activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
             filled["activations"] = self.feature_maps(activations.to(inputs.device), inputs)
-            filled["gradients"] = self.feature_maps(gradients.to(inputs.device), inputs) / SCORE_SCALE
+            if gradients is not None:
+                filled["gradients"] = self.feature_maps(gradients.to(inputs.device), inputs) / SCORE_SCALE
         return Pass(inputs=inputs, target=target, options=options, capture=self, **filled)
 
     def input_gradients(self, inputs: Images, target: Target) -> Images:
@@ -61,8 +62,10 @@ class Libraries(Capture):
             raise
         return gradients.detach().to(at_least_fp32(inputs.dtype)) / SCORE_SCALE
 
-    def _at_layer(self, layer: nn.Module, inputs: Images, target: Target) -> tuple[Tensor, Tensor]:
-        """The layer's output and the scaled score's gradient with respect to it, on the CPU.
+    def _at_layer(
+        self, layer: nn.Module, inputs: Images, target: Target, backward: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The layer's output and, if wanted, the scaled score's gradient with respect to it, on the CPU.
 
         Two hooks stand around the library's own. The one before them cuts the graph at the target layer: the backward
         pass ends there, and a frozen network with a plain input works. The one after them hands a copy to the rest of
@@ -75,7 +78,9 @@ class Libraries(Capture):
             return tensor_of(output).detach().requires_grad_()
 
         handles = [layer.register_forward_hook(cut)]
-        engine = CapturingCAM(self.model, [layer])  # no `with` block: in one the library swallows an IndexError
+        engine = CapturingCAM(
+            self.model, [layer], uses_gradients=backward
+        )  # no `with` block: in one the library swallows an IndexError
         handles.append(
             layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
         )
@@ -115,9 +120,9 @@ class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no ty
         """
         captured = self.activations_and_grads
         check_runs(len(captured.activations))
-        if not captured.gradients:
+        if self.uses_gradients and not captured.gradients:
             raise LayerError(NOT_ON_THE_WAY)
-        return [(captured.activations[0], captured.gradients[0])]
+        return [(captured.activations[0], captured.gradients[0] if captured.gradients else None)]
 
     def aggregate_multi_layers(self, per_layer: list[Any]) -> Any:
         """One layer: its own, unchanged."""

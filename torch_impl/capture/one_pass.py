@@ -7,6 +7,7 @@ for the layers below.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class OnePass(Capture):
     def take(self, inputs: Images, target: Target | Choose, needs: Collection[str], options: Options) -> Pass:
         """See `Capture.take`."""
         at_input, at_layer = "input_gradients" in needs, "activations" in needs or "gradients" in needs
+        backward = at_input or "gradients" in needs
         if not needs and not callable(target):
             return Pass(inputs=inputs, target=target, options=options, capture=self)
         self.attend()
@@ -36,7 +38,10 @@ class OnePass(Capture):
         captured: list[Tensor] = []
 
         def capture(module: nn.Module, args: object, output: object) -> object:
-            activations = tensor_of(output)
+            activations = tensor_of(output, gradients=backward)
+            if not backward:
+                captured.append(activations.clone())
+                return output
             if not at_input or not activations.requires_grad:  # nothing below is read: the backward pass ends here
                 activations = activations.detach().requires_grad_()
             captured.append(activations)
@@ -44,15 +49,20 @@ class OnePass(Capture):
 
         handle = self.layer.register_forward_hook(capture) if at_layer and self.layer else None
         try:
-            logits = self.model(leaf)
+            logits = self.model(leaf) if backward else self.logits_alone(leaf)
         finally:
             if handle:
                 handle.remove()
         if at_layer:
             check_runs(len(captured))
         target = _of(target, logits)
+        if not backward:
+            activations = self.feature_maps(captured[0], inputs)
+            return Pass(
+                inputs=inputs, target=target, logits=logits, options=options, capture=self, activations=activations
+            )
         gradients = self._gradients(logits, target, ([leaf] if at_input else []) + captured, at_input)
-        filled = {"input_gradients": gradients[0].to(at_least_fp32(inputs.dtype))} if at_input else {}
+        filled: dict[str, Any] = {"input_gradients": gradients[0].to(at_least_fp32(inputs.dtype))} if at_input else {}
         if at_layer:
             filled["activations"] = self.feature_maps(captured[0].detach(), inputs)
             filled["gradients"] = self.feature_maps(gradients[-1], inputs)

@@ -46,6 +46,7 @@ class Pass:
         activations: A, of the target layer; float32, or float64 for float64 inputs.
         gradients: G = ∂score/∂A, where the score is each photograph's own logit.
         input_gradients: ∂score/∂inputs, signed.
+        stages: filled by `keep` where a comparison wants a map's own stages; else None.
     """
 
     inputs: Images
@@ -56,6 +57,12 @@ class Pass:
     activations: FeatureMaps = field(default=None)  # type: ignore[assignment]
     gradients: FeatureMaps = field(default=None)  # type: ignore[assignment]
     input_gradients: Images = field(default=None)  # type: ignore[assignment]
+    stages: dict[str, Tensor] | None = None
+
+    def keep(self, **stages: Callable[[], Tensor]) -> None:
+        """Note a map's own stages, (N, …) each, under their names in `parity.contract.methods`; made only where wanted."""
+        if self.stages is not None:
+            self.stages.update({name: make() for name, make in stages.items()})
 
 
 class Capture(ABC):
@@ -136,14 +143,23 @@ class Capture(ABC):
             self.layout = layout_of(output.shape, self._told_at_layer, inputs.shape)
         return arranged(output, self.layout, inputs.shape).to(at_least_fp32(inputs.dtype))
 
-    def in_batches(self, items: Iterable[Item], count: int, work: Callable[[list[Item]], None], like: Images) -> None:
-        """Call `work` on consecutive pieces of items, each small enough for one pass with gradients.
+    def in_batches(
+        self,
+        items: Iterable[Item],
+        count: int,
+        work: Callable[[list[Item]], None],
+        like: Images,
+        *,
+        gradients: bool = True,
+    ) -> None:
+        """Call `work` on consecutive pieces of items, each small enough for one pass.
 
         Args:
             items: streamed.
             count: how many there are.
             work: changes nothing outside itself before its memory is allocated: after running out it is called again.
             like: inputs of the passes, for their size and device.
+            gradients: whether the passes go back to the input.
         """
         done = 0
 
@@ -154,7 +170,9 @@ class Capture(ABC):
             if self.progress:
                 self.progress(done, count)
 
-        micro_batches(items, self.batch_size, counted, device=like.device, auto=first_size(like), count=count)
+        micro_batches(
+            items, self.batch_size, counted, device=like.device, auto=first_size(like, gradients=gradients), count=count
+        )
 
     def _listen(self, module: nn.Module, args: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:

@@ -66,8 +66,12 @@ def name_of(model: nn.Module, layer: nn.Module) -> str:
     return names[0]
 
 
-def tensor_of(output: object) -> Tensor:
+def tensor_of(output: object, *, gradients: bool = True) -> Tensor:
     """The one tensor in a layer's output.
+
+    Args:
+        output: of the target layer.
+        gradients: whether gradients are to be had there.
 
     Raises:
         LayerError: it is none, or gradients are switched off.
@@ -77,7 +81,7 @@ def tensor_of(output: object) -> Tensor:
     if not isinstance(output, Tensor):
         kind = f"a {type(output).__name__}" + (f" of {len(output)}" if isinstance(output, (tuple, list)) else "")
         raise LayerError(f"the target layer's output is {kind}, not one tensor: choose a layer that gives feature maps")
-    if not torch.is_grad_enabled():
+    if gradients and not torch.is_grad_enabled():
         raise LayerError(NO_GRADIENTS)
     return output
 

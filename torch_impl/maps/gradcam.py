@@ -37,4 +37,6 @@ def gradcam(p: Pass) -> Cams:
     Matches: tf-keras-vis 0.8.7, `Gradcam` with `expand_cam=False, normalize_cam=False`.
     Differs: pytorch-grad-cam's `GradCAM` normalizes before and after enlarging on half-pixel centres.
     """
-    return class_activation_map(p.activations, grad_cam_weights(p.gradients), relu=p.options.relu)
+    channel_weights = grad_cam_weights(p.gradients)
+    p.keep(weights=lambda: channel_weights)
+    return class_activation_map(p.activations, channel_weights, relu=p.options.relu)

@@ -60,4 +60,5 @@ def gradcam_plus_plus(p: Pass) -> Cams:
     Differs: pytorch-grad-cam's `GradCAMPlusPlus`: see `grad_cam_plus_plus_alpha`.
     """
     channel_weights = grad_cam_plus_plus_weights(p.activations, p.gradients)
+    p.keep(alpha=lambda: grad_cam_plus_plus_alpha(p.activations, p.gradients), weights=lambda: channel_weights)
     return class_activation_map(p.activations, channel_weights, relu=p.options.relu)

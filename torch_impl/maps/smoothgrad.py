@@ -36,6 +36,7 @@ def smoothgrad(p: Pass) -> Maps:
     Differs: Captum's `NoiseTunnel` takes one absolute σ for all images, and draws from PyTorch's generator.
     """
     sigma = standard_deviations(p.inputs, p.options.noise_level)
+    p.keep(noise=lambda: torch.stack([torch.stack(list(noise_of(image, p.options))) for image in p.inputs]))
     total = torch.zeros(p.inputs.shape, dtype=at_least_fp32(p.inputs.dtype), device=p.inputs.device)
 
     def add(copies: list[tuple[int, Unit]]) -> None:

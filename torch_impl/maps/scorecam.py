@@ -1,0 +1,112 @@
+"""Score-CAM and Faster-ScoreCAM: no gradient, but a forward pass for every feature map."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from parity.contract.methods import FASTER_CHANNELS
+from torch_impl.arrays import Cams, FeatureMaps, Images
+from torch_impl.capture.passes import Pass
+from torch_impl.maps.gradcam import class_activation_map
+from torch_impl.maps.postprocess import normalize, upsample
+from torch_impl.maps.registry import drawn
+from torch_impl.precision import at_least_fp32
+from torch_impl.preserve import ModelError
+
+Channels = Int[Tensor, "N m"]
+"""Some feature maps of each photograph, by their numbers."""
+
+
+@drawn("scorecam", needs=("activations",))
+def scorecam(p: Pass) -> Cams:
+    """relu(Σ p_k·A_k), p_k the class's probability with the picture seen through feature map k; ≥ 0.
+
+    Source: arXiv:1910.01279, Equations 4 to 6, without a baseline.
+    Matches: tf-keras-vis 0.8.7, `Scorecam` on a linear output, with `expand_cam=False, normalize_cam=False`.
+    Differs: pytorch-grad-cam takes a softmax over the channels of raw logits, and other masks; torch-cam masks that are
+        normalized before they are enlarged, and logits above a baseline's.
+    """
+    count, channels = p.activations.shape[:2]
+    return _weighted(p, torch.arange(channels, device=p.inputs.device).expand(count, -1))
+
+
+@drawn("faster_scorecam", needs=("activations",))
+def faster_scorecam(p: Pass) -> Cams:
+    """Score-CAM over the m feature maps that vary most: `options.channels`, else 10, or all where there are fewer.
+
+    Source: tabayashi0117, Faster-ScoreCAM.
+    Matches: tf-keras-vis 0.8.7, `Scorecam(max_N=m)` for one photograph; a batch's union there depends on the neighbours.
+    """
+    channels = chosen_channels(p.activations, p.options.channels)
+    p.keep(channels=lambda: channels)
+    return _weighted(p, channels)
+
+
+def chosen_channels(activations: FeatureMaps, m: int | None) -> Channels:
+    """The m feature maps of the largest population standard deviation over their places; of equal ones the first.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    count = activations.shape[1]
+    m = min(FASTER_CHANNELS, count) if m is None else m
+    if m > count:
+        raise ValueError(f"channels is {m}: the target layer has {count} feature maps")
+    spread = activations.flatten(2).std(dim=2, unbiased=False)
+    return spread.sort(dim=1, descending=True, stable=True).indices[:, :m]
+
+
+def masks_of(activations: Float[Tensor, "m h w"], size: tuple[int, int]) -> Float[Tensor, "m H W"]:
+    """Feature maps enlarged to the picture corner on corner, then min–max normalized, each by itself."""
+    return normalize(upsample(activations, size))
+
+
+def _weighted(p: Pass, channels: Channels) -> Cams:
+    """relu(Σ w·A) over some channels, w their probabilities rounded to float32, as the library rounds them."""
+    if p.capture.model.single or p.capture.model.score is not None:
+        raise ModelError(
+            "Score-CAM says nothing of a network with one output, or a score of one's own: it takes the softmax over the "
+            "classes, which is 1 for every mask; choose another map"
+        )
+    probabilities = _probabilities(p, channels)
+    channel_weights = probabilities.float().to(probabilities.dtype)
+    p.keep(scores=lambda: probabilities, weights=lambda: channel_weights)
+    chosen = torch.gather(p.activations, 1, channels[:, :, None, None].expand(-1, -1, *p.activations.shape[2:]))
+    return class_activation_map(chosen, channel_weights, relu=p.options.relu)
+
+
+def _probabilities(p: Pass, channels: Channels) -> Float[Tensor, "N m"]:
+    """The explained class's probability for each mask. Constant feature maps give empty masks, and share one pass."""
+    flat = p.activations.flatten(2)
+    constant = torch.gather(flat.amax(dim=2) == flat.amin(dim=2), 1, channels)
+    probabilities = torch.zeros(channels.shape, dtype=at_least_fp32(p.inputs.dtype), device=p.inputs.device)
+    rows: list[tuple[int, int]] = [(row, -1) for row in range(len(channels)) if bool(constant[row].any())]
+    rows += [(row, place) for row, place in torch.nonzero(~constant).tolist()]
+
+    def add(items: list[tuple[int, int]]) -> None:
+        of = [row for row, _ in items]
+        p.capture.attend(of)
+        logits = p.capture.logits_alone(torch.cat([_seen_through(p, channels, row, place) for row, place in items]))
+        target = p.target[of]
+        values = logits.to(probabilities.dtype).softmax(dim=1).gather(1, target[:, None])[:, 0]
+        for (row, place), value in zip(items, values, strict=True):
+            probabilities[row] = (
+                torch.where(constant[row], value, probabilities[row]) if place < 0 else probabilities[row]
+            )
+            if place >= 0:
+                probabilities[row, place] = value
+
+    p.capture.in_batches(rows, len(rows), add, like=p.inputs, gradients=False)
+    return probabilities
+
+
+def _seen_through(p: Pass, channels: Channels, row: int, place: int) -> Images:
+    """A picture (1, C, H, W) times the mask of one of its channels; place −1: an empty mask."""
+    picture = p.inputs[row : row + 1]
+    if place < 0:
+        return torch.zeros_like(picture)
+    size = (int(picture.shape[-2]), int(picture.shape[-1]))
+    channel = int(channels[row, place])
+    return picture * masks_of(p.activations[row, channel : channel + 1], size).to(picture.dtype)
