@@ -70,12 +70,12 @@ class Case:
     @cached_property
     def actual(self) -> np.ndarray:
         """The candidate's values, float64 (kept,)."""
-        return self.candidate.values(self.stage.name, self.precision)[self.photograph].astype(np.float64)
+        return np.asarray(self.candidate.values(self.stage.name, self.precision)[self.photograph], np.float64)
 
     @cached_property
     def expected(self) -> np.ndarray:
         """The reference's."""
-        return self.reference.values(self.stage.name, "fp64")[self.photograph]
+        return np.asarray(self.reference.values(self.stage.name, "fp64")[self.photograph])
 
     @cached_property
     def off(self) -> float:
@@ -101,27 +101,30 @@ class Case:
     def own(self, name: str) -> np.ndarray | None:
         """One of the reference's stages, float64, whole; None where it is not given whole."""
         given = self.reference.has(name, "fp64") and self.reference.stage(name).whole
-        return self.reference.whole(name, "fp64")[self.photograph] if given else None
+        return self._whole(name) if given else None
 
     @cached_property
     def logits(self) -> np.ndarray:
         """The reference's."""
-        return self.reference.whole("logits", "fp64")[self.photograph]
+        return self._whole("logits")
 
     @cached_property
     def raw(self) -> np.ndarray:
         """The reference's raw map of this method."""
-        return self.reference.whole(f"{self.stage.method}/raw", "fp64")[self.photograph]
+        return self._whole(f"{self.stage.method}/raw")
 
     @cached_property
     def activations(self) -> np.ndarray:
         """The reference's A: of the target layer, (h, w, K)."""
-        return self.reference.whole(f"activations/{self.reference.table.target}", "fp64")[self.photograph]
+        return self._whole(f"activations/{self.reference.table.target}")
 
     @cached_property
     def gradients(self) -> np.ndarray:
         """The reference's G, (h, w, K)."""
-        return self.reference.whole(f"gradients/{self.reference.table.target}", "fp64")[self.photograph]
+        return self._whole(f"gradients/{self.reference.table.target}")
+
+    def _whole(self, name: str) -> np.ndarray:
+        return np.asarray(self.reference.whole(name, "fp64")[self.photograph])
 
     def tensor(self, kind: str) -> np.ndarray | None:
         """The layer's `weight` or `bias`, float64, where the artifact holds it."""

@@ -54,22 +54,6 @@ def probable_cause(reference: Artifact, candidate: Artifact, precision: str, pho
     return ""
 
 
-def pixels_cause(read: np.ndarray, expected: np.ndarray, resized: dict[str, np.ndarray]) -> str:
-    """What explains pixels that are not Keras's.
-
-    Args:
-        read: uint8 (H, W, 3), the candidate's.
-        expected: Keras's.
-        resized: name of a resize → the same photograph by it.
-    """
-    if np.array_equal(read[..., ::-1], expected):
-        return "channel order: BGR for RGB"
-    for words, pixels in resized.items():
-        if pixels.shape == read.shape and np.abs(pixels.astype(int) - read).mean() < 1:
-            return f"resized with {words}: Keras's load_img takes the nearest neighbour and ignores the aspect ratio"
-    return "look for another resize, decoder, or colour conversion"
-
-
 @dataclass(frozen=True)
 class Sign:
     """One row.

@@ -101,7 +101,7 @@ def _dense(case: Case, *, keras_order: bool = False, bias: bool = True, relu: bo
     if features.ndim == 3 and not keras_order:
         features = features.transpose(2, 0, 1)
     output = weight @ features.ravel() + (offset if bias else 0)
-    return np.maximum(output, 0) if relu else output
+    return np.asarray(np.maximum(output, 0) if relu else output)
 
 
 _LAYERS = (

@@ -72,7 +72,8 @@ def shift(actual: np.ndarray, expected: np.ndarray) -> float:
     wide = actual.astype(np.float64), expected.astype(np.float64)
     if not all(0 < drawn.sum() < math.inf for drawn in wide):
         return math.nan
-    return math.dist(*map(center_of_mass, wide)) / max(expected.shape)
+    ours, theirs = map(center_of_mass, wide)
+    return math.dist(ours, theirs) / float(max(expected.shape))
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _smoothgrad(method: str, model: nn.Module, inputs: Tensor, target: Tensor, s
                 drawn.append((total / n).abs().amax(dim=1))
         return torch.cat(drawn)
 
-    options = {"noise_level": level, "n_samples": n, "seed": seed}
+    options: dict[str, Any] = {"noise_level": level, "n_samples": n, "seed": seed}
     return [
         (f"captum NoiseTunnel(stdevs={level:g})", lambda: stock.captum_smoothgrad(model, inputs, target, **options)),
         ("σ from each image's own range", own_sigma),
