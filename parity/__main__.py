@@ -264,6 +264,8 @@ def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, t
     by_name = re.fullmatch(r"offline|(offline-random|seeded):.*", source)
     if by_name or (os.path.isfile(source) and source.endswith(KERAS_SUFFIXES)):
         return source, VGG16.size
+    if (canonical := network.from_source(source)) is not None:
+        return source, canonical.table.size
     _progress(options, f"weights {source}")
     weights = port.load_weights(source, options.input)
     path = folder / "weights.safetensors"

@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from judging import BOTH
 from torch import Tensor, nn
 
 from parity.candidate import Job
@@ -20,7 +21,6 @@ from parity.contract.network import Network
 from torch_impl import cam, images, methods, postprocess, saliency, vgg16
 from torch_impl import candidate as port
 
-BOTH = ("fp64", "fp32")
 GOLDEN, QUIET = "golden", "quiet"
 
 
