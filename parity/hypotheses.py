@@ -93,24 +93,33 @@ _PREPROCESSING = (
 )  # fmt: skip
 
 
-def _dense(case: Case, *, keras_order: bool = False, bias: bool = True, relu: bool = True) -> np.ndarray | None:
-    """A hidden dense layer computed again, with a mistake in it."""
-    weight, offset, features = case.tensor("weight"), case.tensor("bias"), case.layer_input
-    if weight is None or offset is None or features is None:
+def _dense(case: Case, *, last: str = "", bias: bool = True, relu: bool = True) -> np.ndarray | None:
+    """A hidden dense layer computed again, with a mistake in it.
+
+    Args:
+        case: at that layer.
+        last: whose channels run last, as Keras flattens them: `inputs`, `kernel`; "" for neither, which is right here.
+        bias: whether it is added.
+        relu: whether it is applied.
+    """
+    kernel, offset, features = case.tensor("weight"), case.tensor("bias"), case.layer_input
+    if kernel is None or offset is None or features is None:
         return None
-    if features.ndim == 3 and not keras_order:
-        features = features.transpose(2, 0, 1)
-    output = weight @ features.ravel() + (offset if bias else 0)
+    if features.ndim == 3:
+        height, width, channels = features.shape
+        if last == "kernel":
+            kernel = kernel.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(kernel.shape)
+        if last != "inputs":
+            features = features.transpose(2, 0, 1)
+    output = kernel @ features.ravel() + (offset if bias else 0)
     return np.asarray(np.maximum(output, 0) if relu else output)
 
 
+_ORDER = "flatten order: {case.stage.layer}'s inputs run (H, W, C) in Keras, (C, H, W) in torch"
+
 _LAYERS = (
-    Mistake(
-        "flattened",
-        "activations",
-        "flatten order: {case.stage.layer}'s inputs run (H, W, C) in Keras, (C, H, W) in torch",
-        lambda c: _dense(c, keras_order=True),
-    ),
+    Mistake("flattened", "activations", _ORDER, lambda c: _dense(c, last="inputs")),
+    Mistake("flattened", "activations", _ORDER, lambda c: _dense(c, last="kernel")),
     Mistake("dense", "activations", "{case.stage.layer}'s bias is missing", lambda c: _dense(c, bias=False)),
     Mistake("dense", "activations", "no ReLU after {case.stage.layer}", lambda c: _dense(c, relu=False)),
 )

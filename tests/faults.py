@@ -275,10 +275,14 @@ FAULTS: dict[str, Fault] = {
     "a convolution's bias missing": Fault(
         everything("activations/block2_conv2"), "a missing or another bias", without_bias("block2_conv2")
     ),
-    "a kernel flipped": Fault(everything("activations/block2_conv1"), "a flipped kernel", network(flipped)),
+    "a kernel flipped": Fault(
+        everything("activations/block2_conv1"),
+        "look for the kernel's layout (HWIO, OIHW), a flipped kernel",
+        network(flipped),
+    ),
     "average pooling": Fault(
         everything("activations/block1_pool"),
-        "average for maximum",
+        "look for the pooling: its window, stride, padding, or average for maximum",
         module(swapped(nn.MaxPool2d, lambda: nn.AvgPool2d(2))),
     ),
     "fc1 in Keras's flatten order": Fault(everything("activations/fc1"), "flatten order", network(keras_flatten_order)),
@@ -301,7 +305,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "class off by one": Fault(everything("score"), "another class: this is the logit of class", job=next_class),
     "guided backpropagation": Fault(
-        everything("gradients/fc1"), "other switches", module(swapped(nn.ReLU, GuidedReLU))
+        everything("gradients/fc1"),
+        "look for another class, softmax left on, or a backward pass through other switches",
+        module(swapped(nn.ReLU, GuidedReLU)),
     ),
     "float16 weights": Fault(
         everything("activations/block1_conv1"),

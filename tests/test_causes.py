@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judging import altered, compared, divergences, recorded
+from judging import altered, compared, divergences, recorded, with_array
 
 from parity import causes, formulas, hypotheses
 from parity.case import Case
@@ -70,6 +70,18 @@ def test_a_cause_is_not_named_where_it_does_not_explain(golden: Artifact) -> Non
     for stage in (*layers, "logits", "vanilla/raw", "gradcam/raw"):
         said = cause(golden, stage, lambda x, i: x * noise.uniform(0.2, 2.5, x.shape))
         assert said.startswith("look for"), (stage, said)
+
+
+def test_every_mistake_is_named_where_it_is_made(golden: Artifact) -> None:
+    named = set()
+    for stage in golden.stages:
+        for words, values in hypotheses.tried(Case(golden, golden, "fp64", 0, stage)):
+            wrong = with_array(golden, f"fp64/{stage.name}", lambda a, v=values: a.reshape(2, -1).__setitem__(0, v))
+            assert causes.probable_cause(golden, wrong, "fp64", 0, stage.name) == words
+            named.add(words)
+    everywhere = {row.words for row in hypotheses.MISTAKES if row.about != "torchvision" and "{" not in row.words}
+    assert everywhere - named == {"divided by the maximum, without subtracting the minimum"}  # no golden map is above 0
+    assert {"fc1's bias is missing", "no ReLU after fc2"} <= named
 
 
 @pytest.mark.parametrize(("kind", "count"), [("caffe", 9), ("torchvision", 7)])

@@ -67,6 +67,7 @@ def test_a_fault_is_found_where_it_is(fault: Fault, reference: Artifact, precisi
         for divergence in found[method]:
             assert divergence.stage == stage, divergence
             assert fault.cause in divergence.cause, divergence
+            assert divergence.cause.startswith("look for") is fault.cause.startswith("look for"), divergence
             assert not divergence.figure <= divergence.limit
 
 
