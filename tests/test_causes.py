@@ -80,7 +80,7 @@ def test_every_mistake_is_named_where_it_is_made(golden: Artifact) -> None:
             assert causes.probable_cause(golden, wrong, "fp64", 0, stage.name) == words
             named.add(words)
     everywhere = {row.words for row in hypotheses.MISTAKES if row.about != "torchvision" and "{" not in row.words}
-    assert everywhere - named == {"divided by the maximum, without subtracting the minimum"}  # no golden map is above 0
+    assert everywhere <= named
     assert {"fc1's bias is missing", "no ReLU after fc2"} <= named
 
 
