@@ -1,7 +1,7 @@
 """Do two programs draw the same attention maps? The comparison, and the first place where they part.
 
 from parity import assert_parity
-assert_parity(my_candidate, "reference.npz")
+assert_parity(my_candidate, "reference.safetensors")
 """
 
 from __future__ import annotations

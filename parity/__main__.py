@@ -8,44 +8,45 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from parity.contract import stages
-from parity.contract.artifact import Artifact, Photograph
-from parity.contract.network import INPUTS
-from parity.reference import ProcessError, check_installed, run
+from parity.contract import command, methods, network
+from parity.contract.artifact import Artifact
+from parity.contract.classes import per_photograph
+from parity.contract.stages import PRECISIONS
+from parity.contract.vgg import VGG16
+from parity.port import ENGINES
+from parity.reference import check_installed, run
 
 if TYPE_CHECKING:
-    from parity.report import Native, ParityReport, PixelsRow
-    from torch_impl import images
+    from parity.child import Answer
+    from parity.report import ParityReport, PixelsRow
 
 _PROGRAM = "attention-parity"
 
-HOLDS, DIFFERS, FAILED, INTERRUPTED = 0, 1, 2, 130
+HOLDS, DIFFERS = 0, 1
 
 SAMPLES = 4
 """SmoothGrad's samples where none are asked for: a fifth of the lab's 20, so that the proof takes minutes on two cores."""
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(FAILED, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+"""Weights that the reference reads by itself."""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> command.Parser:
     """The whole command line."""
-    top = _Parser(
+    top = command.Parser(
         prog=_PROGRAM if Path(sys.argv[0]).name.startswith(_PROGRAM) else "python -m parity",
         description="Compare attention maps with the reference's, Keras and tf-keras-vis, on the same pixels, weights and "
-        "noise; name the first place where they part.",
+        "noise; name the first place where they part. SmoothGrad's samples are few here; the lab's own number is 20.",
         epilog="Exit status: 0 the port holds; 1 it differs; 2 it could not be compared; 130 interrupted.",
     )
     add = top.add_argument
@@ -56,19 +57,29 @@ def parser() -> argparse.ArgumentParser:
         help="none: four that scikit-image and scikit-learn bring along",
     )
     add("--weights", default="auto", metavar="SOURCE", help="as of attention-maps explain (%(default)s)")
-    add("--classes", metavar="CLASS[,CLASS…]", help="one for all or one for each, index or label; default: the top-1")
-    add("--methods", metavar="METHOD[,METHOD…]", help=f"default: {','.join(stages.METHODS)}")
-    add("--input", choices=INPUTS, help="preprocessing, on both sides; default: the weights' own")
+    add(
+        "--classes",
+        type=command.listed,
+        metavar="CLASS[,CLASS…]",
+        help="one for all or one for each, index or label; default: the top-1",
+    )
+    add(
+        "--methods",
+        type=command.methods(methods.REFERENCE),
+        default=(),
+        metavar="METHOD[,METHOD…]",
+        help=f"default: {','.join(methods.DEFAULT)}",
+    )
+    add("--input", choices=network.INPUTS, help="preprocessing, on both sides; default: the weights' own")
     add("--resize", choices=("lab", "torchvision"), default="lab", help="how photographs become squares (%(default)s)")
-    add("--samples", type=int, metavar="N", help=f"SmoothGrad's ({SAMPLES}; the lab's own number is 20)")
-    add("--noise", type=float, metavar="F", help="SmoothGrad's σ, a fraction of the image's range (0.2)")
-    add("--seed", type=int, metavar="N", help="of SmoothGrad's noise (0)")
+    command.map_options(top, n_samples=SAMPLES, unset=True)
     add("--device", default="auto", help="of the candidate: auto, cpu, cuda, cuda:1 (%(default)s)")
     add(
         "--precision",
+        type=_precisions,
         default="fp64,fp32",
         metavar="P[,P…]",
-        help=f"of the candidate, of {', '.join(stages.PRECISIONS)} (%(default)s)",
+        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
     )
     add(
         "--reference",
@@ -82,14 +93,13 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--engine",
-        choices=("library", "shared"),
+        choices=tuple(ENGINES),
         default="library",
         help="this port's engine, where no --candidate is given (%(default)s)",
     )
-    add("--native", action="store_true", help="also torchvision's own ImageNet network beside Keras's own; no verdict")
     add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
     add("--quiet", action="store_true", help="print the verdict alone")
-    add("--out", required=True, metavar="DIR", help="folder for report.html, report.json, reference.npz")
+    add("--out", required=True, metavar="DIR", help="folder for report.html, report.json, reference.safetensors")
     return top
 
 
@@ -102,82 +112,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module="PIL")  # a photograph's notes or error say what matters
-    try:
-        return _compared(parser().parse_args(argv))
-    except KeyboardInterrupt:
-        return _say("interrupted; nothing was written", INTERRUPTED)
-    except (ValueError, ArithmeticError) as error:
-        return _say(str(error))
-    except OSError as error:
-        where = f"{ascii(os.fspath(error.filename))}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}")
-    except Exception as error:
-        return _say(f"internal error: {type(error).__name__}: {error} (a defect of this program: please report it)")
+    options = parser().parse_args(argv)
+    return command.run(lambda: _compared(options), "parity")
 
 
-def _say(message: str, status: int = FAILED) -> int:
-    if os.environ.get("ATTENTION_MAPS_TRACEBACK") and status == FAILED:
-        raise  # noqa: PLE0704 (called while an exception is being handled)
-    for line in message.removeprefix("parity: error: ").splitlines() or [""]:  # a worker's words have it already
-        print(f"parity: error: {line}" if status == FAILED else f"parity: {line}", file=sys.stderr)
-    return status
+def _precisions(text: str) -> list[str]:
+    names = list(dict.fromkeys(command.listed(text)))
+    if unknown := [name for name in names if name not in PRECISIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; known: {', '.join(PRECISIONS)}")
+    return names
 
 
 def _compared(options: argparse.Namespace) -> int:
-    from parity.candidate import PORT
-    from parity.comparison import compare
-    from parity.report import Conditioning, ContextRow, Rung
-
     out = Path(options.out)
     _check_output(out)
-    precisions = list(dict.fromkeys(p.strip() for p in options.precision.split(",")))
-    if unknown := [p for p in precisions if p not in stages.PRECISIONS]:
-        raise ValueError(f"--precision {unknown[0]!r} is unknown; known: {', '.join(stages.PRECISIONS)}")
-    methods = stages.methods(options.methods.split(",")) if options.methods else ()
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
         if options.reference:
-            reference_path = Path(options.reference)
-            reference = Artifact.read(reference_path)
-            rows = _given_reference(options, reference, methods)
+            path = Path(options.reference)
+            reference = Artifact.read(path)
+            rows = given_reference(options, reference)
         else:
-            reference_path = folder / "reference.npz"
-            rows = _make_reference(options, methods, folder, reference_path)
-            reference = Artifact.read(reference_path)
-        found: dict[str, Artifact] = {}
-        extras: dict[str, list[list[Any]]] = {"ladder": [], "context": [], "conditioning": []}
-        if options.candidate and Path(options.candidate).is_file():
-            theirs = Artifact.read(options.candidate)
-            found = dict.fromkeys(theirs.precisions, theirs)
-        else:
-            home = "fp32" if "fp32" in precisions else precisions[-1]  # where ladder and context are drawn
-            for precision in precisions:
-                _progress(options, f"candidate in {precision}")
-                written = folder / f"{precision}.npz"
-                arguments = [str(reference_path), "--weights", options.weights, "--precision", precision]
-                arguments += ["--device", options.device, "--methods", ",".join(methods), "--out", str(written)]
-                arguments += ["--input", reference.settings.input]
-                arguments += ["--candidate", options.candidate or PORT[options.engine]]
-                if precision == home:
-                    arguments += ["--context"] if options.no_ladder else ["--context", "--ladder"]
-                drawn = folder / f"{precision}.json"
-                run("parity.worker", [*arguments, "--extras", str(drawn)], quiet=options.quiet)
-                found[precision] = Artifact.read(written)
-                for name, more in json.loads(drawn.read_text(encoding="utf-8")).items():
-                    extras[name] += more
-        report = compare(
-            reference,
-            found,
-            pixels_rows=rows,
-            ladder=[Rung(method, what, tuple(values)) for method, what, values in extras["ladder"]],
-            context=[ContextRow(method, what, tuple(values)) for method, what, values in extras["context"]],
-            conditioning=[Conditioning(*row) for row in extras["conditioning"]],
-            native=_native(options, folder),
-        )
+            path = folder / "reference.safetensors"
+            rows = _make_reference(options, folder, path)
+            reference = Artifact.read(path)
+        report = _judged(options, reference, path, rows)
         _write(out, report, reference if not options.reference else None)
     if options.quiet:
         print(f"Verdict: {report.word}")
@@ -188,177 +147,130 @@ def _compared(options: argparse.Namespace) -> int:
     return HOLDS if report.holds else DIFFERS
 
 
-def _make_reference(options: argparse.Namespace, methods: tuple[str, ...], folder: Path, path: Path) -> list[PixelsRow]:
+def _judged(options: argparse.Namespace, reference: Artifact, path: Path, rows: list[PixelsRow]) -> ParityReport:
+    from parity.comparison import compare
+
+    if options.candidate and Path(options.candidate).is_file():
+        theirs = Artifact.read(options.candidate)
+        return compare(reference, dict.fromkeys(theirs.precisions, theirs), pixels_rows=rows)
+    answers = {precision: _answer(options, path, precision) for precision in options.precision}
+    return compare(
+        reference,
+        {precision: answer.artifact for precision, answer in answers.items()},
+        pixels_rows=rows,
+        ladder=[row for answer in answers.values() for row in answer.ladder],
+        context=[row for answer in answers.values() for row in answer.context],
+        conditioning=[row for answer in answers.values() for row in answer.conditioning],
+    )
+
+
+def _answer(options: argparse.Namespace, reference: Path, precision: str) -> Answer:
+    from parity.child import Task, answer_of_child
+
+    _progress(options, f"candidate in {precision}")
+    home = "fp32" if "fp32" in options.precision else options.precision[-1]  # where ladder and context are drawn
+    task = Task(
+        reference,
+        options.candidate or ENGINES[options.engine],
+        options.weights,
+        precision,
+        options.device,
+        methods.in_order(options.methods),
+        ladder=precision == home and not options.no_ladder,
+        context=precision == home,
+    )
+    return answer_of_child(task, quiet=options.quiet)
+
+
+def _make_reference(options: argparse.Namespace, folder: Path, path: Path) -> list[PixelsRow]:
     """Read the photographs with the port, start the reference on them, and compare how each was read."""
-    from torch_impl import images
+    from parity import pixels, port
 
     check_installed()
     # Bad photographs and classes are told before minutes of work; the port's reading is the candidate's first stage.
-    paths = images.find(options.photographs, skip_bad=True) if options.photographs else images.defaults()
-    if options.classes is not None and options.classes.count(",") + 1 not in (1, len(paths)):
+    readings = port.photographs(options.photographs, VGG16.size, options.resize)
+    if options.classes and len(options.classes) not in (1, len(readings)):
         raise ValueError(
-            f"--classes: {options.classes.count(',') + 1} classes for {len(paths)} photographs: one, or one for each"
+            f"--classes: {len(options.classes)} classes for {len(readings)} photographs: one, or one for each"
         )
-    read, _ = images.load_all(paths, resize=options.resize)
-    weights, size = _weights_for_both(options, folder)
-    if size != 224:
-        read, _ = images.load_all(paths, size=size, resize=options.resize)
-    arguments = [f"--weights={weights}", "--floor", f"--out={path}"]
-    arguments += [f"--samples={options.samples or SAMPLES}", f"--resize={options.resize}"]
-    for name, value in (
-        ("noise", options.noise),
-        ("seed", options.seed),
-        ("classes", options.classes),
-        ("input", options.input),
-    ):
-        if value is not None:
-            arguments.append(f"--{name}={value}")
-    if methods:
-        arguments.append(f"--methods={','.join(methods)}")
-    on_purpose = options.resize != "lab" or any(one.notes for one in read)
+    options.weights, size = _weights_for_both(options, folder)
+    if size != VGG16.size:
+        readings = port.photographs(options.photographs, size, options.resize)
+    arguments = {
+        "weights": options.weights,
+        "out": path,
+        "samples": options.samples or SAMPLES,
+        "noise": options.noise,
+        "seed": options.seed,
+        "classes": ",".join(options.classes) if options.classes else None,
+        "methods": ",".join(methods.in_order(options.methods)) or None,
+        "input": options.input,
+        "resize": options.resize,
+    }
+    on_purpose = options.resize != "lab" or any(reading.notes for reading in readings)
     if on_purpose:  # both sides go on with the port's pixels
-        given = folder / "pixels.npz"
-        np.savez(given, pixels=np.stack([one.pixels for one in read]))
-        arguments.append(f"--pixels={given}")
+        arguments["pixels"] = folder / "pixels.npz"
+        np.savez(arguments["pixels"], pixels=np.stack([reading.pixels for reading in readings]))
     _progress(options, "reference in fp32 and fp64")
-    run("keras_ref", [*arguments, "--", *map(str, paths)], quiet=options.quiet)
-    options.weights = weights
-    keras = {} if on_purpose else {p.sha256: pixels for p, pixels in _named(Artifact.read(path))}
-    return [_pixels_row(i, one, keras.get(one.sha256), options.resize) for i, one in enumerate(read)]
+    given = [f"--{name}={value}" for name, value in arguments.items() if value is not None]
+    run("keras_ref", ["--floor", *given, "--", *(str(reading.path) for reading in readings)], quiet=options.quiet)
+    return pixels.rows(readings, options.resize, {} if on_purpose else _pixels_by_file(Artifact.read(path)))
 
 
-def _given_reference(options: argparse.Namespace, reference: Artifact, methods: tuple[str, ...]) -> list[PixelsRow]:
-    """Refuse, by name, what does not fit an artifact that was made elsewhere; compare the photographs where they are here."""
-    from torch_impl import images
+def given_reference(options: argparse.Namespace, reference: Artifact) -> list[PixelsRow]:
+    """Refuse, by name, what does not fit an artifact that was made elsewhere; compare the photographs where they are here.
 
-    s = reference.settings
+    Raises:
+        ValueError: an option, or a photograph, is not the artifact's.
+    """
+    from parity import pixels, port
+
+    settings = reference.settings
     for option, wanted, held in (
-        ("--samples", options.samples, s.n_samples),
-        ("--noise", options.noise, s.noise_level),
-        ("--seed", options.seed, s.seed),
-        ("--input", options.input, s.input),
+        ("--samples", options.samples, settings.options.n_samples),
+        ("--noise", options.noise, settings.options.noise_level),
+        ("--seed", options.seed, settings.options.seed),
+        ("--input", options.input, settings.input),
     ):
         if wanted is not None and wanted != held:
             raise ValueError(
                 f"{option} {wanted}: the reference artifact was made with {held}; leave it out, or make another"
             )
-    if missing := [m for m in methods if m not in s.methods]:
+    if missing := [method for method in options.methods if method not in settings.methods]:
         raise ValueError(f"--methods: the reference artifact does not hold {', '.join(missing)}")
-    if options.classes is not None:
-        from parity.contract import classes
-
-        wanted_classes = classes.per_photograph(
-            options.classes.split(","), len(reference.photographs), reference.weights.architecture.classes
-        )
-        if tuple(wanted_classes) != reference.classes:
+    if options.classes:
+        wanted = per_photograph(options.classes, len(reference.photographs), reference.table.classes)
+        if tuple(wanted) != reference.classes:
             raise ValueError(f"--classes: the reference artifact explains {', '.join(map(str, reference.classes))}")
     if not options.photographs:
         return []
-    paths = images.find(options.photographs, skip_bad=True)
-    read, _ = images.load_all(paths, size=reference.weights.architecture.size, resize=s.resize)
-    held_hashes = [p.sha256 for p in reference.photographs]
-    if [one.sha256 for one in read] != held_hashes:
-        names = ", ".join(p.name for p in reference.photographs)
+    readings = port.photographs(options.photographs, reference.table.size, settings.resize)
+    if [reading.sha256 for reading in readings] != [photograph.sha256 for photograph in reference.photographs]:
+        names = ", ".join(photograph.name for photograph in reference.photographs)
         raise ValueError(f"the photographs named are not those of the reference artifact ({names}), in that order")
-    keras = {p.sha256: pixels for p, pixels in _named(reference)} if s.pixels == "keras_ref" else {}
-    return [_pixels_row(i, one, keras.get(one.sha256), s.resize) for i, one in enumerate(read)]
+    keras = _pixels_by_file(reference) if settings.pixels == "keras_ref" else {}
+    return pixels.rows(readings, settings.resize, keras)
 
 
-def _named(artifact: Artifact) -> list[tuple[Photograph, np.ndarray]]:
-    return list(zip(artifact.photographs, artifact.pixels, strict=True))
+def _pixels_by_file(artifact: Artifact) -> dict[str, np.ndarray]:
+    return {photograph.sha256: pixels for photograph, pixels in zip(artifact.photographs, artifact.pixels, strict=True)}
 
 
-def _pixels_row(i: int, read: images.Photograph, keras: np.ndarray | None, resize: str) -> PixelsRow:
-    """The port's reading beside Keras's: the reference's own where it read the file, else Pillow's as Keras calls it."""
-    from PIL import Image
-
-    from parity.causes import pixels_cause
-    from parity.report import PixelsRow
-
-    if resize != "lab" or read.path is None:
-        return PixelsRow(i, float("nan"), (*read.notes, f"resize {resize}, on both sides"), False, True)
-    size = (read.pixels.shape[1], read.pixels.shape[0])
-    try:
-        with Image.open(read.path) as image:
-            rgb = image.convert("RGB")
-    except Exception:  # Keras could not read it at all: then nothing is to be compared
-        return PixelsRow(i, float("nan"), read.notes, False, True)
-    expected = keras if keras is not None else np.asarray(rgb.resize(size, Image.Resampling.NEAREST))
-    differing = float((expected != read.pixels).any(axis=-1).mean())
-    cause = ""
-    if differing and not read.notes:
-        resizes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}  # fmt: skip
-        others = {name: np.asarray(rgb.resize(size, how)) for name, how in resizes.items()}
-        cause = pixels_cause(read.pixels, expected, others)
-    return PixelsRow(i, differing, read.notes, not read.notes, differing == 0, cause)
-
-
-def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, int]:
-    """A source that both sides read by themselves, and the input's size: every other kind is converted first."""
-    from parity.contract.network import WeightsError
-    from parity.contract.network import read as read_network
+def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, tuple[int, int]]:
+    """A source that both sides read by themselves, and the input's (H, W): every other kind is converted first."""
+    from parity import port
 
     source = options.weights
-    known = source == "offline" or source.startswith(("offline-random:", "seeded:"))
-    if not known and os.path.isfile(source) and source.endswith((".h5", ".hdf5", ".keras")):
-        known = True
-    if known:
-        return source, 224
-    if source.endswith(".safetensors") and os.path.isfile(source):
-        network = read_network(source)
-        if network is not None:
-            return source, network.architecture.size
-    converted = folder / "weights.safetensors"
+    by_name = re.fullmatch(r"offline|(offline-random|seeded):.*", source)
+    if by_name or (os.path.isfile(source) and source.endswith(KERAS_SUFFIXES)):
+        return source, VGG16.size
+    if (canonical := network.from_source(source)) is not None:
+        return source, canonical.table.size
     _progress(options, f"weights {source}")
-    run("torch_impl", ["convert", source, str(converted), "--quiet"], quiet=options.quiet)
-    network = read_network(converted)
-    if network is None:
-        raise WeightsError(f"{source}: could not be converted")
-    return str(converted), network.architecture.size
-
-
-def _native(options: argparse.Namespace, folder: Path) -> Native | None:
-    """torchvision's own network beside Keras's own, on the same pixels, by the port; described, never judged."""
-    if not options.native:
-        return None
-    from parity.report import Native
-    from parity.similarity import pearson
-
-    drawn: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {}
-    for source in ("keras", "imagenet"):
-        out = folder / source
-        _progress(options, f"native weights: {source}")
-        try:
-            arguments = [
-                "explain",
-                "--weights",
-                source,
-                "--out",
-                str(out),
-                "--samples",
-                str(options.samples or SAMPLES),
-            ]
-            arguments += ["--device", options.device, "--quiet"]
-            if options.classes:
-                arguments += ["--classes", options.classes]
-            elif drawn:  # both explain the same class
-                arguments += ["--classes", ",".join(str(p["class"]) for p in drawn["keras"][1]["photographs"])]
-            run("torch_impl", [*arguments, "--", *options.photographs], quiet=options.quiet)
-        except ProcessError as error:
-            return Native(f"not compared: the official {source} weights cannot be had here ({error})")
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        with np.load(out / "maps.npz", allow_pickle=False) as file:
-            drawn[source] = {name: file[name] for name in file.files if name != "pixels"}, manifest
-    (ours, manifest), (theirs, _) = drawn["keras"], drawn["imagenet"]
-    rows = {
-        p["name"]: {method: pearson(theirs[method][i], ours[method][i]) for method in ours}
-        for i, p in enumerate(manifest["photographs"])
-    }
-    return Native(
-        "torchvision's ImageNet VGG16 (its statistics) beside Keras's (caffe), two trainings of one architecture, on the same "
-        "224×224 pixels and classes, both drawn by the port: Pearson correlation",
-        rows,
-    )
+    weights = port.load_weights(source, options.input)
+    path = folder / "weights.safetensors"
+    network.write(weights, path)
+    return str(path), weights.table.size
 
 
 def _check_output(out: Path) -> None:
@@ -370,12 +282,10 @@ def _check_output(out: Path) -> None:
     earlier = out / "report.json"
     if earlier.exists():
         try:
-            ours = str(json.loads(earlier.read_text(encoding="utf-8"))["format"]).startswith(
-                "attention-maps parity report"
-            )
+            written_as = str(json.loads(earlier.read_text(encoding="utf-8"))["format"])
         except (ValueError, KeyError, TypeError, OSError):
-            ours = False
-        if not ours:
+            written_as = ""
+        if not written_as.startswith("attention-maps parity report"):
             raise ValueError(f"--out {ascii(str(out))} holds a report.json that is not ours: choose another folder")
 
 
@@ -386,7 +296,7 @@ def _write(out: Path, report: ParityReport, reference: Artifact | None) -> None:
     page, data = render(report), report.as_json()  # both made before anything is written
     out.mkdir(parents=True, exist_ok=True)
     if reference is not None:
-        reference.write(out / "reference.npz")
+        reference.write(out / "reference.safetensors")
     for name, text in (("report.html", page), ("report.json", data)):
         with whole(out / name) as path:
             path.write_text(text, encoding="utf-8")

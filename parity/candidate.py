@@ -13,30 +13,29 @@ first one that is off names the bug.
 from __future__ import annotations
 
 import importlib
+import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parity.contract import network as networks
-from parity.contract.architecture import Architecture, Layer
-from parity.contract.artifact import Artifact, ArtifactError, Photograph, Recorder, Settings, Weights
+from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
+from parity.contract.layers import Layer, LayerTable
+from parity.contract.methods import Options
 from parity.contract.network import Network
 from parity.contract.noise import unit_noise
+from parity.contract.recorder import Recorder
 
 Stages = Mapping[str, np.ndarray] | Iterable[tuple[int, str, np.ndarray]]
 Candidate = Callable[["Job"], Stages]
-
-DEFAULT = "parity.port:candidate"
-
-PORT = {"library": DEFAULT, "shared": "parity.port:shared"}
-"""This port's engines."""
 
 SHAPE = "shape of "
 """Begins the flag that says which other height and width a stage had: then the program differs, and its values are NaN."""
@@ -56,9 +55,7 @@ class Job:
         network: the weights in canonical form; `job.weights` is the same as a file.
         input: preprocessing, `caffe` or `torchvision`.
         methods: canonical names.
-        n_samples: of SmoothGrad.
-        noise_level: of SmoothGrad, a fraction of each image's range.
-        seed: of SmoothGrad's noise.
+        options: of SmoothGrad.
         precision: `fp64`, `fp32`, `tf32`, `fp16`, `bf16`.
         device: `cpu`, `cuda`, `cuda:1`, `auto`.
     """
@@ -68,21 +65,34 @@ class Job:
     network: Network
     input: str
     methods: tuple[str, ...]
-    n_samples: int
-    noise_level: float
-    seed: int
+    options: Options = field(default_factory=Options)
     precision: str = "fp32"
     device: str = "auto"
 
     @property
-    def architecture(self) -> Architecture:
-        """The network's layer table and sizes."""
-        return self.network.architecture
+    def table(self) -> LayerTable:
+        """The network's layers, its target layer, and torchvision's modules beside them."""
+        return self.network.table
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Keras's layers, with torchvision's names beside them."""
-        return self.network.architecture.layers
+        """The same layers, in the order of the computation, by the reference's names."""
+        return self.network.table.layers
+
+    @property
+    def n_samples(self) -> int:
+        """SmoothGrad's noisy copies."""
+        return self.options.n_samples
+
+    @property
+    def noise_level(self) -> float:
+        """SmoothGrad's σ, a fraction of each image's range."""
+        return self.options.noise_level
+
+    @property
+    def seed(self) -> int:
+        """Of SmoothGrad's noise."""
+        return self.options.seed
 
     @cached_property
     def weights(self) -> Path:
@@ -99,11 +109,10 @@ class Job:
         It is the same for every photograph; times that photograph's σ it is what was added to its inputs.
         """
         del photograph
-        size = self.architecture.size
-        return unit_noise(self.seed, self.n_samples, (size, size, 3))
+        return unit_noise(self.seed, self.n_samples, self.table.input_shape)
 
 
-def job_of(reference: Artifact, network: Network, *, precision: str, device: str, methods: Iterable[str] = ()) -> Job:
+def job_of(reference: Artifact, network: Network, *, precision: str, device: str, methods: Sequence[str] = ()) -> Job:
     """The job that the reference did, in this precision and on this device.
 
     Args:
@@ -121,23 +130,14 @@ def job_of(reference: Artifact, network: Network, *, precision: str, device: str
             f"the weights {network.source} (fingerprint {network.fingerprint[:12]}) are not those of the reference, "
             f"{reference.weights.source} (fingerprint {reference.weights.fingerprint[:12]}): give --weights as it was given"
         )
-    s = reference.settings
-    missing = [m for m in methods if m not in s.methods]
-    if missing:
+    settings = reference.settings
+    if missing := [method for method in methods if method not in settings.methods]:
         raise CandidateError(
-            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(s.methods)}"
+            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(settings.methods)}"
         )
+    wanted = tuple(methods) or settings.methods
     return Job(
-        pixels=reference.pixels,
-        classes=reference.classes,
-        network=network,
-        input=s.input,
-        methods=tuple(methods) or s.methods,
-        n_samples=s.n_samples,
-        noise_level=s.noise_level,
-        seed=s.seed,
-        precision=precision,
-        device=device,
+        reference.pixels, reference.classes, network, settings.input, wanted, settings.options, precision, device
     )
 
 
@@ -153,17 +153,17 @@ def load(name: str) -> Candidate:
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module_name)
+        candidate: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise CandidateError(f"candidate {name!r}: {error}; run it from the folder that holds the module") from None
     for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        candidate = getattr(candidate, part, None)
+    if not callable(candidate):
         raise CandidateError(f"candidate {name!r}: {module_name} has no function {attribute}")
-    return found  # type: ignore[no-any-return]
+    return candidate  # type: ignore[no-any-return]
 
 
-def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], settings: Settings) -> Artifact:
+def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], settings: JobSettings) -> Artifact:
     """Run a candidate and keep of it what an artifact keeps.
 
     Args:
@@ -176,28 +176,25 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
         CandidateError: it gave a stage that is unknown or laid out otherwise, or not the raw maps. One of another height
             and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
-    recorder = Recorder(job.architecture, replace(settings, methods=job.methods), job.pixels)
+    recorder = Recorder(Weights.of(job.network), replace(settings, methods=job.methods), job.pixels)
     started = time.perf_counter()
-    given = candidate(job)
-    triples = _rows(given, len(job.pixels)) if isinstance(given, Mapping) else _triples(given)
-    seen: dict[str, int] = {}
-    expected = {stage.name: stage.shape for stage in recorder.stages}
+    shapes = {stage.name: stage.shape for stage in recorder.stages}
     flags: dict[str, str | int | bool] = {"device": job.device, "precision": job.precision}
+    given: dict[str, int] = {}
     try:
-        for photograph, stage, array in triples:
+        for photograph, stage, array in _triples(candidate(job), len(job.pixels)):
             array = np.asarray(array)
-            if _of_another_size(array.shape, expected.get(stage, ())):
+            if _of_another_size(array.shape, shapes.get(stage, ())):
                 flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
-                array = np.full(expected[stage], np.nan)
+                array = np.full(shapes[stage], np.nan)
             recorder.add(job.precision, photograph, stage, array)
-            seen[stage] = seen.get(stage, 0) + 1
+            given[stage] = given.get(stage, 0) + 1
         for method in job.methods:
-            if seen.get(f"{method}/raw", 0) < len(job.pixels):
+            if given.get(f"{method}/raw", 0) < len(job.pixels):
                 raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
         return recorder.artifact(
             program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
             photographs=photographs,
-            weights=Weights.of(job.network),
             versions=_versions(),
             flags=flags,
             seconds={job.precision: time.perf_counter() - started},
@@ -208,41 +205,33 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
 
 def _of_another_size(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
     """A layer or map of another height and width, channels last as it should be: a difference, not a mistaken answer."""
-    return (
-        len(given) == len(expected) and len(given) in (2, 3) and given != expected
-        and given[2:] == expected[2:] and min(given) > 0
-    )  # fmt: skip
+    pictures = len(given) == len(expected) and len(given) in (2, 3)
+    return pictures and given != expected and given[2:] == expected[2:] and min(given) > 0
 
 
-def _triples(given: object) -> Iterator[tuple[int, str, np.ndarray]]:
-    wanted = "give {stage: array}, or (photograph, stage, array) one by one"
-    if not isinstance(given, Iterable):
-        raise CandidateError(
-            f"the candidate's answer is neither a mapping nor triples but {type(given).__name__}: {wanted}"
-        )
-    for triple in given:
+def _triples(answer: object, count: int) -> Iterator[tuple[int, str, np.ndarray]]:
+    """A candidate's answer of either kind as (photograph, stage, array)."""
+    if isinstance(answer, Mapping):
+        for stage, array in answer.items():
+            array = np.asarray(array)
+            if array.ndim == 0 or len(array) != count:
+                raise CandidateError(f"stage {stage} has shape {array.shape}: expected {count} photographs first")
+            yield from ((photograph, stage, row) for photograph, row in enumerate(array))
+        return
+    for triple in answer if isinstance(answer, Iterable) else [answer]:
         if not isinstance(triple, tuple) or len(triple) != 3:
-            raise CandidateError(f"the candidate's answer is neither a mapping nor triples: {wanted}")
+            raise CandidateError(
+                f"the candidate's answer is neither a mapping nor triples but {type(answer).__name__}: "
+                "give {stage: array}, or (photograph, stage, array) one by one"
+            )
         yield triple
 
 
-def _rows(stages: Mapping[str, np.ndarray], count: int) -> Iterator[tuple[int, str, np.ndarray]]:
-    for stage, array in stages.items():
-        array = np.asarray(array)
-        if array.ndim == 0 or len(array) != count:
-            raise CandidateError(f"stage {stage} has shape {array.shape}: expected {count} photographs first")
-        for photograph, row in enumerate(array):
-            yield photograph, stage, row
-
-
 def _versions() -> dict[str, str]:
-    import platform
-    from importlib import metadata
-
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in ("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

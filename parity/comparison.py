@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from parity import candidate as candidates
-from parity import formulas, similarity, verdict
-from parity.candidate import Candidate, CandidateError, Job
+from parity import criterion, formulas, rounding, similarity
+from parity.candidate import Candidate, CandidateError
 from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
+from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from parity.report import (
     Conditioning,
     ContextRow,
     MapFigures,
-    Native,
     ParityReport,
     Pictures,
     PixelsRow,
@@ -29,46 +29,45 @@ from parity.report import (
 
 def compare(
     reference: Artifact,
-    found: Mapping[str, Artifact],
+    answers: Mapping[str, Artifact],
     *,
     pixels_rows: Iterable[PixelsRow] = (),
     ladder: Iterable[Rung] = (),
     context: Iterable[ContextRow] = (),
     conditioning: Iterable[Conditioning] = (),
-    native: Native | None = None,
 ) -> ParityReport:
     """Judge candidates by the reference.
 
     Args:
         reference: with float64; with float32 too (`--floor`), or float32 is judged by the least limits alone.
-        found: precision → the candidate's artifact.
+        answers: precision → the candidate's artifact.
         pixels_rows: how photographs were read.
         ladder: from plain calls to the port.
         context: what other maps on purpose would score.
         conditioning: how far maps move by themselves.
-        native: torchvision's own network beside Keras's.
 
     Raises:
         CandidateError: the two did not do the same job, or the reference lacks float64.
     """
     if "fp64" not in reference.precisions:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
-    figures: list[verdict.Figure] = []
-    verdicts: list[verdict.Verdict] = []
+    figures: list[criterion.Figure] = []
+    verdicts: list[criterion.Verdict] = []
     pictures: dict[tuple[str, int, str], Pictures] = {}
     maps: list[MapFigures] = []
-    size = reference.weights.architecture.size
-    for precision, one in found.items():
-        _same_job(reference, one, precision)
-        rows = verdict.figures(reference, one, precision)
+    for precision, answer in answers.items():
+        _check_same_job(reference, answer, precision)
+        rows = criterion.figures(reference, answer, precision)
         figures += rows
-        verdicts += verdict.verdicts(reference, one, precision, rows, probable_cause)
-        for method in one.settings.methods:
-            ours, theirs = (x.whole(f"{method}/raw", p) for x, p in ((reference, "fp64"), (one, precision)))
+        verdicts += criterion.verdicts(reference, answer, precision, rows, probable_cause)
+        for method in answer.settings.methods:
             for i in range(len(reference.photographs)):
-                drawn = Pictures(formulas.finish(ours[i], size), _drawn(theirs[i], size))
+                ours, theirs = (
+                    side.whole(f"{method}/raw", p)[i] for side, p in ((reference, "fp64"), (answer, precision))
+                )
+                drawn = Pictures(formulas.finish(ours, reference.table.size), _drawn(theirs, reference.table.size))
                 pictures[method, i, precision] = drawn
-                maps.append(_map_figures(method, i, precision, "raw", theirs[i], ours[i]))
+                maps.append(_map_figures(method, i, precision, "raw", theirs, ours))
                 maps.append(_map_figures(method, i, precision, "final", drawn.candidate, drawn.reference))
     return ParityReport(
         photographs=reference.photographs,
@@ -80,9 +79,8 @@ def compare(
         context=tuple(context),
         conditioning=tuple(conditioning),
         map_figures=tuple(maps),
-        native=native,
         reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference)]},
-        candidate={precision: provenance(one) for precision, one in found.items()},
+        candidate={precision: provenance(answer) for precision, answer in answers.items()},
         pictures=pictures,
     )
 
@@ -120,62 +118,72 @@ def assert_parity(
         name = os.fspath(candidate)
         candidate = Artifact.read(name) if os.path.exists(name) or ":" not in name else candidates.load(name)
     if isinstance(candidate, Artifact):
-        found = dict.fromkeys(candidate.precisions, candidate)
+        answers = dict.fromkeys(candidate.precisions, candidate)
     else:
-        known = network or reference.network
-        if known is None:
+        weights = network or reference.network
+        if weights is None:
             raise CandidateError("the reference's weights are too large to be in its artifact: give network=…")
-        found = {}
+        answers = {}
         for precision in precisions:
-            job: Job = candidates.job_of(reference, known, precision=precision, device=device, methods=methods)
-            found[precision] = candidates.record(candidate, job, reference.photographs, reference.settings)
-    report = compare(reference, found)
+            job = candidates.job_of(reference, weights, precision=precision, device=device, methods=methods)
+            answers[precision] = candidates.record(candidate, job, reference.photographs, reference.settings)
+    report = compare(reference, answers)
     if not report.holds:
         raise AssertionError(f"the candidate does not draw the reference's maps\n{report.as_table()}")
     return report
 
 
-def _same_job(reference: Artifact, one: Artifact, precision: str) -> None:
+def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> None:
     """Refuse, by name, artifacts that did different jobs."""
-    if precision not in one.precisions:
+    if precision not in answer.precisions:
+        given = ", ".join(answer.precisions) or "nothing"
+        raise CandidateError(f"the candidate's artifact holds {given}, not {precision}")
+    theirs, ours = answer.weights.fingerprint, reference.weights.fingerprint
+    if theirs != ours:
         raise CandidateError(
-            f"the candidate's artifact holds {', '.join(one.precisions) or 'nothing'}, not {precision}"
+            f"different weights: the candidate's have fingerprint {theirs[:12]}, the reference's {ours[:12]}"
         )
-    if one.weights.fingerprint != reference.weights.fingerprint:
+    if answer.classes != reference.classes:
         raise CandidateError(
-            f"different weights: the candidate's have fingerprint {one.weights.fingerprint[:12]}, "
-            f"the reference's {reference.weights.fingerprint[:12]}"
+            f"different classes: the candidate explains {answer.classes}, the reference {reference.classes}"
         )
-    if one.classes != reference.classes:
-        raise CandidateError(
-            f"different classes: the candidate explains {one.classes}, the reference {reference.classes}"
-        )
-    if not np.array_equal(one.pixels, reference.pixels):
+    if not np.array_equal(answer.pixels, reference.pixels):
         raise CandidateError(
             "different pixels: the candidate's artifact is of other photographs, or reads them otherwise"
         )
-    s, t = one.settings, reference.settings
-    for what in ("n_samples", "noise_level", "seed", "input", "sample"):
-        if getattr(s, what) != getattr(t, what):
-            raise CandidateError(
-                f"different {what}: the candidate has {getattr(s, what)}, the reference {getattr(t, what)}"
-            )
-    if missing := [m for m in s.methods if m not in t.methods]:
+    settings = [
+        {**vars(side.settings.options), "input": side.settings.input, "sample": side.settings.sample}
+        for side in (answer, reference)
+    ]
+    for what, (value, wanted) in {name: [side[name] for side in settings] for name in settings[0]}.items():
+        if value != wanted:
+            raise CandidateError(f"different {what}: the candidate has {value}, the reference {wanted}")
+    if missing := [method for method in answer.settings.methods if method not in reference.settings.methods]:
         raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}")
-    for method in s.methods:
-        if not one.has(f"{method}/raw", precision):
+    for method in answer.settings.methods:
+        if not answer.has(f"{method}/raw", precision):
             raise CandidateError(f"the candidate's artifact lacks {method}/raw in {precision}: raw maps are required")
 
 
 def _remarks(reference: Artifact) -> list[str]:
     """What a reader must know of the photographs themselves."""
+    at_input = [METHODS[name] for name in reference.settings.methods if not METHODS[name].at_layer]
+    exact = [method.title for method in at_input if not method.noisy]
+    if not exact:
+        return []
+    if rounding.blocks_of(reference.table) is None and any(layer.kind == "pool" for layer in reference.table.layers):
+        return [
+            "ties in max-pools were not looked for: the network is no chain of 3×3 convolutions and 2×2 max-pools, so where "
+            "equal pixels tie a gradient may differ"
+        ]
     lines = []
     for i, photograph in enumerate(reference.photographs):
-        share = float(verdict.undecided(reference, i).mean())
-        if share and "vanilla" in reference.settings.methods:
+        share = float(rounding.ties(reference, i).mean())
+        if share:
             lines.append(
-                f"photograph {i + 1} ({photograph.name}): {share:.1%} of its pixels are left out of vanilla saliency and of "
-                "the gradients: equal pixels tie in a max-pool there, and the gradient has no one value"
+                f"photograph {i + 1} ({photograph.name}): {share:.1%} of its pixels are left out of "
+                f"{' and '.join(exact).lower()} and of the gradients: equal pixels tie in a max-pool there, and the "
+                "gradient has no one value"
             )
     return lines
 
@@ -200,7 +208,7 @@ def _map_figures(
     )
 
 
-def _drawn(raw: np.ndarray, size: int) -> np.ndarray:
+def _drawn(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A candidate's map as a picture, whatever it holds."""
     safe = np.where(np.isfinite(raw), raw.astype(np.float64), 0.0)
     largest = float(np.abs(safe).max(initial=0))

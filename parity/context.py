@@ -9,93 +9,85 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from parity import formulas
+from parity import formulas, port
 from parity.candidate import Job
 from parity.contract.artifact import Artifact
-from parity.report import ANOTHER_CLASS, ANOTHER_SEED, RANDOM_WEIGHTS, Conditioning, ContextRow
+from parity.contract.methods import METHODS
+from parity.contract.network import Network
+from parity.report import ANOTHER_CLASS, ANOTHER_SEED, RANDOM_WEIGHTS, Conditioning, ContextRow, Rung
 from parity.similarity import pearson, relative_l2
-from torch_impl import vgg16
-from torch_impl.explainer import choose_device
-from torch_impl.methods import Settings, raw_maps
-from torch_impl.precision import dtype_of, numerics
-from torch_impl.preprocess import preprocess
 
 CHANGE = 1e-6
 """Relative change of every input value, up or down at random: about float32's own rounding, times 10."""
 
 
-def _raw(job: Job, inputs: torch.Tensor | None = None, *, seed_of_weights: int | None = None) -> dict[str, np.ndarray]:
-    """Raw maps (N, …) of all the job's methods by the port."""
-    device = choose_device(job.device)
-    with numerics(job.precision):
-        model = vgg16.build(job.network).to(device, dtype_of(job.precision))
-        if seed_of_weights is not None:
-            generator = torch.Generator(device="cpu").manual_seed(seed_of_weights)
-            with torch.no_grad():
-                for parameter in model.parameters():  # the same spread, no structure
-                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                    spread = parameter.float().std(unbiased=False).cpu()
-                    parameter.data = (noise * spread).to(parameter)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if inputs is None:
-            inputs = _inputs(job)
-        inputs = inputs.to(device).contiguous(memory_format=torch.channels_last)
-        settings = Settings(
-            target_layer=job.architecture.target.activation,
-            noise_level=job.noise_level,
-            n_samples=job.n_samples,
-            seed=job.seed,
-        )
-        target = torch.tensor(job.classes, device=device)
-        return {m: raw_maps(m, model, inputs, target, settings).cpu().numpy() for m in job.methods}
+def ladder(job: Job, reference: Artifact) -> Iterator[Rung]:
+    """Correlation of the reference's final maps with those of the libraries' plain calls, one change a rung.
 
-
-def _inputs(job: Job) -> torch.Tensor:
-    return preprocess(job.pixels, input=job.input, dtype=dtype_of(job.precision))
+    Args:
+        job: drawn in float32.
+        reference: with float64 raw maps.
+    """
+    size = reference.table.size
+    for method, what, drawn in port.ladder(replace(job, precision="fp32")):
+        expected = reference.whole(f"{method}/raw", "fp64")
+        pairs = zip(drawn, expected, strict=True)
+        yield Rung(method, what, tuple(pearson(mine, formulas.finish(raw, size)) for mine, raw in pairs))
 
 
 def rows(job: Job, reference: Artifact) -> Iterator[ContextRow]:
     """Correlation of the reference's final maps with those of another seed, another class, and random weights.
 
     Args:
-        job: in float32; SmoothGrad's share of the work is done for the seed alone.
+        job: in float32; a map of noisy copies is drawn with another seed alone, which is its share of the work.
         reference: with float64 raw maps.
     """
-    classes = job.architecture.classes
-    cheap = tuple(m for m in job.methods if m != "smoothgrad")
-    if "smoothgrad" in job.methods:
-        other = replace(job, methods=("smoothgrad",), seed=(job.seed + 1) % 2**32)
-        yield from _compared(ANOTHER_SEED, _raw(other), reference)
-    if cheap:
-        other = replace(job, methods=cheap, classes=tuple((c + classes // 2) % classes for c in job.classes))
-        yield from _compared(ANOTHER_CLASS, _raw(other), reference)
-        yield from _compared(RANDOM_WEIGHTS, _raw(replace(job, methods=cheap), seed_of_weights=0), reference)
-
-
-def _compared(what: str, drawn: dict[str, np.ndarray], reference: Artifact) -> Iterator[ContextRow]:
-    size = reference.weights.architecture.size
-    for method, raw in drawn.items():
-        expected = reference.whole(f"{method}/raw", "fp64")
-        pairs = zip(raw, expected, strict=True)
-        values = tuple(pearson(formulas.finish(a, size), formulas.finish(b, size)) for a, b in pairs)
-        yield ContextRow(method, what, values)
+    classes = reference.table.classes
+    noisy = tuple(method for method in job.methods if METHODS[method].noisy)
+    cheap = tuple(method for method in job.methods if not METHODS[method].noisy)
+    others = {
+        ANOTHER_SEED: (noisy, {"options": replace(job.options, seed=(job.seed + 1) % 2**32)}),
+        ANOTHER_CLASS: (cheap, {"classes": tuple((c + classes // 2) % classes for c in job.classes)}),
+        RANDOM_WEIGHTS: (cheap, {"network": _without_structure(job.network)} if cheap else {}),
+    }
+    for what, (methods, change) in others.items():
+        if methods:
+            drawn = port.raw_maps(replace(job, methods=methods, **change))  # type: ignore[arg-type]
+            yield from _compared(what, drawn, reference)
 
 
 def conditioning(job: Job, known: Mapping[str, np.ndarray]) -> Iterator[Conditioning]:
     """How far each raw map moves when every input value changes by a millionth of itself.
 
     Args:
-        job: in float64, so that what moves is the map and not its rounding. SmoothGrad is moved in its first sample alone.
+        job: in float64, so that what moves is the map and not its rounding. Noisy copies are moved in the first alone.
         known: raw maps that the port has drawn already, by method.
     """
-    inputs = _inputs(job)
-    signs = torch.from_numpy(np.random.RandomState(0).choice([-1.0, 1.0], tuple(inputs.shape)))
-    one = replace(job, n_samples=1)
-    missing = tuple(m for m in job.methods if m not in known or m == "smoothgrad")
-    before = {**known, **(_raw(replace(one, methods=missing), inputs) if missing else {})}
-    after = _raw(one, inputs * (1 + CHANGE * signs.to(inputs)))
+    inputs = np.stack([formulas.preprocess(pixels, job.input) for pixels in job.pixels])
+    signs = np.random.RandomState(0).choice([-1.0, 1.0], inputs.shape)
+    single = replace(job, options=replace(job.options, n_samples=1))
+    missing = tuple(method for method in job.methods if method not in known or METHODS[method].noisy)
+    before = {**known, **(port.raw_maps(replace(single, methods=missing), inputs) if missing else {})}
+    after = port.raw_maps(single, inputs * (1 + CHANGE * signs))
     for method in job.methods:
-        for i, (a, b) in enumerate(zip(after[method], before[method], strict=True)):
-            yield Conditioning(method, i, relative_l2(a, b) / CHANGE)
+        for i, (moved, still) in enumerate(zip(after[method], before[method], strict=True)):
+            yield Conditioning(method, i, relative_l2(moved, still) / CHANGE)
+
+
+def _compared(what: str, drawn: Mapping[str, np.ndarray], reference: Artifact) -> Iterator[ContextRow]:
+    size = reference.table.size
+    for method, raw in drawn.items():
+        pairs = zip(raw, reference.whole(f"{method}/raw", "fp64"), strict=True)
+        values = tuple(pearson(formulas.finish(a, size), formulas.finish(b, size)) for a, b in pairs)
+        yield ContextRow(method, what, values)
+
+
+def _without_structure(network: Network) -> Network:
+    """Random weights of the same spread, tensor by tensor."""
+    generator = np.random.default_rng(0)
+    tensors = {
+        name: generator.standard_normal(array.shape, np.float32) * array.std()
+        for name, array in network.tensors.items()
+    }
+    return replace(network, tensors=tensors)

@@ -6,14 +6,19 @@ of both sides: it imports neither framework.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
+from scipy.ndimage import zoom
 
 from parity.contract.network import INPUTS
 
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Quantities = dict[str, np.ndarray]
+"""A map's own stages by name, as `methods.Method.quantities` names them."""
 
 
 def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
@@ -71,9 +76,10 @@ def max_pool(features: np.ndarray) -> np.ndarray:
     return np.asarray(windows.max(axis=(1, 3)))
 
 
-def upsample(cam: np.ndarray, size: int, *, half_pixel: bool = False) -> np.ndarray:
-    """(h, w) → (size, size), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
-    return np.asarray(_stretched(_stretched(np.asarray(cam, np.float64), size, half_pixel).T, size, half_pixel).T)
+def upsample(cam: np.ndarray, size: tuple[int, int], *, half_pixel: bool = False) -> np.ndarray:
+    """(h, w) → (H, W), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
+    factors = [wide / narrow for wide, narrow in zip(size, cam.shape, strict=True)]
+    return np.asarray(zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=half_pixel))
 
 
 def normalize(drawn: np.ndarray) -> np.ndarray:
@@ -83,60 +89,39 @@ def normalize(drawn: np.ndarray) -> np.ndarray:
         return np.asarray((drawn - low) / (drawn.max() - low + 1e-7))
 
 
-def undecided(pixels: np.ndarray, convolutions: Sequence[int]) -> np.ndarray:
-    """Pixels whose gradient depends on which of several equal values a max-pool takes: bool (H, W).
-
-    Two places of a pooling window hold equal values where the network sees equal pixels around both: in flat areas, and
-    along straight edges. Each framework then takes whichever its own rounding makes larger by a last bit. Both are right,
-    in float64 too: the network has no derivative there.
-
-    Args:
-        pixels: (H, W, 3), the height a multiple of 2 ** blocks, the width as the height.
-        convolutions: 3×3 convolutions in each block, each block closed by a 2×2 max-pool.
-    """
-    size, margin, step = len(pixels), 0, 1
-    found = np.zeros((size, size), bool)
-    for count in convolutions:
-        margin += step * count  # a place sees its own step×step pixels and this margin around them
-        seen, places = step + 2 * margin, size // step
-        padded = np.full((size + 2 * margin, size + 2 * margin, pixels.shape[-1]), -1, np.int16)
-        padded[margin : margin + size, margin : margin + size] = pixels
-        tied = np.zeros((places, places), bool)
-        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-            rows, columns = padded.shape[0] - down * step, padded.shape[1] - abs(right) * step
-            one = padded[:rows, :columns] if right >= 0 else padded[:rows, step:]
-            other = padded[down * step :, right * step :] if right >= 0 else padded[down * step :, :columns]
-            differs = _box_sums((one != other).any(axis=-1), seen)[::step, ::step]
-            y, x = np.nonzero(differs == 0)
-            x = x if right >= 0 else x + 1
-            within = (y // 2 == (y + down) // 2) & (x // 2 == (x + right) // 2)
-            tied[y[within], x[within]] = tied[y[within] + down, x[within] + right] = True
-        cells = np.pad(tied.repeat(step, axis=0).repeat(step, axis=1), margin)
-        found |= _box_sums(cells, 2 * margin + 1) > 0
-        step *= 2
-    return found
-
-
-def finish(raw: np.ndarray, size: int) -> np.ndarray:
-    """A raw map (h, w) of either resolution → (size, size) in [0, 1]."""
+def finish(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A raw map (h, w) of either resolution → (H, W) in [0, 1]."""
     wide = np.asarray(raw, np.float64)
-    return normalize(wide if wide.shape == (size, size) else upsample(wide, size))
+    return normalize(wide if wide.shape == size else upsample(wide, size))
 
 
-def _box_sums(array: np.ndarray, side: int) -> np.ndarray:
-    """Sum of every side×side square of a bool array."""
-    sums = np.pad(array.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    return np.asarray(sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side])
+def grad_cam(activations: np.ndarray, gradients: np.ndarray, weights: np.ndarray | None = None) -> Quantities:
+    """Grad-CAM's own stages."""
+    own = grad_cam_weights(gradients)
+    return {"weights": own, "raw": class_activation_map(activations, own if weights is None else weights)}
 
 
-def _stretched(rows: np.ndarray, size: int, half_pixel: bool) -> np.ndarray:
-    """Linear interpolation along the first axis."""
-    count = len(rows)
-    if half_pixel:
-        place = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
-    else:
-        place = np.linspace(0, count - 1, size) if size > 1 else np.zeros(1)
-    below = np.minimum(place.astype(np.int64), max(count - 2, 0))
-    part = (place - below)[:, None]
-    above = np.minimum(below + 1, count - 1)
-    return np.asarray(rows[below] * (1 - part) + rows[above] * part)
+def grad_cam_plus_plus(activations: np.ndarray, gradients: np.ndarray, weights: np.ndarray | None = None) -> Quantities:
+    """Grad-CAM++'s own stages, exp(score) cancelled."""
+    alpha = grad_cam_plus_plus_alpha(activations, gradients)
+    own = grad_cam_plus_plus_weights(gradients, alpha)
+    raw = class_activation_map(activations, own if weights is None else weights)
+    return {"alpha": alpha, "weights": own, "raw": raw}
+
+
+FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray | None], Quantities]] = MappingProxyType(
+    {"gradcam": grad_cam, "gradcam_plus_plus": grad_cam_plus_plus}
+)
+"""Map → (A, G, its channel weights where they are given) → its own stages up to the raw map.
+
+Each stage is computed from the nearest one before it that is given. A map without a row here is compared all the same; only
+the error of each step alone is not known.
+"""
+
+
+def enlarged(raw: np.ndarray, size: tuple[int, int], score: float) -> Quantities:
+    """What every map at a layer goes on to, from its raw map: `upsampled`, `final`, `final_with_exp`."""
+    upsampled = upsample(raw, size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squeezed = finish(raw * np.exp(score), size)
+    return {"upsampled": upsampled, "final": normalize(upsampled), "final_with_exp": squeezed}

@@ -20,21 +20,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from parity.report import (
-    ANOTHER_CLASS,
-    ANOTHER_SEED,
-    ILL_CONDITIONED,
-    RANDOM_WEIGHTS,
-    ContextRow,
-    MapFigures,
-    ParityReport,
-    Pictures,
-)
-from parity.verdict import (
+from parity.contract.methods import METHODS
+from parity.criterion import (
     DESCRIBED,
     DIFFERENT,
     FLOAT64_LIMIT,
-    FLOAT64_LIMIT_PLUS_PLUS,
     FLOOR_FACTOR,
     FLOOR_LEAST,
     NETWORK,
@@ -45,7 +35,19 @@ from parity.verdict import (
     Figure,
     Verdict,
 )
-from torch_impl.names import TITLES
+from parity.report import (
+    ANOTHER_CLASS,
+    ANOTHER_SEED,
+    ILL_CONDITIONED,
+    RANDOM_WEIGHTS,
+    ContextRow,
+    MapFigures,
+    ParityReport,
+    Pictures,
+)
+
+TITLES = {name: method.title for name, method in METHODS.items()}
+FLOAT64_LIMIT_PLUS_PLUS = METHODS["gradcam_plus_plus"].float64_limit
 
 MAP_COLOURS = "jet"
 """As the lab draws maps."""
@@ -143,8 +145,6 @@ def render(report: ParityReport) -> str:
         ("conditioning", "How far the maps move by themselves", _conditioning(report)),
         ("pixels", "How the photographs were read", _pixels(report)),
     ]
-    if report.native is not None:
-        sections.append(("native", "Native weights: a description, no verdict", _native(report)))
     sections.append(("environment", "Criterion and environment", _environment(report)))
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
@@ -1336,22 +1336,6 @@ def _pixels(report: ParityReport) -> str:
             ),
             lines,
         )
-    )
-
-
-def _native(report: ParityReport) -> str:
-    assert report.native is not None
-    remark = f"<p>{_text(report.native.remark)}</p>" if report.native.remark else ""
-    methods = list(dict.fromkeys(m for row in report.native.rows.values() for m in row))
-    if not methods:
-        return remark
-    return remark + _table(
-        "torchvision's own network and preprocessing beside Keras's own: Pearson correlation of the two maps",
-        ("Photograph", *(TITLES.get(m, m) for m in methods)),
-        [
-            [f"<bdi>{_text(name)}</bdi>", *(_rung_pearson(row[m]) if m in row else "not drawn" for m in methods)]
-            for name, row in report.native.rows.items()
-        ],
     )
 
 

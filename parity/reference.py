@@ -32,7 +32,7 @@ def run(module: str, arguments: Sequence[str], *, quiet: bool = False) -> None:
     """Run `python -m module arguments`, its progress on our stderr; all its errors become ours.
 
     Args:
-        module: `keras_ref`, `parity.worker`, `torch_impl`.
+        module: `keras_ref`.
         arguments: of its command line.
         quiet: hide its progress.
 
@@ -64,4 +64,5 @@ def run(module: str, arguments: Sequence[str], *, quiet: bool = False) -> None:
     if process.returncode < 0:
         raise ProcessError(f"{module} was killed by signal {-process.returncode} (out of memory?)")
     if process.returncode:
-        raise ProcessError(last.removeprefix("attention-maps: error: ") or f"{module} failed with {process.returncode}")
+        said = last.partition(": error: ")[2] or last
+        raise ProcessError(said or f"{module} failed with {process.returncode}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from parity.contract.artifact import Artifact, Photograph
-from parity.verdict import DESCRIBED, DIFFERENT, NETWORK, Figure, Verdict
+from parity.contract.text import printable
+from parity.criterion import DESCRIBED, DIFFERENT, Figure, Verdict
 
 FORMAT = "attention-maps parity report 1"
 
@@ -130,19 +131,6 @@ class MapFigures:
 
 
 @dataclass(frozen=True)
-class Native:
-    """torchvision's own network beside Keras's own: described, never judged.
-
-    Attributes:
-        remark: one line: what was compared, or why it could not be.
-        rows: photograph name → method → Pearson correlation of the two maps.
-    """
-
-    remark: str
-    rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Pictures:
     """What the page shows of one method, photograph and precision: float64 maps (H, W) in [0, 1]."""
 
@@ -161,7 +149,6 @@ class ParityReport:
         figures: every stage of every photograph.
         pixels_rows: how photographs were read.
         ladder: from plain library calls to the port.
-        native: only where asked for.
         reference: provenance: program, versions, flags, seconds, weights, settings, warnings.
         candidate: precision → the same of the candidate.
         pictures: (method, photograph, precision) → the two maps.
@@ -176,7 +163,6 @@ class ParityReport:
     figures: tuple[Figure, ...] = field(repr=False)
     pixels_rows: tuple[PixelsRow, ...]
     ladder: tuple[Rung, ...]
-    native: Native | None
     reference: Mapping[str, Any] = field(repr=False)
     candidate: Mapping[str, Mapping[str, Any]] = field(repr=False)
     pictures: Mapping[tuple[str, int, str], Pictures] = field(repr=False, default_factory=dict)
@@ -195,15 +181,12 @@ class ParityReport:
     def word(self) -> str:
         """The answer in one sentence."""
         if not self.holds:
-            return "different"
-        words = [v.word for v in self.verdicts]
-        judged = [w for w in dict.fromkeys(words) if w != DESCRIBED]
-        parts = [f"{w} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == w))})" for w in judged]
-        if DESCRIBED in words:
-            parts.append(
-                f"{DESCRIBED} ({', '.join(dict.fromkeys(v.precision for v in self.verdicts if v.word == DESCRIBED))})"
-            )
-        return "; ".join(parts)
+            return DIFFERENT
+        precisions: dict[str, list[str]] = {}
+        for v in sorted(self.verdicts, key=lambda v: v.word == DESCRIBED):
+            if v.precision not in precisions.setdefault(v.word, []):
+                precisions[v.word].append(v.precision)
+        return "; ".join(f"{word} ({', '.join(which)})" for word, which in precisions.items())
 
     def as_json(self) -> str:
         """Everything but the pictures; numbers that are not finite become null."""
@@ -217,7 +200,6 @@ class ParityReport:
                     "verdicts": self.verdicts,
                     "pixels": self.pixels_rows,
                     "ladder": self.ladder,
-                    "native": self.native,
                     "maps": self.map_figures,
                     "context": self.context,
                     "conditioning": self.conditioning,
@@ -233,60 +215,48 @@ class ParityReport:
 
     def as_table(self) -> str:
         """For a terminal: a line for each method and precision, then where it parts, then the ladder."""
+        lines = [*self._verdict_lines(), *self._divergence_lines()]
+        words = "From the libraries' plain calls to the reference's map (Pearson, photograph by photograph):"
+        lines += _correlation_lines(words, self.ladder)
+        words = "For comparison, the reference's map beside another one on purpose (Pearson):"
+        lines += _correlation_lines(words, self.context)
+        for moved in self.conditioning:
+            if moved.ill:
+                lines.append(
+                    f"ill-conditioned: {moved.method}, {self._name(moved.photograph)}: the map moves "
+                    f"{moved.amplification:.0e} times as far as its inputs, so float32 rounding shows"
+                )
+        lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
+        sides = {"reference": self.reference, **{f"candidate {p}": side for p, side in self.candidate.items()}}
+        times = [f"{name} {sum(side.get('seconds', {}).values()):.0f}" for name, side in sides.items()]
+        return "\n".join([*lines, "", f"Seconds: {', '.join(times)}", f"Verdict: {self.word}"])
+
+    def _verdict_lines(self) -> list[str]:
         rows = [("", "precision", "verdict", "worst error", "limit", "at", "Pearson")]
         for v in self.verdicts:
-            rows.append(
-                (
-                    "network" if v.method == NETWORK else v.method,
-                    v.precision,
-                    v.word,
-                    f"{v.worst:.1e}",
-                    f"{v.limit:.0e}",
-                    v.worst_stage,
-                    "" if math.isnan(v.pearson) else f"{v.pearson:.6f}",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        names = [_printable(p.name) for p in self.photographs]
+            correlation = "" if math.isnan(v.pearson) else f"{v.pearson:.6f}"
+            rows.append((v.method, v.precision, v.word, f"{v.worst:.1e}", f"{v.limit:.0e}", v.worst_stage, correlation))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def _divergence_lines(self) -> list[str]:
+        lines = []
         for r in self.pixels_rows:
+            why = f" on purpose: {', '.join(r.notes)}" if not r.judged else f" · {r.cause}" if r.cause else ""
             if not r.within:
-                lines.append(f"pixels: {names[r.photograph]}: {r.differing:.1%} differ from Keras's load_img"
-                             + (f" on purpose: {', '.join(r.notes)}" if not r.judged else f" · {r.cause}" * bool(r.cause)))  # fmt: skip
+                lines.append(f"pixels: {self._name(r.photograph)}: {r.differing:.1%} differ from Keras's load_img{why}")
         for v in self.verdicts:
             for d in v.divergences:
                 lines.append(
-                    f"{v.method}, {names[d.photograph]}, {v.precision}: parts first at {d.stage} "
+                    f"{v.method}, {self._name(d.photograph)}, {d.precision}: parts first at {d.stage} "
                     f"({d.figure:.1e}, limit {d.limit:.0e})"
                     + (f": {d.cause}" if d.cause else "")
                     + (f" [{d.not_given} earlier stages not given]" if d.not_given else "")
                 )
-        if self.ladder:
-            lines += ["", "From the libraries' plain calls to the reference's map (Pearson, photograph by photograph):"]
-            width = max(len(rung.what) for rung in self.ladder)
-            for rung in self.ladder:
-                lines.append(f"  {rung.method:<18} {rung.what:<{width}}  " + " ".join(map(_correlation, rung.pearson)))
-        if self.context:
-            lines += ["", "For comparison, the reference's map beside another one on purpose (Pearson):"]
-            width = max(len(row.what) for row in self.context)
-            for row in self.context:
-                lines.append(f"  {row.method:<18} {row.what:<{width}}  " + " ".join(map(_correlation, row.pearson)))
-        if self.native:
-            lines += ["", f"Native weights (no verdict): {self.native.remark}"]
-            for photograph, numbers in self.native.rows.items():
-                values = ", ".join(f"{method} {_correlation(value).strip()}" for method, value in numbers.items())
-                lines.append(f"  {_printable(photograph)}: {values}")
-        for one in self.conditioning:
-            if one.ill:
-                lines.append(
-                    f"ill-conditioned: {one.method}, {names[one.photograph]}: the map moves {one.amplification:.0e} times as "
-                    "far as its inputs, so float32 rounding shows"
-                )
-        lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
-        sides = {"reference": self.reference, **{f"candidate {p}": one for p, one in self.candidate.items()}}
-        times = [f"{name} {sum(one.get('seconds', {}).values()):.0f}" for name, one in sides.items()]
-        lines += ["", f"Seconds: {', '.join(times)}", f"Verdict: {self.word}"]
-        return "\n".join(lines)
+        return lines
+
+    def _name(self, photograph: int) -> str:
+        return printable(self.photographs[photograph].name)
 
 
 def provenance(artifact: Artifact) -> dict[str, Any]:
@@ -300,8 +270,15 @@ def provenance(artifact: Artifact) -> dict[str, Any]:
         "warnings": list(artifact.warnings),
         "seconds": dict(artifact.seconds),
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
-        "settings": dataclasses.asdict(artifact.settings),
+        "settings": _settings(artifact),
     }
+
+
+def _settings(artifact: Artifact) -> dict[str, Any]:
+    """Flat, for readers who look for `n_samples`."""
+    settings = dataclasses.asdict(artifact.settings)
+    options = settings.pop("options")
+    return {**settings, **options}
 
 
 def _plain(value: Any) -> Any:
@@ -320,10 +297,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _correlation_lines(title: str, rows: Sequence[Rung | ContextRow]) -> list[str]:
+    if not rows:
+        return []
+    width = max(len(row.what) for row in rows)
+    shown = (" ".join(map(_correlation, row.pearson)) for row in rows)
+    return ["", title, *(f"  {r.method:<18} {r.what:<{width}}  {text}" for r, text in zip(rows, shown, strict=True))]
+
+
 def _correlation(value: float) -> str:
     """A constant map has no correlation, and says so."""
     return "constant" if math.isnan(value) else f"{value:8.4f}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.ndimage import center_of_mass
+from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
 
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
@@ -31,6 +34,8 @@ def pearson(actual: np.ndarray, expected: np.ndarray) -> float:
     a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     if a.size < 2 or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.nan
+    if np.ptp(a) == 0 or np.ptp(b) == 0:  # the mean of a constant need not be that constant, nor its deviation 0
+        return math.nan
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
     return float(np.clip(a @ b / scale, -1, 1)) if scale > 0 else math.nan
@@ -38,8 +43,6 @@ def pearson(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def spearman(actual: np.ndarray, expected: np.ndarray) -> float:
     """Correlation of the ranks of two maps; ties share their mean rank; NaN as for `pearson`."""
-    from scipy.stats import rankdata
-
     if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
         return math.nan
     return pearson(rankdata(actual), rankdata(expected))
@@ -50,16 +53,11 @@ def ssim(actual: np.ndarray, expected: np.ndarray) -> float:
 
     Source: Wang, Bovik, Sheikh and Simoncelli 2004, by scikit-image.
     """
-    from skimage.metrics import structural_similarity
-
     spread = float(np.ptp(expected))
     if min(expected.shape) < 7 or spread == 0 or not np.isfinite(actual).all():
         return math.nan
-    return float(
-        structural_similarity(  # type: ignore[no-untyped-call]
-            actual.astype(np.float64), expected.astype(np.float64), data_range=spread
-        )
-    )
+    wide = actual.astype(np.float64), expected.astype(np.float64)
+    return float(structural_similarity(*wide, data_range=spread))  # type: ignore[no-untyped-call]
 
 
 def overlap(actual: np.ndarray, expected: np.ndarray, share: float = 0.1) -> float:
@@ -71,14 +69,11 @@ def overlap(actual: np.ndarray, expected: np.ndarray, share: float = 0.1) -> flo
 
 def shift(actual: np.ndarray, expected: np.ndarray) -> float:
     """Distance between the centres of mass of two maps ≥ 0, over the map's longer side; NaN where one has no mass."""
-    centres = []
-    for drawn in (actual.astype(np.float64), expected.astype(np.float64)):
-        mass = float(drawn.sum())
-        if not mass > 0 or not math.isfinite(mass):
-            return math.nan
-        y, x = np.indices(drawn.shape)
-        centres.append(np.array([(y * drawn).sum(), (x * drawn).sum()]) / mass)
-    return float(np.linalg.norm(centres[0] - centres[1])) / float(max(expected.shape))
+    wide = actual.astype(np.float64), expected.astype(np.float64)
+    if not all(0 < drawn.sum() < math.inf for drawn in wide):
+        return math.nan
+    ours, theirs = map(center_of_mass, wide)
+    return math.dist(ours, theirs) / float(max(expected.shape))
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

@@ -25,12 +25,15 @@ install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.bearty
 import torch  # noqa: E402
 from pretend_cuda import pretended  # noqa: E402
 
-from parity.contract.architecture import TINY  # noqa: E402
 from parity.contract.artifact import Artifact  # noqa: E402
 from parity.contract.network import Network, seeded, write  # noqa: E402
+from parity.contract.vgg import vgg  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-TINY_NPZ = ROOT / "tests" / "golden" / "tiny.npz"
+GOLDEN = ROOT / "tests" / "golden" / "tiny.safetensors"
+
+TINY = vgg(((8, 8), (8, 8), (16, 16, 16), (16, 16, 16), (16, 16, 16)), dense=(32, 24), classes=10, size=64)
+"""Every layer of VGG16, small enough for a test: 4×4 activations at block5_conv3."""
 
 DEVICES = [
     pytest.param("cpu", id="cpu"),
@@ -116,7 +119,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def golden() -> Artifact:
     """The reference's artifact of a tiny network, both precisions: see tests/golden."""
-    return Artifact.read(TINY_NPZ)
+    return Artifact.read(GOLDEN)
 
 
 def run_program(

@@ -11,16 +11,16 @@ from unittest import mock
 
 import numpy as np
 import torch
+from judging import BOTH
 from torch import Tensor, nn
 
-from parity import port
 from parity.candidate import Job
-from parity.contract.architecture import Architecture, Layer
+from parity.contract.layers import LayerTable
+from parity.contract.methods import DEFAULT as METHODS
 from parity.contract.network import Network
-from torch_impl import cam, methods, postprocess, preprocess, saliency, vgg16
+from torch_impl import cam, images, methods, postprocess, saliency, vgg16
+from torch_impl import candidate as port
 
-METHODS = ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus")
-BOTH = ("fp64", "fp32")
 GOLDEN, QUIET = "golden", "quiet"
 
 
@@ -79,13 +79,13 @@ def patched(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
     return inject
 
 
-def network(change: Callable[[dict[str, np.ndarray], Architecture], None]) -> Callable[[], AbstractContextManager[Any]]:
+def network(change: Callable[[dict[str, np.ndarray], LayerTable], None]) -> Callable[[], AbstractContextManager[Any]]:
     """The port loads other numbers than it was given."""
     build = vgg16.build
 
     def wrong(given: Network) -> nn.Module:
         tensors = {name: array.copy() for name, array in given.tensors.items()}
-        change(tensors, given.architecture)
+        change(tensors, given.table)
         return build(replace(given, tensors={name: np.ascontiguousarray(array) for name, array in tensors.items()}))
 
     return patched((vgg16, "build", wrong))
@@ -103,38 +103,35 @@ def module(change: Callable[[nn.Module], None]) -> Callable[[], AbstractContextM
     return patched((vgg16, "build", wrong))
 
 
-def layer(name: str) -> Callable[[Architecture], str]:
-    return lambda architecture: next(row.torch for row in architecture.layers if row.keras == name)
-
-
 def without_bias(name: str) -> Callable[[], AbstractContextManager[Any]]:
-    def change(tensors: dict[str, np.ndarray], architecture: Architecture) -> None:
-        tensors[f"{layer(name)(architecture)}.bias"][:] = 0
+    def change(tensors: dict[str, np.ndarray], table: LayerTable) -> None:
+        _, bias = table[name].tensors
+        tensors[bias][:] = 0
 
     return network(change)
 
 
-def flipped(tensors: dict[str, np.ndarray], architecture: Architecture) -> None:
+def flipped(tensors: dict[str, np.ndarray], table: LayerTable) -> None:
     """Convolution for cross-correlation."""
-    name = f"{layer('block2_conv1')(architecture)}.weight"
-    tensors[name] = tensors[name][:, :, ::-1, ::-1]
+    weight, _ = table["block2_conv1"].tensors
+    tensors[weight] = tensors[weight][:, :, ::-1, ::-1]
 
 
-def keras_flatten_order(tensors: dict[str, np.ndarray], architecture: Architecture) -> None:
+def keras_flatten_order(tensors: dict[str, np.ndarray], table: LayerTable) -> None:
     """(H, W, C) where torch flattens (C, H, W)."""
     weight = tensors["classifier.0.weight"]
-    channels, height, width = architecture.flatten_chw
+    height, width, channels = table["fc1"].config["flattened"]
     tensors["classifier.0.weight"] = (
         weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(weight.shape)
     )
 
 
-def half_precision(tensors: dict[str, np.ndarray], architecture: Architecture) -> None:
+def half_precision(tensors: dict[str, np.ndarray], table: LayerTable) -> None:
     for name, array in tensors.items():
         tensors[name] = array.astype(np.float16).astype(np.float32)
 
 
-def hotter(tensors: dict[str, np.ndarray], architecture: Architecture) -> None:
+def hotter(tensors: dict[str, np.ndarray], table: LayerTable) -> None:
     """A temperature of 2 on the logits."""
     for kind in ("weight", "bias"):
         tensors[f"classifier.6.{kind}"] /= 2
@@ -177,25 +174,20 @@ def softmax_left_on(model: nn.Module) -> None:
     model.classifier.append(nn.Softmax(dim=1))
 
 
-def target(change: Callable[[Layer], Layer]) -> Callable[[], AbstractContextManager[Any]]:
-    """The CAMs read another module."""
-    right = Architecture.target.fget
-    assert right is not None
-    return patched((Architecture, "target", property(lambda self: change(right(self)))))
+def reading(step: int) -> Callable[[Job], Job]:
+    """The CAMs read a module that many places further on."""
 
+    def change(job: Job) -> Job:
+        part, _, index = job.table.modules[job.table.target].partition(".")
+        modules = {**job.table.modules, job.table.target: f"{part}.{int(index) + step}"}
+        return replace(job, network=replace(job.network, table=replace(job.table, modules=modules)))
 
-def before_relu(row: Layer) -> Layer:
-    return replace(row, activation=row.torch)
-
-
-def pool(row: Layer) -> Layer:
-    block, _, index = row.activation.partition(".")
-    return replace(row, activation=f"{block}.{int(index) + 1}")
+    return change
 
 
 def wrong_preprocess(how: Callable[..., Any]) -> Callable[[], AbstractContextManager[Any]]:
-    right = preprocess.preprocess
-    return patched((port, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
+    right = images.preprocess
+    return patched((images, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
 
 
 def wrong_upsample(
@@ -250,7 +242,7 @@ def signed_gradients(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor
 
 
 def next_class(job: Job) -> Job:
-    return replace(job, classes=tuple((one + 1) % job.architecture.classes for one in job.classes))
+    return replace(job, classes=tuple((one + 1) % job.table.classes for one in job.classes))
 
 
 CAMS = ("gradcam", "gradcam_plus_plus")
@@ -270,10 +262,10 @@ FAULTS: dict[str, Fault] = {
     "mean in RGB order": Fault(
         everything("inputs"),
         "the mean in RGB order",
-        patched((preprocess, "CAFFE_MEAN_BGR", preprocess.CAFFE_MEAN_BGR[::-1])),
+        patched((images, "_CAFFE_MEAN_BGR", images._CAFFE_MEAN_BGR[::-1])),
     ),
     "missing mean": Fault(
-        everything("inputs"), "the mean was not subtracted", patched((preprocess, "CAFFE_MEAN_BGR", (0.0, 0.0, 0.0)))
+        everything("inputs"), "the mean was not subtracted", patched((images, "_CAFFE_MEAN_BGR", (0.0, 0.0, 0.0)))
     ),
     "torchvision's statistics": Fault(
         everything("inputs"),
@@ -283,10 +275,14 @@ FAULTS: dict[str, Fault] = {
     "a convolution's bias missing": Fault(
         everything("activations/block2_conv2"), "a missing or another bias", without_bias("block2_conv2")
     ),
-    "a kernel flipped": Fault(everything("activations/block2_conv1"), "a flipped kernel", network(flipped)),
+    "a kernel flipped": Fault(
+        everything("activations/block2_conv1"),
+        "look for the kernel's layout (HWIO, OIHW), a flipped kernel",
+        network(flipped),
+    ),
     "average pooling": Fault(
         everything("activations/block1_pool"),
-        "average for maximum",
+        "look for the pooling: its window, stride, padding, or average for maximum",
         module(swapped(nn.MaxPool2d, lambda: nn.AvgPool2d(2))),
     ),
     "fc1 in Keras's flatten order": Fault(everything("activations/fc1"), "flatten order", network(keras_flatten_order)),
@@ -309,7 +305,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "class off by one": Fault(everything("score"), "another class: this is the logit of class", job=next_class),
     "guided backpropagation": Fault(
-        everything("gradients/fc1"), "other switches", module(swapped(nn.ReLU, GuidedReLU))
+        everything("gradients/fc1"),
+        "look for another class, softmax left on, or a backward pass through other switches",
+        module(swapped(nn.ReLU, GuidedReLU)),
     ),
     "float16 weights": Fault(
         everything("activations/block1_conv1"),
@@ -327,12 +325,12 @@ FAULTS: dict[str, Fault] = {
     "features[28]: before the ReLU": Fault(
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
         "before the ReLU",
-        target(before_relu),
+        job=reading(-1),
     ),
     "features[30]: the pool": Fault(
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
         "pooled target",
-        target(pool),
+        job=reading(1),
         raw_cause=("pooled target",),
     ),
     "gradients summed": Fault(

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT, TINY
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from parity.contract import classes, network, noise
-from parity.contract.architecture import TINY, VGG16, Architecture
 from parity.contract.files import whole
+from parity.contract.layers import LayerTable
 from parity.contract.network import Network, WeightsError, checked, seeded
-
-ROOT = Path(__file__).parent.parent
+from parity.contract.vgg import VGG16, blocks_of, vgg, vgg_of
 
 # The layer table
 
@@ -32,7 +31,7 @@ def test_vgg16_is_torchvisions() -> None:
 
     with torch.device("meta"):
         state = torchvision.models.vgg16(init_weights=False).state_dict()
-    assert list(VGG16.tensor_shapes.items()) == [(name, tuple(tensor.shape)) for name, tensor in state.items()]
+    assert list(VGG16.tensors.items()) == [(name, tuple(tensor.shape)) for name, tensor in state.items()]
     assert VGG16.parameters == sum(tensor.numel() for tensor in state.values()) == 138_357_544
 
 
@@ -49,81 +48,69 @@ def test_vgg16_is_kerass() -> None:
         flatten 25088 0 | fc1 4096 102764544 | fc2 4096 16781312 | predictions 1000 4097000
     """
     rows = [row.split() for row in table.replace("\n", "|").split("|") if row.strip()]
-    shown = [[layer.keras, ",".join(map(str, layer.shape)), str(layer.parameters)] for layer in VGG16.layers]
+    shown = [[layer.name, ",".join(map(str, layer.shape)), str(layer.parameters)] for layer in VGG16.layers]
     assert shown == rows
+    assert (VGG16.target, VGG16.modules[VGG16.target]) == ("block5_conv3", "features.29")
+    assert VGG16["fc1"].config["flattened"] == [7, 7, 512]
+    assert all(after.inbound == (before.name,) for before, after in zip(VGG16.layers, VGG16.layers[1:], strict=False))
 
 
-def test_the_target_is_the_last_convolution_after_its_relu() -> None:
-    assert (VGG16.target.keras, VGG16.target.torch, VGG16.target.activation) == (
-        "block5_conv3",
-        "features.28",
-        "features.29",
-    )
-    assert (TINY.target.activation, TINY.target.shape) == ("features.29", (4, 4, 16))
-    assert (VGG16.flatten_chw, TINY.flatten_chw) == ((512, 7, 7), (16, 2, 2))
-
-
-def test_every_layers_activation_is_the_module_that_computes_it() -> None:
+def test_every_layers_module_is_the_one_that_computes_it() -> None:
     import torch
     from torch_impl.vgg16 import build
 
     model = build(seeded(0, TINY))
-    for layer in TINY.layers:
-        if layer.activation:
-            shapes: list[tuple[int, ...]] = []
-            module = model.get_submodule(layer.activation)
-            with module.register_forward_hook(lambda _, __, out, shapes=shapes: shapes.append(tuple(out.shape[1:]))):
-                model(torch.zeros(1, 3, 64, 64))
-            *spatial, channels = layer.shape
-            assert shapes == [(channels, *spatial)], layer.keras
-            rectified = layer.kind == "conv" or layer.keras in ("fc1", "fc2")
-            assert isinstance(module, torch.nn.ReLU) == rectified, layer.keras
+    assert TINY.modules.keys() == {layer.name for layer in TINY.layers if layer.compared}
+    for name, path in TINY.modules.items():
+        shapes: list[tuple[int, ...]] = []
+        module = model.get_submodule(path)
+        with module.register_forward_hook(lambda _, __, out, shapes=shapes: shapes.append(tuple(out.shape[1:]))):
+            model(torch.zeros(1, 3, 64, 64))
+        *spatial, channels = TINY[name].shape
+        assert shapes == [(channels, *spatial)], name
+        assert isinstance(module, torch.nn.ReLU) == (TINY[name].config.get("activation") == "relu"), name
 
 
 WIDTHS = st.integers(1, 6)
-ARCHITECTURES = st.builds(
-    Architecture,
-    blocks=st.lists(st.lists(WIDTHS, min_size=1, max_size=4).map(tuple), min_size=1, max_size=5).map(tuple),
-    dense=st.tuples(WIDTHS, WIDTHS),
-    classes=WIDTHS,
-    size=st.just(0),
+TABLES = st.builds(
+    lambda blocks, dense, classes, side: vgg(blocks, dense, classes, side * 2 ** len(blocks)),
+    st.lists(st.lists(WIDTHS, min_size=1, max_size=4), min_size=1, max_size=5),
+    st.tuples(WIDTHS, WIDTHS),
+    WIDTHS,
+    st.integers(1, 4),
 )
 
 
-@given(architecture=ARCHITECTURES, side=st.integers(1, 4))
-def test_an_architecture_is_found_from_its_shapes(architecture: Architecture, side: int) -> None:
-    architecture = Architecture(
-        architecture.blocks, architecture.dense, architecture.classes, side * 2 ** len(architecture.blocks)
-    )
-    assert Architecture.of(architecture.tensor_shapes) == architecture
-    assert architecture.parameters == sum(int(np.prod(shape)) for shape in architecture.tensor_shapes.values())
+@given(table=TABLES)
+def test_a_table_is_known_from_its_shapes_and_survives_json(table: LayerTable) -> None:
+    assert vgg_of(table.tensors) == table
+    assert LayerTable.from_json(json.loads(json.dumps(table.as_json()))) == table
+    assert table.parameters == sum(int(np.prod(shape)) for shape in table.tensors.values())
+    assert vgg(blocks_of(table), (table["fc1"].shape[0], table["fc2"].shape[0]), table.classes, table.size[0]) == table
 
 
-def test_the_known_ones_are_found() -> None:
-    assert Architecture.of(VGG16.tensor_shapes) == VGG16
-    assert Architecture.of(TINY.tensor_shapes) == TINY
-
-
-@pytest.mark.parametrize("name", list(TINY.tensor_shapes))
+@pytest.mark.parametrize("name", list(TINY.tensors))
 def test_each_missing_tensor_is_noticed(name: str) -> None:
-    shapes = {key: shape for key, shape in TINY.tensor_shapes.items() if key != name}
-    with pytest.raises(ValueError, match=r"is missing|has shape"):
-        Architecture.of(shapes)
-    if not name.startswith("features") or name.endswith("bias") or name in ("features.0.weight", "features.28.weight"):
-        return
-    with pytest.raises(ValueError, match=r"convolution is missing between|tensor features\.\d+\.weight"):
-        Architecture.of(shapes)
+    shapes = {key: shape for key, shape in TINY.tensors.items() if key != name}
+    inside = (
+        name.startswith("features")
+        and name.endswith("weight")
+        and name not in ("features.0.weight", "features.28.weight")
+    )
+    words = r"convolution is missing between|tensor features\.\d+\.weight" if inside else r"is missing|has shape"
+    with pytest.raises(ValueError, match=words):
+        vgg_of(shapes)
 
 
 def test_differences_are_named_in_the_order_of_the_computation() -> None:
-    wrong = TINY.tensor_shapes | {"features.10.bias": (1,), "features.2.bias": (1,), "classifier.0.bias": (1,)}
+    wrong = TINY.tensors | {"features.10.bias": (1,), "features.2.bias": (1,), "classifier.0.bias": (1,)}
     with pytest.raises(ValueError, match=r"features\.2\.bias has shape \(1,\), expected \(8,\)"):
-        Architecture.of(wrong)
+        vgg_of(wrong)
 
 
 NAMES = st.one_of(
     st.sampled_from(
-        [*TINY.tensor_shapes, "features.01.weight", "features.².weight", "features..weight", "features.1.weight"]
+        [*TINY.tensors, "features.01.weight", "features.².weight", "features..weight", "features.1.weight"]
     ),
     st.integers(-3, 10**30).map(lambda i: f"features.{i}.weight"),
     st.text(max_size=8),
@@ -132,13 +119,13 @@ SHAPES = st.lists(st.integers(0, 10**12), max_size=5).map(tuple)
 
 
 @given(changes=st.dictionaries(NAMES, SHAPES, max_size=6), base=st.booleans())
-def test_hostile_shapes_are_a_value_error_or_an_architecture(changes: dict[str, Any], base: bool) -> None:
-    shapes = (TINY.tensor_shapes if base else {}) | changes
+def test_hostile_shapes_are_a_value_error_or_a_table(changes: dict[str, Any], base: bool) -> None:
+    shapes = (TINY.tensors if base else {}) | changes
     try:
-        found = Architecture.of(shapes)
+        table = vgg_of(shapes)
     except ValueError:
         return
-    assert found.tensor_shapes == shapes
+    assert table.tensors == shapes
 
 
 # Canonical weights
@@ -158,41 +145,34 @@ def test_the_fingerprint_is_over_names_shapes_and_values(tiny: Network, copied: 
     assert checked(backwards, source="x", input="torchvision", remark="y").fingerprint == tiny.fingerprint
     strided = {name: np.asfortranarray(array).astype(">f8") for name, array in copied.items()}
     assert checked(strided, source="x", input="caffe").fingerprint == tiny.fingerprint
-
-
-@pytest.mark.parametrize("name", list(TINY.tensor_shapes))
-def test_one_changed_bit_changes_the_fingerprint(tiny: Network, copied: dict[str, np.ndarray], name: str) -> None:
-    copied[name].reshape(-1).view(np.uint32)[-1] ^= 1
+    copied["classifier.6.bias"].view(np.uint32)[-1] ^= 1
     assert checked(copied, source="x", input="caffe").fingerprint != tiny.fingerprint
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["features.0.weight", "classifier.6.bias"])
-def test_one_bad_number_is_found_and_named(copied: dict[str, np.ndarray], name: str, value: float) -> None:
-    copied[name].reshape(-1)[-1] = value
-    with pytest.raises(WeightsError, match=rf"x: tensor {name} holds NaN or infinity"):
-        checked(copied, source="x", input="caffe")
-
-
-def test_opposite_infinities_and_large_finite_numbers(copied: dict[str, np.ndarray]) -> None:
-    copied["features.0.bias"][:] = 3e38  # their sum overflows, they do not
-    checked(copied, source="x", input="caffe")
-    copied["features.0.bias"][:2] = np.inf, -np.inf
-    with pytest.raises(WeightsError, match="NaN or infinity"):
-        checked(copied, source="x", input="caffe")
-
-
 @pytest.mark.filterwarnings("error")
-def test_float64_beyond_float32_is_infinity_and_refused_quietly(copied: dict[str, np.ndarray]) -> None:
-    wide = copied | {"features.0.bias": np.full(8, 1e300)}
-    with pytest.raises(WeightsError, match=r"features\.0\.bias holds NaN or infinity"):
-        checked(wide, source="x", input="caffe")
-
-
-@pytest.mark.parametrize("dtype", ["i4", "c8", "?", "S4", "O"])
-def test_other_types_are_refused(copied: dict[str, np.ndarray], dtype: str) -> None:
-    copied["features.0.bias"] = np.zeros(8, dtype)
-    with pytest.raises(WeightsError, match="expected floating point"):
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("features.0.weight", np.nan, "tensor features.0.weight holds NaN or infinity"),
+        ("classifier.6.bias", -np.inf, "tensor classifier.6.bias holds NaN or infinity"),
+        ("features.0.bias", [np.inf, -np.inf], "holds NaN or infinity"),  # whose sum is no infinity
+        ("features.0.bias", np.full(8, 1e300), "holds NaN or infinity"),  # beyond float32
+        ("features.0.bias", np.zeros(8, "i4"), "expected floating point"),
+        ("features.0.bias", np.zeros(8, "c8"), "expected floating point"),
+        ("features.0.bias", np.zeros(8, "O"), "expected floating point"),
+        ("features.0.bias", np.full(8, 3e38, "f4"), ""),  # their sum overflows, they do not
+    ],
+)
+def test_one_bad_number_is_seen_and_named(copied: dict[str, np.ndarray], name: str, value: Any, words: str) -> None:
+    if isinstance(value, np.ndarray):
+        copied[name] = value
+    else:
+        flat = copied[name].reshape(-1)
+        flat[: np.size(value)] = value
+    if not words:
+        assert checked(copied, source="x", input="caffe").tensors[name] is value
+        return
+    with pytest.raises(WeightsError, match=rf"^x: .*{words}"):
         checked(copied, source="x", input="caffe")
 
 
@@ -203,72 +183,53 @@ def test_an_unknown_preprocessing_is_refused(copied: dict[str, np.ndarray]) -> N
 
 def test_seeded_networks_are_the_same_everywhere() -> None:
     first = np.random.RandomState(3).standard_normal(8 * 27) * np.sqrt(2 / 27)
-    network = seeded(3, TINY)
-    assert np.array_equal(network.tensors["features.0.weight"].reshape(-1), first.astype(np.float32))
-    assert network.fingerprint == seeded(3, TINY).fingerprint != seeded(4, TINY).fingerprint
+    drawn = seeded(3, TINY)
+    assert np.array_equal(drawn.tensors["features.0.weight"].reshape(-1), first.astype(np.float32))
+    assert drawn.fingerprint == seeded(3, TINY).fingerprint != seeded(4, TINY).fingerprint
     # Recorded with NumPy 2.4 on x86-64; RandomState's stream is frozen (NEP 19).
     assert seeded(0, TINY).fingerprint.startswith("438fafd6e2c55b97")
-    assert all(np.all(array != 0) for name, array in network.tensors.items() if name.endswith("bias"))
+    assert all(np.all(array != 0) for name, array in drawn.tensors.items() if name.endswith("bias"))
 
 
 def test_large_draws_do_not_depend_on_the_pieces() -> None:
-    wide = Architecture(((2, 2),), (1100, 1000), 3, 4)  # 1.1 million weights: two pieces of 2**20
-    network = seeded(0, wide)
-    drawn = np.random.RandomState(0).standard_normal(wide.parameters)
-    place = 0
-    for name, array in network.tensors.items():
+    wide = vgg(((2, 2),), (1100, 1000), 3, 4)  # 1.1 million weights: two pieces of 2**20
+    numbers, place = np.random.RandomState(0).standard_normal(wide.parameters), 0
+    for name, array in seeded(0, wide).tensors.items():
         scale = np.sqrt(2 / np.prod(array.shape[1:])) if array.ndim > 1 else 1.0
-        expected = (drawn[place : place + array.size] * scale).astype(np.float32)
+        expected = (numbers[place : place + array.size] * scale).astype(np.float32)
         assert np.array_equal(array.reshape(-1), expected), name
         place += array.size
 
 
-@pytest.fixture(scope="module")
-def offline() -> Network:
-    return network.offline()
+EMBEDDED = ROOT / "parity/contract/data/vgg16_offline.safetensors"
 
 
-def test_the_embedded_file_is_the_one_that_was_given() -> None:
-    content = (ROOT / "parity/contract/data/vgg16_offline.safetensors").read_bytes()
-    assert hashlib.sha256(content).hexdigest() == "e9e569addbbabc512219bdaa0fbf35f410d33161eb60ccc524775920ca987aac"
-
-
-def test_the_offline_network_expands_as_its_table_says(offline: Network) -> None:
-    packed = load_file(ROOT / "parity/contract/data/vgg16_offline.safetensors")
+def test_the_embedded_networks_are_what_their_words_say() -> None:
+    digest = hashlib.sha256(EMBEDDED.read_bytes()).hexdigest()
+    assert digest == "e9e569addbbabc512219bdaa0fbf35f410d33161eb60ccc524775920ca987aac"
+    packed, offline = load_file(EMBEDDED), network.offline()
     tensors = offline.tensors
     assert sum(array.size for array in tensors.values()) == 138_357_544
     assert (offline.input, offline.source) == ("caffe", "offline")
     assert "not the ImageNet VGG16" in offline.remark
-    for i in (0, 14, 28):
-        for channel in (0, 1, -1):
-            kernel = packed[f"features.{i}.weight"][channel].astype(np.float32)
-            kernel *= packed[f"features.{i}.weight.scale"][channel]
-            assert np.array_equal(tensors[f"features.{i}.weight"][channel], kernel)
+    for i, channel in ((0, 0), (14, 1), (28, -1)):
+        kernel = packed[f"features.{i}.weight"][channel].astype(np.float32)
+        kernel *= packed[f"features.{i}.weight.scale"][channel]
+        assert np.array_equal(tensors[f"features.{i}.weight"][channel], kernel)
         assert np.array_equal(tensors[f"features.{i}.bias"], packed[f"features.{i}.bias"])
     # The classifier by the function it is: the probe on the means of the last pool, which are never negative.
     pooled = np.random.RandomState(0).uniform(0, 9, (512, 7, 7)).astype(np.float32)
     x = pooled.reshape(-1)
     for name in ("classifier.0", "classifier.3", "classifier.6"):
-        if name != "classifier.0":
-            assert x.min() >= 0  # so that the ReLU between does nothing
+        assert x.min() >= 0  # so that the ReLU before does nothing
         x = tensors[f"{name}.weight"] @ x + tensors[f"{name}.bias"]
     expected = packed["probe.weight"].astype(np.float64) @ pooled.mean(axis=(1, 2), dtype=np.float64)
     np.testing.assert_allclose(x, expected + packed["probe.bias"], rtol=0, atol=1e-5 * np.abs(expected).max())
-
-
-def test_offline_random_keeps_the_convolutions_and_draws_the_rest(offline: Network) -> None:
-    drawn = network.offline_random(5)
-    for name, array in drawn.tensors.items():
-        assert array.shape == VGG16.tensor_shapes[name]
-        if name.startswith("features"):
-            assert np.array_equal(array, offline.tensors[name])
-        elif name.endswith("bias"):
-            assert np.all(array != 0)
-        else:  # He-normal: the standard deviation of n numbers is within 5 / sqrt(2n) of what it should be
-            expected = np.sqrt(2 / array.shape[1])
-            assert abs(array.std(dtype=np.float64) / expected - 1) < 5 / np.sqrt(2 * array.size)
+    drawn = network.offline_random(5).tensors
+    assert all(np.array_equal(drawn[name], tensors[name]) for name in drawn if name.startswith("features"))
     head = np.random.RandomState(5).standard_normal(3) * np.sqrt(2 / 25088)
-    assert np.array_equal(drawn.tensors["classifier.0.weight"][0, :3], head.astype(np.float32))
+    assert np.array_equal(drawn["classifier.0.weight"][0, :3], head.astype(np.float32))
+    assert all(np.all(drawn[f"classifier.{i}.bias"] != 0) for i in (0, 3, 6))
 
 
 def test_sources_by_name(tmp_path: Path, tiny: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,25 +244,20 @@ def test_sources_by_name(tmp_path: Path, tiny: Network, monkeypatch: pytest.Monk
             network.from_source(wrong)
         assert str(caught.value).isprintable()
     network.write(tiny, tmp_path / "net.safetensors")
-    found = network.from_source(str(tmp_path / "net.safetensors"))
-    assert found is not None
-    assert found.fingerprint == tiny.fingerprint
+    read = network.from_source(str(tmp_path / "net.safetensors"))
+    assert read is not None
+    assert read.fingerprint == tiny.fingerprint
 
 
-def test_canonical_files_keep_everything(tiny: Network, tmp_path: Path) -> None:
-    path = tmp_path / "net.safetensors"
-    odd = Network(tiny.tensors, TINY, "somewhere", "torchvision", "mind the gap")
-    network.write(odd, path)
-    read = network.read(path)
+def test_canonical_files_keep_everything_and_others_are_nothing_of_ours(tiny: Network, tmp_path: Path) -> None:
+    network.write(Network(tiny.tensors, TINY, "somewhere", "torchvision", "mind the gap"), tmp_path / "net")
+    read = network.read(tmp_path / "net")
     assert read is not None
     assert (read.source, read.input, read.remark) == ("somewhere", "torchvision", "mind the gap")
-    assert (read.fingerprint, read.architecture) == (tiny.fingerprint, TINY)
-    assert list(read.tensors) == list(TINY.tensor_shapes)
-
-
-def test_other_safetensors_are_nothing_of_ours(copied: dict[str, np.ndarray], tmp_path: Path) -> None:
-    save_file(copied, tmp_path / "net.safetensors")
-    assert network.read(tmp_path / "net.safetensors") is None
+    assert (read.fingerprint, read.table) == (tiny.fingerprint, TINY)
+    assert list(read.tensors) == list(TINY.tensors)
+    save_file(dict(tiny.tensors), tmp_path / "other")
+    assert network.read(tmp_path / "other") is None
 
 
 @pytest.mark.parametrize(
@@ -342,70 +298,31 @@ def test_there_are_a_thousand_labels() -> None:
     from torchvision.models import VGG16_Weights
 
     assert list(classes.labels()) == VGG16_Weights.IMAGENET1K_V1.meta["categories"]
-    assert (classes.label(281), classes.label(967), classes.label(11)) == ("tabby", "espresso", "goldfinch")
     assert classes.label(3, n_classes=10) == "class 3"
+    for index, label in enumerate(classes.labels()):
+        assert classes.index(label) == index
+        if label.lower() != "cardigan":
+            assert classes.index(label.upper().replace(" ", "_")) == index
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (282, 282),
-        ("282", 282),
-        (" 0 ", 0),
-        ("999", 999),
-        (np.int64(7), 7),
-        ("espresso", 967),
-        ("ESPRESSO", 967),
-        ("goldfinch", 11),
-        ("egyptian_cat", 285),
-        ("Egyptian-Cat", 285),
-        ("crane", 517),  # not "crane bird"
+        *((282, 282), ("282", 282), (" 0 ", 0), ("999", 999), (np.int64(7), 7)),
+        *(("Egyptian-Cat", 285), ("crane", 517), ("Cardigan", 264), ("cardigan", 474)),
+        ("CARDIGAN", "ambiguous: Cardigan (264), cardigan (474)"),
+        *((-1, "class -1 does not exist: give 0 to 999"), (1000, "class 1000 does not exist")),
+        *(("9" * 100, "does not exist"), ("9" * 5000, "not an ImageNet label"), ("", "not an ImageNet label")),
+        *(("goldfinsh", "goldfinch (11)"), ("terrier", "nearest: "), (1.5, "not an ImageNet label")),
     ],
 )
-def test_a_class_by_index_or_label(value: Any, expected: int) -> None:
-    assert classes.index(value) == expected
-
-
-@given(index=st.integers(0, 999))
-def test_every_label_names_its_class(index: int) -> None:
-    label = classes.label(index)
-    assert classes.index(label) == index
-    if label.lower() != "cardigan":
-        assert classes.index(label.upper().replace(" ", "_")) == index
-
-
-def test_the_dog_and_the_garment() -> None:
-    assert (classes.index("Cardigan"), classes.index("cardigan")) == (264, 474)
-    with pytest.raises(classes.ClassError, match=r"ambiguous: Cardigan \(264\), cardigan \(474\)"):
-        classes.index("CARDIGAN")
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (-1, "class -1 does not exist: give 0 to 999"),
-        (1000, "class 1000 does not exist"),
-        ("9" * 100, "does not exist"),
-        ("9" * 5000, "not an ImageNet label"),
-        ("asdf", "not an ImageNet label"),
-        ("", "not an ImageNet label"),
-        ("-", "not an ImageNet label"),
-        ("goldfinsh", "goldfinch (11)"),
-        ("terrier", "nearest: "),
-        (1.5, "not an ImageNet label"),
-    ],
-)
-def test_a_class_that_does_not_exist_names_the_nearest(value: Any, expected: str) -> None:
+def test_a_class_by_index_or_label_or_the_nearest(value: Any, expected: int | str) -> None:
+    if isinstance(expected, int):
+        assert classes.index(value) == expected
+        return
     with pytest.raises(classes.ClassError) as caught:
         classes.index(value)
     assert expected in str(caught.value)
-
-
-def test_an_ambiguous_label_lists_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = tuple("crane" if i in (134, 517) else f"thing {i}" for i in range(1000))
-    monkeypatch.setattr(classes, "labels", lambda: names)
-    with pytest.raises(classes.ClassError, match=r"ambiguous: crane \(134\), crane \(517\)"):
-        classes.index("Crane")
 
 
 def test_a_small_network_has_numbers_only() -> None:
@@ -427,18 +344,11 @@ def test_one_class_for_all_or_one_for_each() -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 2**30], ids=["streamed", "kept"])
-def test_noise_is_numpys_legacy_stream_bit_for_bit(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_noise_is_numpys_legacy_stream_and_cannot_be_spoilt(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     monkeypatch.setattr(noise, "CACHE_BYTES", limit)
-    sigma = 51.3
     np.random.seed(7)  # what the reference does
-    reference = np.random.normal(0.0, sigma, (5, 1, 6, 4, 3))
-    ours = np.stack([unit * sigma for unit in noise.unit_noise(7, 5, (6, 4, 3))])[:, None]
-    assert np.array_equal(ours, reference)
-
-
-@pytest.mark.parametrize("limit", [0, 2**30], ids=["streamed", "kept"])
-def test_noise_starts_again_and_cannot_be_spoilt(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(noise, "CACHE_BYTES", limit)
+    reference = np.random.normal(0.0, 51.3, (5, 1, 6, 4, 3))
+    assert np.array_equal(np.stack([unit * 51.3 for unit in noise.unit_noise(7, 5, (6, 4, 3))])[:, None], reference)
     state = np.random.get_state()
     first, again = (list(noise.unit_noise(1, 3, (2, 2, 3))) for _ in range(2))
     assert np.array_equal(first, again)
@@ -447,7 +357,6 @@ def test_noise_starts_again_and_cannot_be_spoilt(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ValueError, match="read-only"):
         first[0][:] = 0
     assert np.array_equal(state[1], np.random.get_state()[1])  # the user's own generator
-    assert list(noise.unit_noise(1, 0, (2, 2, 3))) == []
 
 
 # Files
@@ -460,11 +369,10 @@ def test_a_file_is_written_whole(tmp_path: Path) -> None:
         assert temporary.name.endswith(".weights.h5")
         temporary.write_text("new")
         assert not path.exists()
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["new"]
 
 
-@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 @pytest.mark.parametrize("existed", [False, True])
 def test_or_not_at_all(tmp_path: Path, error: type[BaseException], existed: bool) -> None:
     path = tmp_path / "name"
@@ -477,36 +385,19 @@ def test_or_not_at_all(tmp_path: Path, error: type[BaseException], existed: bool
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_permissions_are_an_ordinary_files(tmp_path: Path, mask: int) -> None:
+@pytest.mark.parametrize("name", ["a" * 255, "a." + "b" * 245 + ".png", "-x", "a\nb", " ", ".hidden"])
+def test_an_ordinary_file_under_any_name(tmp_path: Path, name: str, mask: int) -> None:
     before = os.umask(mask)
     try:
-        with whole(tmp_path / "name") as temporary:
+        with whole(tmp_path / name) as temporary:
             temporary.write_text("x")
         assert os.umask(mask) == mask
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "name").stat().st_mode) == 0o666 & ~mask
-
-
-@pytest.mark.parametrize("name", ["a" * 255, "a." + "b" * 253, "a." + "b" * 245 + ".png", "-x", "a\nb", " ", ".hidden"])
-def test_names_at_the_limit(tmp_path: Path, name: str) -> None:
-    with whole(tmp_path / name) as temporary:
-        temporary.write_text("x")
     assert (tmp_path / name).read_text() == "x"
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask
 
 
 def test_a_folder_that_is_missing_is_the_file_systems_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), whole(tmp_path / "no" / "name"):
         pass
-
-
-def test_the_contract_loads_no_framework() -> None:
-    program = (
-        "import sys, parity.contract.architecture, parity.contract.classes, parity.contract.files, "
-        "parity.contract.network, parity.contract.noise\n"
-        "print([name for name in ('torch', 'tensorflow', 'keras', 'h5py', 'matplotlib') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
-    assert done.stdout.strip() == "[]"

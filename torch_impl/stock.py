@@ -10,9 +10,14 @@ from torch import nn
 from parity.contract.methods import METHODS
 from torch_impl.arrays import Images, Maps, Target
 from torch_impl.capture.passes import Pass
-from torch_impl.maps.registry import drawn
+from torch_impl.maps.registry import Function, drawn
 
-CLASSES = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMPlusPlus"}
+CLASSES = {
+    "gradcam": "GradCAM",
+    "gradcam_plus_plus": "GradCAMPlusPlus",
+    "layercam": "LayerCAM",
+    "scorecam": "ScoreCAM",
+}
 """Map → pytorch-grad-cam's class of that name."""
 
 NARROW = ("fp16", "bf16")
@@ -91,18 +96,17 @@ def captum_smoothgrad(
     return attributions.detach().amax(dim=1)
 
 
-@drawn("gradcam@pytorch-grad-cam")
-def _gradcam(p: Pass) -> Maps:
-    assert p.capture.layer is not None
-    p.capture.attend()
-    return pytorch_grad_cam_map("gradcam", p.capture.model, p.inputs, p.target, p.capture.layer)
+def _stock_cam(method: str) -> Function:
+    def function(p: Pass) -> Maps:
+        assert p.capture.layer is not None
+        p.capture.attend()
+        return pytorch_grad_cam_map(method, p.capture.model, p.inputs, p.target, p.capture.layer)
+
+    return function
 
 
-@drawn("gradcam_plus_plus@pytorch-grad-cam")
-def _gradcam_plus_plus(p: Pass) -> Maps:
-    assert p.capture.layer is not None
-    p.capture.attend()
-    return pytorch_grad_cam_map("gradcam_plus_plus", p.capture.model, p.inputs, p.target, p.capture.layer)
+for _method in CLASSES:
+    drawn(f"{_method}@pytorch-grad-cam")(_stock_cam(_method))
 
 
 @drawn("smoothgrad@captum")

@@ -104,13 +104,20 @@ _ROWS = (
         (*(Quantity(name, "m", whole=True) for name in ("channels", "scores", "weights")), _RAW, *_ENLARGED),
         overlay=True,
     ),
-    Method("gradcam@pytorch-grad-cam", "pytorch-grad-cam's GradCAM", overlay=True, library="pytorch-grad-cam"),
-    Method(
-        "gradcam_plus_plus@pytorch-grad-cam",
-        "pytorch-grad-cam's GradCAMPlusPlus",
-        aliases=("gradcam++@pytorch-grad-cam",),
-        overlay=True,
-        library="pytorch-grad-cam",
+    *(
+        Method(
+            f"{name}@pytorch-grad-cam",
+            f"pytorch-grad-cam's {title}",
+            aliases=tuple(f"{alias}@pytorch-grad-cam" for alias in aliases),
+            overlay=True,
+            library="pytorch-grad-cam",
+        )
+        for name, title, aliases in (
+            ("gradcam", "GradCAM", ()),
+            ("gradcam_plus_plus", "GradCAMPlusPlus", ("gradcam++",)),
+            ("layercam", "LayerCAM", ()),
+            ("scorecam", "ScoreCAM", ()),
+        )
     ),
     Method("smoothgrad@captum", "Captum's NoiseTunnel", library="captum"),
 )

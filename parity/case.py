@@ -1,0 +1,153 @@
+"""One stage that is off, with both sides' numbers: what every test for a cause looks at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from parity import formulas
+from parity.contract.artifact import Artifact
+from parity.contract.layers import Layer
+from parity.contract.methods import METHODS
+from parity.contract.stages import Stage
+from parity.rounding import is_max_pool
+from parity.similarity import relative_l2
+
+CONSTANT = 1e-3
+"""Numbers that spread by less than this of their size are one number: float16's rounding is below."""
+
+SINGLE = (1e-9, 2e-6)
+HALF = (3e-5, 4e-3)
+"""Relative L2 that float32, or float16, TF32 and bfloat16, leave on a sum of a few thousand products."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """See the module.
+
+    Attributes:
+        reference: with float64.
+        candidate: the same job.
+        precision: the candidate's.
+        photograph: its row.
+        stage: the first one beyond its limit.
+    """
+
+    reference: Artifact
+    candidate: Artifact
+    precision: str
+    photograph: int
+    stage: Stage
+
+    @cached_property
+    def subjects(self) -> frozenset[str]:
+        """What a row of a table may be about, here: the kind of layer, `flattened`, the method and its kind, the input's kind."""
+        names = {"", self.stage.method, self.layer.kind if self.layer else ""}
+        if self.layer and "flattened" in self.layer.config:
+            names.add("flattened")
+        if self.stage.method:
+            method = METHODS[self.stage.method]
+            names |= {"at a layer" if method.at_layer else "at the input"}
+        if self.stage.name == "inputs":
+            names.add(self.reference.settings.input)
+        return frozenset(names)
+
+    @cached_property
+    def layer(self) -> Layer | None:
+        """The layer of an activation or gradient; the last one of the logits."""
+        if self.stage.name == "logits":
+            return self.reference.table.layers[-1]
+        return next((layer for layer in self.reference.table.layers if layer.name == self.stage.layer), None)
+
+    @cached_property
+    def before(self) -> str:
+        """The name of the layer that this one reads."""
+        return self.layer.inbound[0] if self.layer and self.layer.inbound else ""
+
+    @cached_property
+    def actual(self) -> np.ndarray:
+        """The candidate's values, float64 (kept,)."""
+        return np.asarray(self.candidate.values(self.stage.name, self.precision)[self.photograph], np.float64)
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """The reference's."""
+        return np.asarray(self.reference.values(self.stage.name, "fp64")[self.photograph])
+
+    @cached_property
+    def off(self) -> float:
+        """Relative L2 between the two."""
+        return relative_l2(self.actual, self.expected)
+
+    @cached_property
+    def ratio(self) -> float:
+        """The factor between the two where it is the same everywhere, and not 1; else NaN."""
+        factor = factor_between(self.actual, self.expected)
+        return factor if math.isfinite(factor) and factor != 0 and abs(factor - 1) >= CONSTANT else math.nan
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return np.asarray(self.reference.pixels[self.photograph])
+
+    @property
+    def explained(self) -> int:
+        """The class whose score it is."""
+        return self.reference.classes[self.photograph]
+
+    def own(self, name: str) -> np.ndarray | None:
+        """One of the reference's stages, float64, whole; None where it is not given whole."""
+        given = self.reference.has(name, "fp64") and self.reference.stage(name).whole
+        return self._whole(name) if given else None
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """The reference's."""
+        return self._whole("logits")
+
+    @cached_property
+    def raw(self) -> np.ndarray:
+        """The reference's raw map of this method."""
+        return self._whole(f"{self.stage.method}/raw")
+
+    @cached_property
+    def activations(self) -> np.ndarray:
+        """The reference's A: of the target layer, (h, w, K)."""
+        return self._whole(f"activations/{self.reference.table.target}")
+
+    @cached_property
+    def gradients(self) -> np.ndarray:
+        """The reference's G, (h, w, K)."""
+        return self._whole(f"gradients/{self.reference.table.target}")
+
+    def _whole(self, name: str) -> np.ndarray:
+        return np.asarray(self.reference.whole(name, "fp64")[self.photograph])
+
+    def tensor(self, kind: str) -> np.ndarray | None:
+        """The layer's `weight` or `bias`, float64, where the artifact holds it."""
+        names = [name for name in self.layer.tensors if name.endswith(f".{kind}")] if self.layer else []
+        if not names or self.reference.network is None:
+            return None
+        return self.reference.network.tensors[names[0]].astype(np.float64)
+
+    @cached_property
+    def layer_input(self) -> np.ndarray | None:
+        """What the layer read in the reference, where that can be known: (units,), or (h, w, K) before a flatten."""
+        table, name = self.reference.table, self.before
+        if name and table[name].kind == "flatten":
+            name = table[name].inbound[0]
+        given = self.own(f"activations/{name}")
+        if given is None and name and is_max_pool(table[name]):
+            unpooled = self.own(f"activations/{table[name].inbound[0]}")
+            given = None if unpooled is None else formulas.max_pool(unpooled)
+        return given
+
+
+def factor_between(actual: np.ndarray, expected: np.ndarray) -> float:
+    """actual / expected where that is one number everywhere; NaN elsewhere."""
+    scale = float(expected @ expected)
+    factor = float(actual @ expected) / scale if scale > 0 else math.nan
+    return factor if relative_l2(actual, factor * expected) < CONSTANT else math.nan

@@ -1,0 +1,138 @@
+"""This port as a candidate of `parity`: its maps by its own code, every stage between them, and what the report shows beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parity.candidate import Job
+from parity.contract.methods import METHODS
+from parity.contract.network import Network
+from torch_impl import images, ladder, maps, weights  # noqa: F401  (maps fills the registry)
+from torch_impl.capture.draw import Drawn, draw, opened
+from torch_impl.capture.passes import scaled_score
+from torch_impl.capture.target_layer import find_layer
+from torch_impl.maps.postprocess import finish, upsample
+from torch_impl.network import prepared
+from torch_impl.precision import SCORE_SCALE, choose_device, dtype_of, numerics
+from torch_impl.preprocess import preprocess
+from torch_impl.preserve import Double, own_gradients
+
+Row = tuple[int, str, np.ndarray]
+"""(photograph, stage, array): what a candidate gives."""
+
+
+def candidate(job: Job) -> Iterator[Row]:
+    """The library engine: Captum and pytorch-grad-cam, with the reference's formulas.
+
+    Args:
+        job: what to do.
+
+    Yields:
+        (photograph, stage, array) for every stage of `parity.contract.stages` but `pixels`.
+    """
+    return _stages(job, "library")
+
+
+def one_pass(job: Job) -> Iterator[Row]:
+    """The shared engine: every map that is asked for in one call. Arguments and result as `candidate`."""
+    return _stages(job, "shared")
+
+
+def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> list[images.Photograph]:
+    """Photographs as `explain` reads them; see `parity.port`."""
+    files = images.find(paths, skip_bad=True) if paths else images.defaults()
+    return images.load_all(files, size=size[0], resize=resize)[0]
+
+
+def load_weights(source: str, input: str | None) -> Network:
+    """The weights of `--weights`; see `parity.port`."""
+    return weights.load_network(source, input=input)
+
+
+def raw_maps(job: Job, inputs: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Method → raw maps (N, …); see `parity.port`."""
+    with numerics(job.precision):
+        model, given, target = _prepared(job, inputs)
+        return {name: raw.cpu().numpy() for name, raw in _drawn(job, "library", model, given, target).raw.items()}
+
+
+def rungs(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(method, what was changed, final maps (N, H, W)); see `parity.port`."""
+    with numerics(job.precision):
+        model, inputs, target = _prepared(job)
+        layer = job.table.modules[job.table.target]
+        for method, what, drawn in ladder.rungs(job.methods, model, inputs, target, layer, job.options):
+            yield method, what, drawn.double().cpu().numpy()
+
+
+def _prepared(job: Job, inputs: np.ndarray | None = None) -> tuple[nn.Module, Tensor, Tensor]:
+    """Model, inputs (N, C, H, W) and target of a job."""
+    device, dtype = choose_device(job.device), dtype_of(job.precision)
+    model = prepared(job.network, device, dtype)
+    if inputs is None:
+        given = preprocess(job.pixels, input=job.input, dtype=dtype, device=device)
+    else:
+        given = torch.from_numpy(inputs).permute(0, 3, 1, 2).to(device, dtype)
+    return model, given.contiguous(memory_format=torch.channels_last), torch.tensor(job.classes, device=device)
+
+
+def _drawn(job: Job, engine: str, model: nn.Module, inputs: Tensor, target: Tensor) -> Drawn:
+    """The job's maps, and what their functions kept on the way."""
+    capture = opened(model, find_layer(model, job.table.modules[job.table.target]), engine=engine)
+    return draw(capture, inputs, target, job.methods, job.options, with_stages=True)
+
+
+def _stages(job: Job, engine: str) -> Iterator[Row]:
+    with numerics(job.precision):
+        model, inputs, target = _prepared(job)
+        size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+        drawn = _drawn(job, engine, model, inputs, target)
+        stages = dict(drawn.stages)
+        for name, raw in drawn.raw.items():
+            stages |= {f"{name}/raw": raw, f"{name}/final": finish(raw, size)}
+            if METHODS[name].at_layer:
+                stages[f"{name}/upsampled"] = upsample(raw, size)
+        for i in range(len(inputs)):
+            yield from ((i, stage, _numpy(values[i])) for stage, values in stages.items())
+            for stage, array in _network_stages(job, model, inputs[i : i + 1], target[i : i + 1]).items():
+                yield i, stage, array
+
+
+def _network_stages(job: Job, model: nn.Module, inputs: Tensor, target: Tensor) -> dict[str, np.ndarray]:
+    """Inputs, activations, logits, score and gradients of one photograph."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(layer: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
+        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            outputs[layer] = output
+            return output.clone()  # what follows may work in place
+
+        return hook
+
+    double = Double(model)
+    for layer in job.table.hidden:
+        double.of(find_layer(model, job.table.modules[layer.name])).register_forward_hook(keep(layer.name))
+    with own_gradients():
+        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        logits = double.model(leaf)
+        slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *outputs.values()])
+    stages = {"inputs": inputs[0], "logits": logits[0], "score": logits[0, target[0]]}
+    stages |= {f"activations/{layer}": output[0] for layer, output in outputs.items()}
+    gradients = dict(zip(("inputs", *outputs), slopes, strict=True))
+    arrays = {name: _numpy(tensor) for name, tensor in stages.items()}
+    return arrays | {f"gradients/{layer}": _numpy(slope[0]) / SCORE_SCALE for layer, slope in gradients.items()}
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    """A tensor of one photograph → NumPy, channels last."""
+    tensor = tensor.detach()
+    if tensor.ndim >= 3:
+        tensor = tensor.movedim(-3, -1)
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    array: np.ndarray = tensor.cpu().numpy()
+    return array

@@ -1,0 +1,174 @@
+"""How the libraries' plain calls become the reference's maps: one change a rung. Computed, not quoted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_grad_cam
+import torch
+from captum.attr import NoiseTunnel, Saliency
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import Tensor, nn
+
+from parity.contract.methods import Options
+from torch_impl import stock
+from torch_impl.capture.draw import draw, opened
+from torch_impl.capture.target_layer import find_layer
+from torch_impl.maps.postprocess import finish
+from torch_impl.maps.smoothgrad import noise_of, standard_deviations
+from torch_impl.preserve import Double, own_gradients
+
+Step = tuple[str, Callable[[], Tensor]]
+"""What is called or changed, and how it is drawn: raw maps (N, …)."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the rungs of a ladder are drawn of.
+
+    Attributes:
+        model: gives logits (N, classes); in float32, frozen and in eval mode, and nobody else's.
+        inputs: preprocessed.
+        target: class indices.
+        layer: the target layer's name.
+        options: of the maps.
+    """
+
+    model: nn.Module
+    inputs: Tensor
+    target: Tensor
+    layer: str
+    options: Options
+
+    def port(self, method: str) -> Tensor:
+        """The port's own raw maps."""
+        capture = opened(self.model, find_layer(self.model, self.layer))
+        return draw(capture, self.inputs, self.target, [method], self.options).raw[method]
+
+    def stock_cam(self, method: str, layer: str) -> Tensor:
+        """pytorch-grad-cam's own maps on a layer."""
+        return stock.pytorch_grad_cam_map(method, self.model, self.inputs, self.target, find_layer(self.model, layer))
+
+
+def rungs(
+    methods: Sequence[str], model: nn.Module, inputs: Tensor, target: Tensor, layer: str, options: Options
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Every ladder whose method is asked for; a map without one is left out.
+
+    Args:
+        methods: names of `methods.METHODS`.
+        model: gives logits (N, classes), in float32.
+        inputs: preprocessed.
+        target: class indices.
+        layer: the class activation maps' target layer, by its name.
+        options: of the maps.
+
+    Yields:
+        (method, what was called or changed, final maps (N, H, W)).
+    """
+    size = int(inputs.shape[-2]), int(inputs.shape[-1])
+    subject = Subject(Double(model).model, inputs, target, layer, options)
+    for method in methods:
+        if method in LADDERS:
+            for what, draw_rung in LADDERS[method](method, subject):
+                with own_gradients():
+                    drawn = finish(draw_rung(), size)
+                yield method, what, drawn
+
+
+def _vanilla(method: str, s: Subject) -> list[Step]:
+    def mean() -> Tensor:
+        leaf = s.inputs.detach().clone().requires_grad_()
+        gradients: Tensor = Saliency(s.model).attribute(leaf, target=s.target)
+        return gradients.detach().mean(dim=1)
+
+    return [
+        ("captum Saliency, mean over channels", mean),
+        ("maximum over channels (the port)", lambda: s.port(method)),
+    ]
+
+
+def _smoothgrad(method: str, s: Subject) -> list[Step]:
+    level, n_samples = s.options.noise_level, s.options.n_samples
+
+    def plain() -> Tensor:
+        noise = {"noise_level": level, "n_samples": n_samples, "seed": s.options.seed}
+        return stock.captum_smoothgrad(s.model, s.inputs, s.target, **noise)  # type: ignore[arg-type]
+
+    def own_sigma() -> Tensor:
+        sigmas = standard_deviations(s.inputs, level).tolist()
+        drawn = []
+        with torch.random.fork_rng(devices=[s.inputs.device] if s.inputs.is_cuda else []):
+            torch.manual_seed(s.options.seed)
+            for i, sigma in enumerate(sigmas):
+                attribution = NoiseTunnel(Saliency(s.model)).attribute(
+                    s.inputs[i : i + 1].detach().clone().requires_grad_(),
+                    nt_type="smoothgrad",
+                    nt_samples=n_samples,
+                    nt_samples_batch_size=1,
+                    stdevs=sigma,
+                    target=s.target[i : i + 1],
+                )
+                drawn.append(attribution.detach().amax(dim=1))
+        return torch.cat(drawn)
+
+    def signed() -> Tensor:
+        drawn = []
+        for image, category in zip(s.inputs, s.target, strict=True):
+            total = torch.zeros_like(image)
+            for noise in noise_of(image, s.options):
+                leaf = (image + noise)[None].requires_grad_()
+                total += torch.autograd.grad(s.model(leaf)[0, category], leaf)[0][0]
+            drawn.append((total / n_samples).abs().amax(dim=0))
+        return torch.stack(drawn)
+
+    return [
+        (f"captum NoiseTunnel(stdevs={level:g})", plain),
+        ("σ from each image's own range", own_sigma),
+        ("the reference's noise, but |·| after the mean", signed),
+        ("|·| before the mean (the port)", lambda: s.port(method)),
+    ]
+
+
+def _cam(method: str, s: Subject) -> list[Step]:
+    pool = f"features.{int(s.layer.split('.')[1]) + 1}"
+    name, corners = stock.CLASSES[method], "enlarged corner on corner, then normalized"
+    steps: list[Step] = [
+        (f"pytorch-grad-cam {name}, {pool} (the pool: features[-1])", lambda: s.stock_cam(method, pool)),
+        (f"target layer {s.layer} (after the ReLU)", lambda: s.stock_cam(method, s.layer)),
+    ]
+    if method in ("gradcam", "layercam"):
+        return [*steps, (f"{corners} (the port)", lambda: s.port(method))]
+    last = {
+        "gradcam_plus_plus": "no 1e-6, alpha divided by its sum (the port)",
+        "scorecam": "the class's probability for each mask, no softmax over channels (the port)",
+    }
+    return [*steps, (corners, lambda: _library_weights(method, s)), (last[method], lambda: s.port(method))]
+
+
+def _library_weights(method: str, s: Subject) -> Tensor:
+    """A library's own channel weights, without its resize and its two min–max steps."""
+    drawn = []
+    engine: Any = getattr(pytorch_grad_cam, stock.CLASSES[method])(
+        model=s.model, target_layers=[find_layer(s.model, s.layer)]
+    )
+    captured = engine.activations_and_grads
+    try:
+        for i in range(len(s.inputs)):
+            leaf = s.inputs[i : i + 1].detach().requires_grad_()
+            targets = [ClassifierOutputTarget(int(s.target[i]))]
+            engine(input_tensor=leaf, targets=targets)
+            a = captured.activations[0].numpy()
+            g = captured.gradients[0].numpy() if captured.gradients else None
+            weights = engine.get_cam_weights(leaf, None, targets, a, g)
+            drawn.append(np.maximum(np.einsum("nkhw,nk->nhw", a, np.asarray(weights)), 0))
+    finally:
+        captured.release()
+    return torch.from_numpy(np.concatenate(drawn))
+
+
+LADDERS = {"vanilla": _vanilla, "smoothgrad": _smoothgrad, **dict.fromkeys(stock.CLASSES, _cam)}
+"""Map → (method, subject) → its rungs, the port's own map last."""
