@@ -99,7 +99,7 @@ def left_out(figures: Iterable[Figure]) -> float:
 
 def printable(text: str) -> str:
     """The text, with what cannot be printed shown as an escape."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def error(value: float, none: str = "–") -> str:
