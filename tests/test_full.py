@@ -125,7 +125,7 @@ def test_the_port_is_the_reference_on_the_full_network(tmp_path):
     """Keras and PyTorch, float64 and float32, on the network on which a wrong Grad-CAM++ shows; native weights beside it."""
     photographs = [str(p) for p in images.defaults()[:2]]
     result = run_program(
-        "-m", "parity", *photographs, "--weights", "offline-random:0", "--samples", "1", "--no-ladder", "--native",
+        "-m", "parity", *photographs, "--weights", "offline-random:0", "--samples", "1", "--no-ladder",
         "--out", "out", cwd=tmp_path, timeout=900, TORCH_HOME=str(tmp_path), KERAS_HOME=str(tmp_path),
         ATTENTION_MAPS_KERAS_URL="http://127.0.0.1:9/absent.h5",
     )  # fmt: skip
