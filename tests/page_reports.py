@@ -29,7 +29,7 @@ from parity.report import (
     Rung,
 )
 
-GOLDEN = Path(__file__).parent / "golden" / "tiny.npz"
+GOLDEN = Path(__file__).parent / "golden" / "tiny.safetensors"
 NAN, INF = math.nan, math.inf
 
 SCRIPT = '"><script>alert(1)</script>.jpg'
