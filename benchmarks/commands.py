@@ -32,8 +32,8 @@ FLOAT32 = {"cpu": ("fp32",), "cuda": ("fp32", "tf32")}
 BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 32, 48, 64, 80, 96, 128)}
 """Photographs in one pass that `passes` times."""
 
-PLACES = {"cpu": (2,), "cuda": (48, 64)}
-"""Photographs in one convolution: on CUDA what SmoothGrad's copies of four photographs, and of more, are divided into."""
+PLACES = {"cpu": (2,), "cuda": (64,)}
+"""Photographs in one convolution."""
 
 LIMIT = "limit"
 """The column of what nobody can be faster than."""
@@ -70,7 +70,8 @@ def speed(options: argparse.Namespace) -> Outcome:
     plans = {p: _plan(names, p, kind, jobs) for p in options.precision or FLOAT32[kind]}
     if not all(plans.values()):
         raise ValueError(f"none of {', '.join(names)} draws that on {device} in {' and '.join(plans)}")
-    rows = [row for p in plans for row in _limits(device, p, options.weights, jobs)]
+    rows: list[Row] = []
+    rates: dict[str, list[float]] = {p: [] for p in plans}
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         common = (device, options.weights, folder)
         if kind == "cuda":  # those of one format share a process, which takes longer to start than to do its work
@@ -78,10 +79,12 @@ def speed(options: argparse.Namespace) -> Outcome:
         else:
             tasks = [Task([entry], [turn], *common) for turn in rounds for plan in plans.values() for entry in plan]
         for task in tasks:
+            rates[task.plan[0][1]].append(_rate(device, task.plan[0][1], options.weights))
             rows += start(task)
         checks = {p: report.checks_of(Path(folder), [f"{name}-{p}" for name, _, _ in plans[p]]) for p in plans}
     tables = [f"{about(device)}, weights {options.weights}, {options.samples} SmoothGrad samples."]
     for p in plans:
+        rows += _limits(max(rates[p]), p, options.weights, jobs)
         tables += _speed_tables([row for row in rows if row["precision"] == p], options.rounds)
         tables.append(report.check_table(checks[p]))
     good = all(report.sound(checks[p]) for p in plans if p in ("fp32", "fp64"))
@@ -143,7 +146,8 @@ def passes(options: argparse.Namespace) -> Outcome:
     network = network_of(options.weights)
     formats = options.precision or [name for name in PRECISIONS[kind] if name != "fp64"]
     batches = options.photographs or BATCHES[kind]
-    took = {name: limit.passes(Bench(device, name, at_least=1), network, batches) for name in formats}
+    at_least = 3 if kind == "cpu" else 0.5
+    took = {name: limit.passes(Bench(device, name, at_least=at_least), network, batches) for name in formats}
     title = (
         f"{about(device)}.\nMilliseconds a photograph, forward and backward to the input / forward alone, by the photographs in "
         "one pass; medians."
@@ -219,15 +223,21 @@ def _plan(names: Iterable[str], precision: str, kind: str, jobs: Sequence[Job]) 
     return plan
 
 
-def _limits(device: str, precision: str, weights: str, jobs: Sequence[Job]) -> list[Row]:
-    """What each job would take at this machine's best, now, as rows of a contender `limit`; with that rate, in GFLOP/s."""
+def _rate(device: str, precision: str, weights: str) -> float:
+    """Floating-point operations per second of this machine at the best, now."""
     from benchmarks import limit
     from benchmarks.timing import Bench
     from torch_impl.batching import AUTO
 
-    table = network_of(weights).table
-    rate = limit.rate(Bench(device, precision, at_least=0.05), AUTO[device.partition(":")[0]], table)
-    common = {"contender": LIMIT, "precision": precision, "gflop/s": rate / 1e9}
+    bench, batch = Bench(device, precision, at_least=0.05), AUTO[device.partition(":")[0]]
+    return limit.rate(bench, batch, network_of(weights).table)
+
+
+def _limits(rate: float, precision: str, weights: str, jobs: Sequence[Job]) -> list[Row]:
+    """What each job takes at this rate, as rows of a contender `limit`."""
+    from benchmarks import limit
+
+    table, common = network_of(weights).table, {"contender": LIMIT, "precision": precision, "gflop/s": rate / 1e9}
     return [
         {"job": job, "photographs": n, "seconds": n * limit.operations(maps_of(job), samples, table) / rate, **common}
         for job, n, samples in jobs

@@ -5,6 +5,7 @@ A framework is imported by the contender that needs it: TensorFlow and PyTorch n
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,8 @@ def title_of(job: str) -> str:
 
 
 def ours(engine: str, network: Network, device: str, precision: str) -> Draw:
-    """`Explainer.vgg16`, as `attention-maps explain` uses it."""
+    """`Explainer.vgg16`, as `attention-maps explain` uses it: with feature maps on large pages."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from torch_impl.explainer import Explainer
 
     explainer = Explainer.vgg16(network, device=device, precision=precision, engine=engine)

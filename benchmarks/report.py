@@ -34,14 +34,17 @@ def table(header: Sequence[str], body: Iterable[Sequence[str]], *titles: str) ->
 
 def figure(value: float) -> str:
     """Three significant digits: 0.0823, 12.3, 1234."""
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:.0f}"
 
 
 def spread(values: Sequence[float]) -> str:
     """Median, lowest and highest of several; a dash where there is none."""
-    if len(values) < 2:
-        return figure(values[0]) if values else "–"
-    return f"{figure(statistics.median(values))} ({figure(min(values))} to {figure(max(values))})"
+    return spread_around(statistics.median(values), values) if values else "–"
+
+
+def spread_around(middle: float, values: Sequence[float]) -> str:
+    """A figure of several values, lowest and highest."""
+    return f"{figure(middle)} ({figure(min(values))} to {figure(max(values))})" if len(values) > 1 else figure(middle)
 
 
 def pivot(rows: Rows, names: Sequence[str], cell: Cell, title: str, figures: str = "seconds") -> str:
@@ -81,8 +84,7 @@ def ratio_table(rows: Rows, ours: str, names: Sequence[str]) -> str:
     def cell(measured: dict[str, list[float]], name: str) -> str:
         theirs, own = measured[name], measured[ours]
         ratios = [b / a for a, b in zip(own, theirs, strict=True)]
-        of_medians = statistics.median(theirs) / statistics.median(own)
-        return f"{figure(of_medians)} ({figure(min(ratios))} to {figure(max(ratios))})"
+        return spread_around(statistics.median(theirs) / statistics.median(own), ratios)
 
     title = f"Times as long as {ours}: the ratio of the medians above (the lowest and the highest of a round):"
     return pivot(rows, names, cell, title)
