@@ -61,19 +61,6 @@ class Network:
     remark: str = ""
 
     @cached_property
-    def architecture(self):  # type: ignore[no-untyped-def]
-        """Temporary, while the move lasts."""
-        from parity.contract.architecture import Architecture
-
-        return Architecture.of({name: tuple(array.shape) for name, array in self.tensors.items()})
-
-    @property
-    def about(self) -> dict[str, str]:
-        """What a file remembers beside the tensors; `restored` reads it."""
-        size = str(self.table.size[0])
-        return {"source": self.source, "input": self.input, "remark": self.remark, "size": size}
-
-    @cached_property
     def fingerprint(self) -> str:
         """sha256 over names, shapes and values: equal for equal networks, whatever file or layout they came from."""
         digest = hashlib.sha256()
