@@ -60,6 +60,12 @@ class Network:
     input: str
     remark: str = ""
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What a file remembers beside the tensors; `restored` reads it."""
+        size = str(self.table.size[0])
+        return {"source": self.source, "input": self.input, "remark": self.remark, "size": size}
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over names, shapes and values: equal for equal networks, whatever file or layout they came from."""
