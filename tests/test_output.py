@@ -127,7 +127,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path):
         if manifest is not None:
             (tmp_path / MANIFEST).write_text(manifest)
         before = sorted(os.listdir(tmp_path))
-        with pytest.raises(OutputError, match="holds files that are not a result.*--overwrite"):
+        with pytest.raises(OutputError, match=r"holds files that are not a result.*--overwrite"):
             result(tmp_path, "a.png")
         assert sorted(os.listdir(tmp_path)) == before
     result(tmp_path, "a.png", overwrite=True)
