@@ -74,7 +74,7 @@ def captum_smoothgrad(
         inputs: preprocessed.
         target: class indices.
         noise_level: taken as σ itself, in units of the preprocessed input, as Captum does.
-        n_samples: noisy copies of each image, one image at a time in memory.
+        n_samples: noisy copies of each image, one of each at a time in memory.
         seed: of PyTorch's generator, which is put back afterwards.
 
     Returns:
@@ -111,7 +111,10 @@ for _method in CLASSES:
 
 @drawn("smoothgrad@captum")
 def _smoothgrad(p: Pass) -> Maps:
+    """Photograph by photograph, each from the seed: a batch's noise would depend on its size."""
     o = p.options
-    return captum_smoothgrad(
-        p.capture.model, p.inputs, p.target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
-    )
+    maps = [
+        captum_smoothgrad(p.capture.model, image, target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed)
+        for image, target in zip(torch.split(p.inputs, 1), torch.split(p.target, 1), strict=True)
+    ]
+    return torch.cat(maps)
