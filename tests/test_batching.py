@@ -69,6 +69,12 @@ def test_a_given_size_is_not_changed_silently():
             pieces(9, batch_size, limit=0)
 
 
+def test_passes_within_a_pass_say_it_themselves():
+    """SmoothGrad's copies of one photograph: it is the copies that are too many."""
+    with pytest.raises(OutOfMemoryError, match="with 8 in a batch: choose a smaller batch size"):
+        micro_batches([0], 8, lambda _: pieces(20, 8, limit=4), device=CPU, auto=4, count=1)
+
+
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shape"):
         pieces(3, 4, limit=1, error=RuntimeError("wrong shape"))

@@ -99,14 +99,16 @@ def test_stock_cams_are_the_librarys_own_and_not_ours(model, inputs, target, nam
     close(raw.cpu(), torch.from_numpy(expected), EXACT)
 
 
-def test_stock_smoothgrad_is_captums_own(model, inputs, target):
-    torch.manual_seed(3)
-    expected = NoiseTunnel(Saliency(model)).attribute(
-        inputs.clone().requires_grad_(),
-        nt_type="smoothgrad", nt_samples=3, nt_samples_batch_size=1, stdevs=0.2, target=target,
-    )  # fmt: skip
-    raw = drawn("smoothgrad@captum", model, inputs, target, n_samples=3, noise_level=0.2, seed=3)
-    close(raw, expected.amax(dim=1), FLOAT64)
+@pytest.mark.parametrize("batch_size", [1, "auto"])
+def test_stock_smoothgrad_is_captums_own(model, inputs, target, batch_size):
+    rows = []
+    for i in range(3):
+        torch.manual_seed(3)
+        options = {"nt_type": "smoothgrad", "nt_samples": 3, "nt_samples_batch_size": 1, "stdevs": 0.2}
+        leaf = inputs[i : i + 1].clone().requires_grad_()
+        rows.append(NoiseTunnel(Saliency(model)).attribute(leaf, target=target[i : i + 1], **options).amax(dim=1))
+    options = {"n_samples": 3, "noise_level": 0.2, "seed": 3, "batch_size": batch_size}
+    close(drawn("smoothgrad@captum", model, inputs, target, **options), torch.cat(rows), FLOAT64)
 
 
 @pytest.mark.parametrize("name", LIBRARY)

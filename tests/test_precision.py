@@ -81,7 +81,7 @@ def test_types():
         assert name_of(dtype_of(precision)) == precision.replace("tf", "fp")
         assert at_least_fp32(dtype_of(precision)).itemsize == max(size, 4)
     assert score_scale(torch.float16) > 1 == score_scale(torch.float32) == score_scale(torch.bfloat16)
-    with pytest.raises(ValueError, match=r"fp8.*known: fp64"):
+    with pytest.raises(ValueError, match=r"fp8.*known: fp32"):
         dtype_of("fp8")
     with pytest.raises(ValueError, match="tf32 exists on CUDA devices only; give fp32"):
         check_precision("tf32", torch.device("cpu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import drawn, every_engine
+from conftest import drawn
 from torch import nn
 
 from parity.contract.methods import LIBRARY, REFERENCE
