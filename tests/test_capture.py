@@ -12,13 +12,14 @@ from tolerances import FLOAT64
 from torch import nn
 
 from parity.contract.methods import METHODS, REFERENCE, Options
-from torch_impl.capture.draw import draw
+from torch_impl.capture.draw import draw, opened
+from torch_impl.capture.layout import LayerError
 from torch_impl.capture.libraries import CapturingCAM, Saliency
 from torch_impl.capture.passes import MapError
-from torch_impl.capture.target_layer import LayerError, find_layer
+from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.registry import DRAWN, Drawing
 from torch_impl.maps.vanilla import channel_maximum
-from torch_impl.methods import capture_class, raw_maps
+from torch_impl.methods import raw_maps
 
 SETS = [names for k in (1, 2, len(REFERENCE)) for names in itertools.combinations(REFERENCE, k)]
 every_set = pytest.mark.parametrize("names", SETS, ids=",".join)
@@ -26,7 +27,7 @@ AT_LAYER = [name for name in REFERENCE if METHODS[name].at_layer]
 
 
 def draw_by(engine, model, inputs, target, names, *, layer=TARGET_LAYER, batch_size="auto"):
-    capture = capture_class(engine)(model, find_layer(model, layer), batch_size)
+    capture = opened(model, find_layer(model, layer), engine=engine, batch_size=batch_size)
     return draw(capture, inputs, target, names, Options(n_samples=2))
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from parity.contract import noise
 from parity.contract.methods import METHODS, REFERENCE, Options
 from parity.contract.noise import unit_noise
-from torch_impl.capture import libraries, passes
+from torch_impl.capture import libraries, one_pass, passes
 from torch_impl.maps.gradcam import class_activation_map, grad_cam_weights
 from torch_impl.maps.gradcam_plus_plus import grad_cam_plus_plus_alpha, grad_cam_plus_plus_weights
 from torch_impl.maps.registry import DRAWN
@@ -355,6 +355,6 @@ def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engin
     # A network's own ReLUs switch in float16, on a GPU in more places than on a CPU.
     assert likeness(raw, expected) > 0.95
     assert 0.9 < raw.double().norm() / expected.norm() < 1.1  # and the scale is taken out again
-    for module in (libraries, passes):
-        monkeypatch.setattr(module, "score_scale", lambda dtype: 1.0)
+    for module in (libraries, one_pass, passes):
+        monkeypatch.setattr(module, "SCORE_SCALE", 1.0, raising=False)
     assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.7

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from conftest import drawn, every_engine
@@ -10,6 +12,7 @@ from torch.backends.cuda import matmul
 
 from torch_impl.precision import (
     PRECISIONS,
+    SCORE_SCALE,
     DeviceError,
     at_least_fp32,
     check_precision,
@@ -17,7 +20,6 @@ from torch_impl.precision import (
     dtype_of,
     name_of,
     numerics,
-    score_scale,
 )
 
 OWNERS = (matmul, cudnn.conv, cudnn.rnn)
@@ -80,7 +82,7 @@ def test_types():
     for precision, size in sizes.items():
         assert name_of(dtype_of(precision)) == precision.replace("tf", "fp")
         assert at_least_fp32(dtype_of(precision)).itemsize == max(size, 4)
-    assert score_scale(torch.float16) > 1 == score_scale(torch.float32) == score_scale(torch.bfloat16)
+    assert math.frexp(SCORE_SCALE)[0] == 0.5  # a power of two changes no digit
     with pytest.raises(ValueError, match=r"fp8.*known: fp32"):
         dtype_of("fp8")
     with pytest.raises(ValueError, match="tf32 exists on CUDA devices only; give fp32"):

@@ -98,7 +98,6 @@ def captum_smoothgrad(
 
 def _stock_cam(method: str) -> Function:
     def function(p: Pass) -> Maps:
-        assert p.capture.layer is not None
         p.capture.attend()
         return pytorch_grad_cam_map(method, p.capture.model, p.inputs, p.target, p.capture.layer)
 
@@ -112,9 +111,13 @@ for _method in CLASSES:
 @drawn("smoothgrad@captum")
 def _smoothgrad(p: Pass) -> Maps:
     """Photograph by photograph, each from the seed: a batch's noise would depend on its size."""
-    o = p.options
-    maps = [
-        captum_smoothgrad(p.capture.model, image, target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed)
-        for image, target in zip(torch.split(p.inputs, 1), torch.split(p.target, 1), strict=True)
-    ]
+    o, maps = p.options, []
+    for i in range(len(p.inputs)):
+        p.capture.attend([i])
+        image, target = p.inputs[i : i + 1], p.target[i : i + 1]
+        maps.append(
+            captum_smoothgrad(
+                p.capture.model, image, target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
+            )
+        )
     return torch.cat(maps)
