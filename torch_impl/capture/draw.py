@@ -112,9 +112,11 @@ def draw(
     results = {name: Pieces(count) for name in ("logits", "target", *names)}
     no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
     stages: dict[str, Pieces] = {}
-    capture.progress = progress
 
     def one_piece(rows: list[int]) -> None:
+        capture.progress = progress and (
+            lambda done, of: progress(rows[0] * of // len(rows) + done, count * of // len(rows))
+        )
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
         capture.others = tuple(taken(values, rows) for values in others)
         p = capture.take(taken(inputs, rows), chosen, needs, options)
