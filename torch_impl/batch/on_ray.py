@@ -220,10 +220,8 @@ def _connected(ray: Any, address: str | None, network: Network) -> Iterator[None
     if ray.is_initialized():
         yield  # the caller's own, and left as it is
         return
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
-        options["address"] = address
-    else:  # room for the weights; parts do not pass through it
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:  # room for the weights; parts do not pass through it
         weights = sum(array.nbytes for array in network.tensors.values())
         options |= {"include_dashboard": False, "object_store_memory": 256 * 2**20 + 2 * weights}
     before = signal.getsignal(signal.SIGTERM)
