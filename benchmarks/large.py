@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,11 @@ import torch
 from PIL import Image
 
 from parity.contract.architecture import TINY, VGG16, Architecture
-from parity.contract.network import Network, offline, seeded, write
-from torch_impl import images
-from torch_impl.batch.command import pending
-from torch_impl.batch.local import run_local
-from torch_impl.batch.plan import Plan
-from torch_impl.batch.resume import survey
-from torch_impl.batch.sources import open_inputs
-from torch_impl.batch.store import Run, Store
-from torch_impl.batch.work import Worker, make_explainer, shapes
+from parity.contract.network import offline, seeded, write
+from torch_impl import Explainer, images
+from torch_impl.batch.listing import listed, write_listing
+from torch_impl.batch.run import Plan, Run
+from torch_impl.batch.worker import Worker, run_local
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,18 +84,15 @@ def make_photographs(folder: Path, count: int, *, distinct: int = 60, size: tupl
         whole.crop((left, top, left + width, top + height)).resize(size).save(path, quality=90)
 
 
-def plan_for(network: Network, folder: Path, part_rows: int) -> Plan:
-    """A run of both CAMs over a folder."""
+def plan_for(explainer: Explainer, part_rows: int) -> Plan:
+    """A run of both CAMs."""
+    network = explainer.network
+    assert network is not None
     return Plan(
-        inputs=(str(folder),),
-        classes=None,
-        root=None,
         methods=METHODS,
-        shapes=shapes(network, METHODS, "raw"),
         weights=network.source,
         fingerprint=network.fingerprint,
-        n_classes=network.architecture.classes,
-        size=network.architecture.size,
+        size=explainer.size,
         input=network.input,
         resize="lab",
         n_samples=20,
@@ -112,22 +105,20 @@ def plan_for(network: Network, folder: Path, part_rows: int) -> Plan:
     )
 
 
-def begun(plan: Plan, out: Path) -> tuple[Store, Run, Iterator[Any]]:
-    """A fresh run and its parts."""
-    store = Store(out)
-    out.mkdir()
-    store.begin(plan, {})
-    run = store.read_run()
-    source = open_inputs(list(plan.inputs))
-    return store, run, pending(source, plan.part_rows, survey(source, store, run).todo)
+def begun(plan: Plan, photographs: Path, out: Path) -> tuple[Run, list[int]]:
+    """A fresh run and the numbers of its parts."""
+    run = Run(out)
+    with run.locked(), tempfile.TemporaryFile() as file:
+        write_listing(listed([str(photographs)]), file, plan.part_rows)
+        return run, run.begin(plan, {}, file).todo
 
 
 def _rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = int(options.photographs or 64)
     make_photographs(folder / "photographs", count)
-    plan = plan_for(offline(), folder / "photographs", 256)
-    explainer = make_explainer(offline(), plan, "cpu")
-    items = list(open_inputs([str(folder / "photographs")]))
+    explainer = Explainer.vgg16(offline(), device="cpu", batch_size=options.batch_size, engine="shared")
+    plan = plan_for(explainer, 256)
+    items = list(listed([str(folder / "photographs")]))
     decoded = np.stack([images.load(item.path).pixels for item in items])
     inputs = images.preprocess(decoded).contiguous(memory_format=torch.channels_last)
     size = options.batch_size
@@ -140,10 +131,9 @@ def _rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         return count / (time.perf_counter() - clock)
 
     def local(number: int) -> float:
-        store, run, parts = begun(plan, folder / f"out{number}")
-        worker = Worker(explainer, plan, size)
+        run, parts = begun(plan, folder / "photographs", folder / f"out{number}")
         clock = time.perf_counter()
-        run_local(parts, worker, store, run)
+        run_local(run, Worker(explainer, plan), parts, 0, report=lambda rows, errors: None)
         return count / (time.perf_counter() - clock)
 
     explainer.model.eval()
@@ -194,26 +184,24 @@ def _ray(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = int(options.photographs or 500)
     make_photographs(folder / "photographs", count)
     network = seeded(0, QUARTER)
-    plan = plan_for(network, folder / "photographs", 25)
-    explainer = make_explainer(network, plan, "cpu")
+    explainer = Explainer.vgg16(network, device="cpu", batch_size=options.batch_size, engine="shared")
+    plan = plan_for(explainer, 25)
     threads = torch.get_num_threads()
     rounds = []
     for number in range(options.rounds):
-        store, run, parts = begun(plan, folder / f"local{number}")
+        run, parts = begun(plan, folder / "photographs", folder / f"local{number}")
         clock = time.perf_counter()
-        run_local(parts, Worker(explainer, plan, options.batch_size), store, run)
+        run_local(run, Worker(explainer, plan), parts, 0, report=lambda rows, errors: None)
         local = count / (time.perf_counter() - clock)
 
-        store, run, parts = begun(plan, folder / f"ray{number}")
+        run, parts = begun(plan, folder / "photographs", folder / f"ray{number}")
         times: list[tuple[float, int]] = []
         clock = time.perf_counter()
         run_ray(
+            run,
             parts,
             network,
-            store,
-            run,
-            Cluster(workers=(2, 2), cpus=1),
-            batch_size=options.batch_size,
+            Cluster(workers=(2, 2), cpus=1, batch_size=options.batch_size),
             report=lambda rows, errors, times=times: times.append((time.perf_counter(), rows)),  # type: ignore[misc]
         )
         whole = time.perf_counter() - clock

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from parity.contract.text import one_line
 from torch_impl import images
@@ -45,7 +49,7 @@ class Decoded:
         seconds: spent on each.
     """
 
-    pixels: np.ndarray = field(repr=False)
+    pixels: Tensor = field(repr=False)
     sha256: list[str | None]
     notes: list[list[str]]
     errors: list[str | None]
@@ -135,9 +139,10 @@ class Photographs(Dataset[Decoded]):
     def __getitem__(self, piece: Piece) -> Decoded:
         """The photographs of a piece."""
         listed = self._listing.items(*piece)
-        pixels = np.zeros((len(listed), self.size, self.size, 3), np.uint8)
-        decoded = Decoded(pixels, [], [], [], [])
-        for item, place in zip(listed, pixels, strict=True):
+        decoded = Decoded(torch.zeros((len(listed), self.size, self.size, 3), dtype=torch.uint8), [], [], [], [])
+        if get_worker_info() is not None:  # else the queue's own thread would do it, and be alone with its error
+            decoded.pixels.share_memory_()  # type: ignore[no-untyped-call]
+        for item, place in zip(listed, decoded.pixels.numpy(), strict=True):
             clock = time.perf_counter()
             sha256, notes, error = self._photograph(item, place)
             decoded.sha256.append(sha256)
@@ -195,40 +200,41 @@ def loaded(photographs: Photographs, wanted: Sequence[Piece], processes: int) ->
     Raises:
         RuntimeError: a process has died; see `has_died`.
     """
-    decoding = (
-        _processes(photographs, wanted, processes) if processes else nullcontext(map(photographs.__getitem__, wanted))
-    )
-    with decoding as stream, ThreadPoolExecutor(1, "loader") as thread:
-        first = thread.submit(next, stream, None)
-
-        def one_ahead() -> Iterator[Decoded]:
-            waiting = first
-            while (decoded := waiting.result()) is not None:
-                waiting = thread.submit(next, stream, None)
-                yield decoded
-
-        yield one_ahead()
-
-
-@contextmanager
-def _processes(photographs: Photographs, wanted: Sequence[Piece], count: int) -> Iterator[Iterator[Decoded]]:
-    loader = DataLoader(
-        photographs,
-        sampler=wanted,
-        batch_size=None,
-        num_workers=count,
-        collate_fn=_unchanged,
-        worker_init_fn=_begin,
-    )
-    iterator: Any = iter(loader)
+    if not processes:
+        with ThreadPoolExecutor(1, "loader") as thread:
+            yield _one_ahead(thread, map(photographs.__getitem__, wanted))
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # more processes than cores: so the user wishes
+        loader = DataLoader(photographs, None, sampler=wanted, num_workers=processes, worker_init_fn=_begin)
+        before = signal.getsignal(signal.SIGCHLD)
+        iterator: Any = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        # PyTorch would raise a process's death wherever the program is; the next piece says it too, after 5 seconds.
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
-        yield iterator
+        yield _whole(iterator)
     finally:
         iterator._shutdown_workers()  # now, and not when somebody lets go of the last frame
 
 
-def _unchanged(piece: Any) -> Any:
-    return piece
+def _whole(stream: Iterator[Decoded]) -> Iterator[Decoded]:
+    try:
+        yield from stream
+    except (ConnectionError, EOFError) as error:  # while a piece was on its way
+        raise RuntimeError(f"DataLoader worker died: {one_line(error)}") from None
+
+
+def _one_ahead(thread: ThreadPoolExecutor, stream: Iterator[Decoded]) -> Iterator[Decoded]:
+    first = thread.submit(next, stream, None)
+
+    def pieces() -> Iterator[Decoded]:
+        waiting = first
+        while (decoded := waiting.result()) is not None:
+            waiting = thread.submit(next, stream, None)
+            yield decoded
+
+    return pieces()
 
 
 def _begin(number: int) -> None:
@@ -240,7 +246,7 @@ def _begin(number: int) -> None:
 
 
 def has_died(error: RuntimeError) -> bool:
-    """Whether a process of `loaded` is dead. PyTorch says it in a signal handler: it may come at any moment of the block."""
+    """Whether it says that a process of `loaded` is dead."""
     return "DataLoader worker" in str(error)
 
 
@@ -248,18 +254,18 @@ def carefully_loaded(photographs: Photographs, piece: Piece) -> Decoded:
     """A piece in a process of its own; where that dies, by halves, until the one that kills it is alone and has an error."""
     number, start, stop = piece
     try:
-        with _processes(photographs, [piece], 1) as stream:
+        with loaded(photographs, [piece], 1) as stream:
             return next(stream)
     except RuntimeError as error:
         if not has_died(error):
             raise
     if stop - start == 1:
-        nothing = np.zeros((1, photographs.size, photographs.size, 3), np.uint8)
+        nothing = torch.zeros((1, photographs.size, photographs.size, 3), dtype=torch.uint8)
         return Decoded(nothing, [None], [[]], [f"{AGAIN}: the process that decodes it died"], [0.0])
     middle = (start + stop) // 2
     first, second = (carefully_loaded(photographs, half) for half in ((number, start, middle), (number, middle, stop)))
     return Decoded(
-        np.concatenate([first.pixels, second.pixels]),
+        torch.cat([first.pixels, second.pixels]),
         first.sha256 + second.sha256,
         first.notes + second.notes,
         first.errors + second.errors,

@@ -202,7 +202,7 @@ class Worker:
         columns: dict[str, Any] = {name: [None] * count for name in schema.names}
         for method, shape in self.shapes.items():  # not null: several readers refuse tensors with nulls
             columns[method] = np.full((count, *shape), np.nan, np.float16)
-        for places, values in self._columns(good, decoded.pixels[good], [target[i] for i in good], errors):
+        for places, values in self._columns(good, decoded.pixels.numpy()[good], [target[i] for i in good], errors):
             for name, column in values.items():
                 for place, value in zip(places, column, strict=True):
                     columns[name][place] = value
