@@ -31,7 +31,8 @@ from torch_impl.batch import loading, worker
 from torch_impl.batch import run as run_module
 from torch_impl.batch.run import kinds
 from torch_impl.batching import OutOfMemoryError
-from torch_impl.methods import MapError, finish
+from torch_impl.capture.passes import MapError
+from torch_impl.methods import finish
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -586,7 +587,7 @@ def test_somebody_elses_folder_is_left_alone(weights, here, capsys):
 def test_strict_stops_at_the_first_bad_photograph(weights, here, capsys):
     run(weights, "out", "--strict", status=2)
     said = capsys.readouterr().err
-    assert "'photographs/3b.jpg': text, not a photograph" in said
+    assert "'photographs/3b.jpg': not a photograph that can be read" in said
     assert said.count("\n") == 1
     run(weights)
     run(weights, "out", "--strict", status=2)
@@ -646,7 +647,10 @@ def test_options_out_of_range_are_one_line(weights, here, capsys, wrong):
 
 
 def test_values_that_are_unknown_are_one_line_and_leave_nothing_behind(weights, here, capsys):
-    for wrong in (["--methods", "grad"], ["--methods", "gradcam,,vanilla"], ["--device", "abacus"], ["--root", "none"]):
+    for wrong in (["--methods", "grad"], ["--methods", "gradcam,,vanilla"]):
+        with pytest.raises(SystemExit, match="2"):
+            batch(weights, "photographs", "--out", "out", *wrong)
+    for wrong in (["--device", "abacus"], ["--root", "none"]):
         assert batch(weights, "photographs", "--out", "out", *wrong) == 2
     assert batch(weights, "nowhere", "--out", "out") == 2
     assert batch("missing.safetensors", "photographs", "--out", "out") == 2
