@@ -493,7 +493,8 @@ def test_a_photograph_that_kills_the_process_that_decodes_it_costs_itself_alone(
 
 
 def test_two_runs_on_one_folder_the_second_is_refused(weights, here, capsys):
-    holder = "import fcntl, sys; file = open('out/.lock', 'wb'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    holder = "import fcntl, sys; file = open('out/.lock', 'wb'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    holder += "print(flush=True); sys.stdin.read()"
     Path("out").mkdir()
     with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         other.stdout.readline()
@@ -544,7 +545,8 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(weights, here, mon
 
 def test_a_full_disk_for_real(weights, here):
     """The system's own limit on a file's size, in a process of its own."""
-    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from torch_impl.__main__ import main; "
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "from torch_impl.__main__ import main; "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000)); sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", code, "batch", "photographs", "--out", "out", "--weights", weights, "--device", "cpu"],

@@ -194,8 +194,14 @@ def test_an_archive_or_table_that_changes_after_it_was_listed() -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.text("ab#%235", min_size=1, max_size=5), st.none() | st.text("a%#23", min_size=1, max_size=4)),
-                unique=True, min_size=1, max_size=9))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.text("ab#%235", min_size=1, max_size=5), st.none() | st.text("a%#23", min_size=1, max_size=4)),
+        unique=True,
+        min_size=1,
+        max_size=9,
+    )
+)
 @example([("a", "2"), ("a#2", None), ("a%232", None), ("a", "#2"), ("a", None)])
 def test_no_two_keys_are_confused(parts: list[tuple[str, str | None]]) -> None:
     parquet(

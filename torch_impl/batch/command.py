@@ -38,11 +38,11 @@ def register(commands: Any) -> None:
     batch = commands.add_parser(
         "batch",
         help="maps of a large set, into Parquet",
-        description="Explain a set of any size: one row a photograph and class, in Parquet. Run the same command again to go "
-        "on after whatever stopped it. INPUT: photographs; folders, with those in them; globs in quotes; .csv, .tsv or "
-        ".parquet of paths and classes; .tar (WebDataset); .parquet with image bytes.",
-        epilog="Exit status: 0 all rows explained; 2 stopped, one line says why; 3 all done, some photographs could not be "
-        "read (their rows say why); 130 interrupted. Finished parts always stay.",
+        description="Explain a set of any size: one row a photograph and class, in Parquet. Run the same command again "
+        "to go on after whatever stopped it. INPUT: photographs; folders, with those in them; globs in quotes; .csv, .tsv "
+        "or .parquet of paths and classes; .tar (WebDataset); .parquet with image bytes.",
+        epilog="Exit status: 0 all rows explained; 2 stopped, one line says why; 3 all done, some photographs could "
+        "not be read (their rows say why); 130 interrupted. Finished parts always stay.",
     )
     batch.add_argument("inputs", nargs="+", metavar="INPUT", help="what to explain")
     _options_of_the_rows(batch)
@@ -55,9 +55,9 @@ def register(commands: Any) -> None:
     show = commands.add_parser(
         "show",
         help="draw or list rows of a batch run",
-        description="Rows of a batch run: listed, drawn (--out), or written as CSV (--csv). EXPR is SQL over the columns, index key "
-        "path sha256 asked class label logit probability seconds error and others: class = 282 AND probability > 0.5; "
-        "label LIKE '%cat%'; label IN ('tabby', 'lynx'); error IS NOT NULL.",
+        description="Rows of a batch run: listed, drawn (--out), or written as CSV (--csv). EXPR is SQL over the "
+        "columns, index key path sha256 asked class label logit probability seconds error and others: "
+        "class = 282 AND probability > 0.5; label LIKE '%cat%'; label IN ('tabby', 'lynx'); error IS NOT NULL.",
         epilog="Exit status: 0 done; 2 one line says why; 3 some photographs are no longer what they were.",
     )
     add = show.add_argument

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from torch_impl.batch import tables
-from torch_impl.batch.sources import Item, SourceError, broken, items
+from torch_impl.batch.sources import BROKEN, Item, SourceError, broken, items
 
 TOP1 = "top1"
 """In place of a table of classes: each photograph's own top-1, whatever the inputs say."""
@@ -41,10 +41,10 @@ def listed(
 
     Args:
         inputs: photographs, folders, globs, tables and archives.
-        classes: None: the class that an input gives, else the top-1. `top1`: the top-1. Else a table of paths and classes.
-            Its rows are matched by the longest end of a path that they share with a photograph's (`cat.jpg` and
-            `pets/cat.jpg` both match `photos/pets/cat.jpg`, the second first); several rows for one photograph ask for
-            several classes.
+        classes: None: the class that an input gives, else the top-1. `top1`: the top-1. Else a table of paths and
+            classes. Its rows are matched by the longest end of a path that they share with a photograph's (`cat.jpg`
+            and `pets/cat.jpg` both match `photos/pets/cat.jpg`, the second first); several rows for one photograph ask
+            for several classes.
         root: the folder that a table's paths start from and must stay below; None: the table's own.
         limit: only so many, the first ones.
 
@@ -91,7 +91,7 @@ class _Classes:
                 if written.startswith("/") or ".." in parts:
                     parts = os.path.abspath(os.path.join(folder, written)).strip("/").split("/")
                 self.asked.setdefault("/".join(parts), {})[asked] = None
-        except (ValueError, OSError, pa.ArrowException) as error:
+        except BROKEN as error:
             raise broken(path, error) from None
         if not self.asked or "" in self.asked:
             raise SourceError(f"{path!r}: {'a row names no photograph' if self.asked else 'no rows in it'}")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,23 +37,33 @@ Piece = tuple[int, int, int]
 """A part's number; its first row, and the one behind its last, counted within the part."""
 
 
+class Loaded(NamedTuple):
+    """What is to be said of one photograph beside its pixels.
+
+    Attributes:
+        sha256: of its bytes; None where they could not be read.
+        notes: what was done to it on purpose; see `images.Photograph`.
+        error: why there is none; None: there is one.
+        seconds: spent on it.
+    """
+
+    sha256: str | None = None
+    notes: Sequence[str] = ()
+    error: str | None = None
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """The photographs of a few rows.
 
     Attributes:
         pixels: uint8 (N, H, W, 3); 0 where there is no photograph.
-        sha256: of each one's bytes; None where they could not be read.
-        notes: what was done to each on purpose; see `images.Photograph`.
-        errors: why there is none; None: there is one.
-        seconds: spent on each.
+        photographs: N of them.
     """
 
     pixels: Tensor = field(repr=False)
-    sha256: list[str | None]
-    notes: list[list[str]]
-    errors: list[str | None]
-    seconds: list[float]
+    photographs: list[Loaded]
 
 
 class Reader:
@@ -76,8 +86,8 @@ class Reader:
             raise ValueError(item.problem)
         if item.root is not None and not is_below(os.path.realpath(item.file), os.path.realpath(item.root)):
             raise ValueError(
-                f"a link that leads out of {readable(os.fsdecode(item.root))!r}: not read; name the folder that all are in "
-                "with --root"
+                f"a link that leads out of {readable(os.fsdecode(item.root))!r}: not read; name the folder that all "
+                "are in with --root"
             )
         if item.column is not None:
             return self._read_cell(item, item.column, item.row or 0)
@@ -139,34 +149,32 @@ class Photographs(Dataset[Decoded]):
     def __getitem__(self, piece: Piece) -> Decoded:
         """The photographs of a piece."""
         listed = self._listing.items(*piece)
-        decoded = Decoded(torch.zeros((len(listed), self.size, self.size, 3), dtype=torch.uint8), [], [], [], [])
+        pixels = torch.zeros((len(listed), self.size, self.size, 3), dtype=torch.uint8)
         if get_worker_info() is not None:  # else the queue's own thread would do it, and be alone with its error
-            decoded.pixels.share_memory_()  # type: ignore[no-untyped-call]
-        for item, place in zip(listed, decoded.pixels.numpy(), strict=True):
+            pixels.share_memory_()  # type: ignore[no-untyped-call]
+        photographs = []
+        for item, place in zip(listed, pixels.numpy(), strict=True):
             clock = time.perf_counter()
-            sha256, notes, error = self._photograph(item, place)
-            decoded.sha256.append(sha256)
-            decoded.notes.append(list(notes))
-            decoded.errors.append(error and readable(error))
-            decoded.seconds.append(time.perf_counter() - clock)
-        return decoded
+            photograph = self._photograph(item, place)
+            photographs.append(photograph._replace(seconds=time.perf_counter() - clock))
+        return Decoded(pixels, photographs)
 
-    def _photograph(self, item: Item, place: np.ndarray) -> tuple[str | None, Sequence[str], str | None]:
-        """(sha256, notes, error) of one photograph; its pixels are put in their place."""
+    def _photograph(self, item: Item, place: np.ndarray) -> Loaded:
+        """One photograph; its pixels are put in their place."""
         try:
             data = self._reader.read(item)
         except (FileNotFoundError, NotADirectoryError):
-            return None, (), "no such file"
+            return Loaded(error="no such file")
         except (OSError, MemoryError) as error:
-            return None, (), f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}"
+            return Loaded(error=f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}")
         except (ValueError, pa.ArrowException) as error:
-            return None, (), one_line(error)
+            return Loaded(error=one_line(error))
         try:
             photograph = decoded(item, data, self.size, self.resize)
         except images.ImageError as error:
-            return hashlib.sha256(data).hexdigest(), (), one_line(error.problem)
+            return Loaded(hashlib.sha256(data).hexdigest(), error=one_line(error.problem))
         place[:] = photograph.pixels
-        return photograph.sha256, photograph.notes, None
+        return Loaded(photograph.sha256, photograph.notes)
 
 
 def decoded(item: Item, data: bytes, size: int, resize: str) -> images.Photograph:
@@ -210,7 +218,7 @@ def loaded(photographs: Photographs, wanted: Sequence[Piece], processes: int) ->
         before = signal.getsignal(signal.SIGCHLD)
         iterator: Any = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        # PyTorch would raise a process's death wherever the program is; the next piece says it too, after 5 seconds.
+        # PyTorch would raise a process's death wherever the program is; the next piece says it too, in 5 seconds.
         signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     try:
         yield _whole(iterator)
@@ -238,7 +246,7 @@ def _one_ahead(thread: ThreadPoolExecutor, stream: Iterator[Decoded]) -> Iterato
 
 
 def _begin(number: int) -> None:
-    """In each process: one thread; Ctrl-C is the parent's business. PyTorch ends it where the parent has gone."""
+    """In each process: one thread; Ctrl-C is its parent's business. Without a parent, PyTorch ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     pa.set_cpu_count(1)
@@ -251,7 +259,7 @@ def has_died(error: RuntimeError) -> bool:
 
 
 def carefully_loaded(photographs: Photographs, piece: Piece) -> Decoded:
-    """A piece in a process of its own; where that dies, by halves, until the one that kills it is alone and has an error."""
+    """A piece in a process of its own; where that dies, by halves, until what kills it is alone and has an error."""
     number, start, stop = piece
     try:
         with loaded(photographs, [piece], 1) as stream:
@@ -261,13 +269,7 @@ def carefully_loaded(photographs: Photographs, piece: Piece) -> Decoded:
             raise
     if stop - start == 1:
         nothing = torch.zeros((1, photographs.size, photographs.size, 3), dtype=torch.uint8)
-        return Decoded(nothing, [None], [[]], [f"{AGAIN}: the process that decodes it died"], [0.0])
+        return Decoded(nothing, [Loaded(error=f"{AGAIN}: the process that decodes it died")])
     middle = (start + stop) // 2
     first, second = (carefully_loaded(photographs, half) for half in ((number, start, middle), (number, middle, stop)))
-    return Decoded(
-        torch.cat([first.pixels, second.pixels]),
-        first.sha256 + second.sha256,
-        first.notes + second.notes,
-        first.errors + second.errors,
-        first.seconds + second.seconds,
-    )
+    return Decoded(torch.cat([first.pixels, second.pixels]), first.photographs + second.photographs)

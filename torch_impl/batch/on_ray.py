@@ -1,9 +1,9 @@
-"""The same work on a Ray cluster: Ray Data hands out the numbers of parts, and each actor writes the parts it has done.
+"""The same work on a Ray cluster: Ray Data hands out the numbers of parts, and each actor writes what it has done.
 
-A part is done by one actor from reading to writing, so its rows do not depend on who does it or in which order. What comes
-back to the driver is a few numbers a part. Where an actor or a node dies, Ray starts another and gives it the part again;
-a part is renamed into place when it is whole, so doing one twice does no harm. Everything that Ray's own job-level
-checkpointing (`ray.data.checkpoint`) would note down, the parts themselves say already, and to both runners.
+A part is done by one actor from reading to writing, so its rows do not depend on who does it or in which order. What
+comes back to the driver is a few numbers a part. Where an actor or a node dies, Ray starts another and gives it the
+part again; a part is renamed into place when it is whole, so doing one twice does no harm. Everything that Ray's own
+job-level checkpointing (`ray.data.checkpoint`) would note down, the parts themselves say already, and to both runners.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch_impl.batch.run import GO_ON, ROWS, Run, RunError
 INSTALL = "pip install 'attention-maps[ray]'"
 
 TRIES = 4
-"""How often a part is begun before it is given up. Ray gives it out again whenever its actor dies; without a limit, what kills
-its worker would be tried for ever."""
+"""How often a part is begun before it is given up. Ray gives it out again whenever its actor dies; without a limit,
+what kills its worker would be tried for ever."""
 
 BLOCKS = 5000
 """Pieces that the parts' numbers are handed over in: beyond a few thousand, Ray's own bookkeeping would be the work."""
@@ -92,7 +92,7 @@ def run_ray(
         network: handed to the actors through Ray's object store, so that no node needs the weights' file; None: the plan's
             explainer is made on each node.
         cluster: how much of it.
-        address: of a cluster that runs, `auto` for the one of this machine; None: a cluster is started here for the run.
+        address: of a cluster that runs, `auto` for the one of this machine; None: one is started here for the run.
         report: called with (rows, rows with an error among them) of each part.
 
     Returns:
@@ -188,8 +188,8 @@ class Actor:
             begun = file.tell()
         if begun > TRIES:
             raise RunError(
-                f"part {number} has lost its worker {TRIES} times: too little memory for it, or for its neighbours on the "
-                f"node? {GO_ON}"
+                f"part {number} has lost its worker {TRIES} times: too little memory for it, or for its neighbours on "
+                f"the node? {GO_ON}"
             )
         # From the second time on, a process of its own decodes: the worker may have died of a photograph.
         table = self.worker.part(self.run.listing, number, self.processes, careful=begun > 1)
@@ -249,7 +249,7 @@ def _connected(ray: Any, address: str | None, network: Network | None) -> Iterat
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's C++ parts, which write to the process's standard error by themselves, from the terminal; ours is seen."""
+    """Keep Ray's C++ parts, which write to the process's standard error by themselves, from it; ours is seen."""
     if os.environ.get("ATTENTION_MAPS_TRACEBACK"):
         yield
         return

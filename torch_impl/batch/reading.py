@@ -1,4 +1,4 @@
-"""A run's rows as arrays, and which of them: one dialect for `read_maps(where=…)` and `show --where`, SQL by DuckDB."""
+"""A run's rows as arrays, and which of them: SQL by DuckDB, for `read_maps(where=…)` and `show --where`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class StoredMaps:
     """Rows of a run, in the order of the listing.
 
     Attributes:
-        maps: method → (N, h, w) float32: raw values, or in [0, 1] for a run of `--resolution full`; NaN where a row has an error.
+        maps: method → (N, h, w) float32: raw values, or in [0, 1] for a run of `--resolution full`; NaN where a row has
+            an error.
         rows: N rows of every other column, a pyarrow Table: `rows.to_pandas()`, `rows["class"].to_numpy()`.
         plan: the run's settings.
     """
@@ -119,11 +120,8 @@ def rows_where(
         raise RunError(f"{run.shown}: no rows yet")
     conditions = ([] if where is None else [where]) + ["error IS NULL"] * explained
     try:
-        columns = [
-            name
-            for name in pq.read_schema(run.part_path(numbers[0])).names
-            if name not in plan.methods or name in methods
-        ]
+        unwanted = set(plan.methods) - set(methods)
+        columns = [name for name in pq.read_schema(run.part_path(numbers[0])).names if name not in unwanted]
         chosen = _chosen(run, conditions, limit) if conditions else None
         if chosen is not None:
             numbers = sorted(set((chosen // plan.part_rows).tolist())) or numbers[:1]
@@ -173,8 +171,8 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarra
 
 
 _PYTHON = re.compile(
-    r"""(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]*)"|(?P<none>(?:\bis\s+not\s|\bis\s|==|!=)\s*None)\b|\bin\s*\[(?P<list>[^\]]*)\]"""
-    r"""|(?P<equal>==)|(?P<sign>&&?|(?<!\|)\|(?!\|))|\b(?P<word>and|or|not)\b"""
+    r"""(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]*)"|(?P<none>(?:\bis\s+not\s|\bis\s|==|!=)\s*None)\b"""
+    r"""|\bin\s*\[(?P<list>[^\]]*)\]|(?P<equal>==)|(?P<sign>&&?|(?<!\|)\|(?!\|))|\b(?P<word>and|or|not)\b"""
 )
 """What an expression of the dialect that was, Python's, has and SQL has not; and the words that SQL writes large."""
 

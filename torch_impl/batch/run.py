@@ -68,7 +68,7 @@ class RunError(ValueError):
 class Plan:
     """Everything that a row depends on beside its photograph and class.
 
-    How fast and where it is computed (device, batch size, runner) is not in it: that may change from one start to the next.
+    How fast and where it is computed (device, batch size, runner) is not in it: that may change from start to start.
 
     Attributes:
         methods: canonical names, in the order of the columns.
@@ -246,9 +246,9 @@ class Run:
         redo_changed: bool = False,
         strict: bool = False,
     ) -> Survey:
-        """Compare settings and listing with those of the parts that are there, and note them down; the folder is locked.
+        """Compare settings and listing with those of the parts that are there, and note them down.
 
-        Nothing is changed on the disk unless all is well, or `redo_changed` says so.
+        The folder is locked. Nothing is changed on the disk unless all is well, or `redo_changed` says so.
 
         Args:
             plan: as it is wanted.
@@ -273,13 +273,14 @@ class Run:
         if survey.changes and not redo_changed:
             count = len(survey.changes)
             raise RunError(
-                f"the inputs are not what they were when {self.shown} was begun: {survey.changes[0]}: add --redo-changed to do "
-                f"{'this part' if count == 1 else f'these {count} parts'} again, or {START_AFRESH}"
+                f"the inputs are not what they were when {self.shown} was begun: {survey.changes[0]}: add "
+                f"--redo-changed to do {'this part' if count == 1 else f'these {count} parts'} again, or {START_AFRESH}"
             )
         if strict and survey.errors:
             raise RunError(
-                f"--strict: {survey.errors.total():,} rows of {self.shown} have an error ({survey.errors.most_common(1)[0][0]}, …): "
-                "run without --strict, or mend these photographs and add --redo-changed"
+                f"--strict: {survey.errors.total():,} rows of {self.shown} have an error "
+                f"({survey.errors.most_common(1)[0][0]}, …): run without --strict, or mend these photographs and add "
+                "--redo-changed"
             )
         for left in self.folder.rglob(".part-*"):  # by a program that was killed
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
@@ -351,7 +352,7 @@ class Run:
         return kinds(rows["error"])
 
     def _part(self, number: int) -> pa.Table | None:
-        """What a part shares with the listing, and its errors; None where it is not there, damaged, or another run's."""
+        """What a part shares with the listing, and its errors; None where it is damaged, or another run's."""
         try:
             with pq.ParquetFile(self.part_path(number)) as file:
                 said = json.loads((file.schema_arrow.metadata or {})[_META])

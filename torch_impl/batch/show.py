@@ -36,7 +36,7 @@ def explained(stored: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
         run: theirs.
 
     Returns:
-        The explanation, and a line for each photograph that is no longer there or no longer the same; grey in its place.
+        The explanation, and a line for each photograph that is not there any more, or not the same; grey in its place.
     """
     plan = stored.plan
     rows = stored.rows.to_pylist()

@@ -1,7 +1,8 @@
 """Inputs → items: folders, globs, tables and archives, listed one photograph after another without their bytes.
 
-What a table or an archive names is not trusted: a table's paths stay below its own folder, or below `root`, links resolved;
-nothing is fetched because a row names a URL; nothing is unpacked to disk. What must not be read is an item that says why.
+What a table or an archive names is not trusted: a table's paths stay below its own folder, or below `root`, links
+resolved; nothing is fetched because a row names a URL; nothing is unpacked to disk. What must not be read is an item
+that says why.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from parity.contract.text import one_line
 from torch_impl import images
 from torch_impl.batch import tables
 
-LARGEST_CLASS = 2**16
+LARGEST_CLASS = 2**20
 """Longest `.cls` or `.json` member that is read for a class, bytes."""
+
+
+BROKEN = (ValueError, OSError, OverflowError, MemoryError, RecursionError, pa.ArrowException, tarfile.TarError)
+"""What libraries raise on tables and archives that are damaged."""
 
 
 class SourceError(ValueError):
@@ -32,9 +37,10 @@ class Item(NamedTuple):
     """One photograph and class asked for; a row of the listing.
 
     Attributes:
-        key: identity, unique in a listing: the file's path, `shard.tar//cat.jpg`, `table.parquet//17`, and `#class` behind
-            it where a class is asked for. `%` and `#` in a path are written `%25` and `%23`: no two keys can be confused.
-        path: for people: the same without the class and the escapes; a Parquet row by its own name, where it has one.
+        key: identity, unique in a listing: the file's path, `shard.tar//cat.jpg`, `table.parquet//17`, and `#class`
+            behind it where a class is asked for. `%` and `#` in a path are written `%25` and `%23`, so that no two keys
+            can be confused.
+        path: for people: the same without class and escapes; a Parquet row by its own name, where it has one.
         asked: the class asked for, an index or a label as it was given; None: the top-1.
         file: absolute path of the photograph, or of the archive or table that holds it.
         root: the folder that the real path of `file` must stay below; None: the user named the file.
@@ -120,10 +126,10 @@ def _file_items(path: str, root: str | None, with_classes: bool) -> Iterator[Ite
             yield from _table(path, root)
         else:
             raise ValueError(
-                f"unknown suffix {suffix!r}: give photographs, a folder, .csv, .tsv, .parquet or .tar (a compressed archive: "
-                "unpack it; a workbook: save it as CSV)"
+                f"unknown suffix {suffix!r}: give photographs, a folder, .csv, .tsv, .parquet or .tar (a compressed "
+                "archive: unpack it; a workbook: save it as CSV)"
             )
-    except (ValueError, OSError, pa.ArrowException, tarfile.TarError) as error:
+    except BROKEN as error:
         raise broken(path, error) from None
 
 
@@ -264,7 +270,7 @@ def _archive(path: str, with_classes: bool) -> Iterator[Item]:
                     problem = _problem(member, name)
                     where = {"offset": member.offset_data, "length": member.size}
                     photographs.append({"inner": inner} | ({"problem": problem} if problem else where))
-        except (tarfile.TarError, ValueError, OSError, OverflowError, MemoryError, RecursionError) as error:
+        except BROKEN as error:
             yield from of_this_key()
             problem = f"the archive is cut off or damaged from here on, and not read further: {one_line(error)}"
             yield _item(path, f"byte {archive.offset}", stamp, problem=problem)

@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV and Parquet of paths and classes, and Parquet that holds the photographs themselves; read piece by piece."""
+"""Tables: CSV, TSV and Parquet of paths and classes, and Parquet that holds photographs; read piece by piece."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from torch_impl.question import probabilities_of
 from torch_impl.score import are_probabilities
 
 ROWS_AT_ONCE = {"cpu": 16, "cuda": 64}
-"""Photographs that are decoded and explained together where no batch size is given; the explainer cuts them to what fits."""
+"""Photographs that are decoded and explained together where no batch size is given; a pass takes as many as fit."""
 
 _BEFORE = (
     pa.field("index", pa.int64(), nullable=False),
@@ -175,8 +175,8 @@ class Worker:
                 bad = [row for row in rows.select(["path", "error"]).to_pylist() if row["error"] is not None]
                 if bad and self.strict:
                     raise RunError(
-                        f"{bad[0]['path']!r}: {bad[0]['error']} (--strict: not one may be missing); finished parts are kept; "
-                        "mend it, or run the same command without --strict"
+                        f"{bad[0]['path']!r}: {bad[0]['error']} (--strict: not one may be missing); finished parts are "
+                        "kept; mend it, or run the same command without --strict"
                     )
                 report(len(rows), len(bad))
                 explained.append(rows)
@@ -197,7 +197,8 @@ class Worker:
     def _explained(self, schema: pa.Schema, listed: pa.RecordBatch, index: int, decoded: Decoded) -> pa.RecordBatch:
         """The rows of a piece, of which `index` is the first's place in the listing."""
         clock, count = time.perf_counter(), len(listed)
-        errors = list(decoded.errors)
+        photographs = decoded.photographs
+        errors = [photograph.error for photograph in photographs]
         target = self._target(listed["asked"].to_pylist(), errors)
         good = [place for place in range(count) if errors[place] is None]
         columns: dict[str, Any] = {name: [None] * count for name in schema.names}
@@ -208,9 +209,12 @@ class Worker:
                 for place, value in zip(places, column, strict=True):
                     columns[name][place] = value
         spent = (time.perf_counter() - clock) / max(1, len(good))
-        columns["seconds"] = [seconds + spent * (i in good) for i, seconds in enumerate(decoded.seconds)]
-        columns |= {"index": range(index, index + count), "sha256": decoded.sha256, "notes": decoded.notes}
-        columns |= {"error": errors} | {name: listed[name] for name in LISTED}
+        columns |= {name: listed[name] for name in LISTED}
+        columns["index"] = range(index, index + count)
+        columns["sha256"] = [photograph.sha256 for photograph in photographs]
+        columns["notes"] = [photograph.notes for photograph in photographs]
+        columns["seconds"] = [photograph.seconds + spent * (i in good) for i, photograph in enumerate(photographs)]
+        columns["error"] = errors
         return pa.record_batch([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
     def _target(self, asked: Sequence[str | None], errors: list[str | None]) -> list[int | None]:
@@ -228,7 +232,7 @@ class Worker:
     def _columns(
         self, places: list[int], pixels: np.ndarray, target: list[int | None], errors: list[str | None]
     ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """(places, computed columns); a photograph whose maps are not finite gets an error, and its neighbours do not."""
+        """(places, computed columns); a photograph whose maps are not finite gets an error, its neighbours do not."""
         if not places:
             return
         try:
