@@ -169,7 +169,9 @@ def test_a_lost_exp_of_the_reference_does_not_widen_the_limit(golden: Artifact, 
     assert after["gradcam_plus_plus/raw"] < 10 * before["gradcam_plus_plus/raw"]
 
 
-def test_simulated_rounding_is_of_the_size_of_the_real_one(golden: Artifact) -> None:
+def test_simulated_roundings_are_of_the_size_of_the_real_one_and_widen_the_limit(
+    golden: Artifact, single: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulated = rounding.simulated(golden)
     assert {name.partition("/")[0] for name in simulated} == {"gradcam_plus_plus"}  # the only row that asks for it
     for quantity in ("alpha", "weights", "raw", "final"):
@@ -177,9 +179,6 @@ def test_simulated_rounding_is_of_the_size_of_the_real_one(golden: Artifact) -> 
         assert len(simulated[stage.name]) == 2 * METHODS["gradcam_plus_plus"].simulated_roundings
         real = max(rounding.floor(golden, stage, i, np.ones(stage.kept, bool)).relative_l2 for i in (0, 1))
         assert 0.1 < max(floor.relative_l2 for floor in simulated[stage.name]) / real < 30
-
-
-def test_simulated_roundings_widen_the_limit(golden: Artifact, single: Artifact, monkeypatch: Any) -> None:
     limit = rows(compare(golden, {"fp32": single}), "gradcam_plus_plus/raw")[0].limit
     monkeypatch.setattr(rounding, "simulated", lambda reference: {})
     assert rows(compare(golden, {"fp32": single}), "gradcam_plus_plus/raw")[0].limit < limit
