@@ -129,8 +129,7 @@ def _simulate(reference: Artifact, method: str, photograph: int, drawn: dict[str
 
 def _stages_of(reference: Artifact, method: str, arrays: list[np.ndarray], score: float) -> dict[str, np.ndarray]:
     """The stages of a map at a layer, by their names, from A and G."""
-    activations, gradients = arrays
-    made = formulas.FORMULAS[method](activations, gradients, None)
+    made = formulas.FORMULAS[method].make(dict(zip(("activations", "gradients"), arrays, strict=True)))
     made |= formulas.enlarged(made["raw"], reference.table.size, score)
     return {f"{method}/{quantity.name}": made[quantity.name] for quantity in METHODS[method].quantities}
 

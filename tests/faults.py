@@ -409,6 +409,20 @@ FAULTS: dict[str, Fault] = {
     "not normalized": Fault(
         each("final", *METHODS), "not normalized", patched((postprocess, "normalize", lambda maps: maps)), raw_cause=()
     ),
+    "enlarged bicubically": Fault(
+        each("upsampled", *CAMS),
+        "enlarged bicubically, on half-pixel centres",
+        wrong_upsample(
+            lambda right, maps, size: nn.functional.interpolate(maps[:, None], size=size, mode="bicubic")[:, 0]
+        ),
+        raw_cause=(),
+    ),
+    "a leaky ReLU": Fault(
+        everything("activations/block1_conv1"), "a leaky ReLU", module(swapped(nn.ReLU, nn.LeakyReLU))
+    ),
+    "squared gradients in SmoothGrad": Fault(
+        each("raw", "smoothgrad"), "squared gradients", averaged(before=torch.square), raw_cause=("squared gradients",)
+    ),
     "one σ for all photographs": Fault(each("noise", "smoothgrad"), "one σ for all photographs", one_sigma),
     "σ = 0.2 absolute": Fault(
         each("noise", "smoothgrad"), "σ is 0.2 itself", patched((smoothgrad, "standard_deviations", absolute_sigma))

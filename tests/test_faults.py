@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from conftest import GOLDEN as TINY
 from conftest import ROOT, run_program
-from faults import FAULTS, Fault
+from family_faults import FAULTS as FAMILY
+from family_faults import METHODS as FAMILY_METHODS
+from faults import FAULTS as COMMON
+from faults import Fault
 from judging import BOTH, compared, divergences, recorded
 from PIL import Image
 
@@ -34,6 +37,8 @@ from torch_impl.candidate import photographs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+FAULTS = {**COMMON, **FAMILY}
+
 needs_keras = pytest.mark.skipif(util.find_spec("tf_keras_vis") is None, reason="needs TensorFlow and tf-keras-vis")
 
 
@@ -41,6 +46,12 @@ needs_keras = pytest.mark.skipif(util.find_spec("tf_keras_vis") is None, reason=
 def quiet() -> Artifact:
     """Keras's maps of the golden network with its last layer a hundred thousand times weaker: tiny gradients, tiny maps."""
     return Artifact.read(TINY.with_name("quiet.safetensors"))
+
+
+@pytest.fixture(scope="session")
+def family() -> Artifact:
+    """Keras's Grad-CAM, LayerCAM and Score-CAMs of the golden network."""
+    return Artifact.read(TINY.with_name("family.safetensors"))
 
 
 @pytest.fixture
@@ -90,7 +101,7 @@ def test_a_fault_shows_in_raw_maps_alone(fault: Fault, reference: Artifact, prec
 
 def test_the_table_has_the_classics() -> None:
     assert len(FAULTS) >= 30
-    assert {one for fault in FAULTS.values() for one in fault.shows} == {"network", *METHODS}
+    assert {one for fault in FAULTS.values() for one in fault.shows} == {"network", *METHODS, *FAMILY_METHODS}
     # No map of any kind can show these; what does is in the table.
     assert [name for name, fault in FAULTS.items() if fault.shows.keys() == {"network"}] == [
         "the last layer's bias missing"
