@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ def draw(
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
         capture.others = tuple(taken(values, rows) for values in others)
         p = capture.take(taken(inputs, rows), chosen, needs, options)
-        own = {name: replace(p, stages={} if with_stages else None) for name in names}
+        own = {name: p.noting() if with_stages else p for name in names}
         raw = {name: DRAWN[name].function(own[name]) for name in names}
         # Only now, after everything that may run out of memory: see `micro_batches`.
         results["target"].put(rows, p.target)

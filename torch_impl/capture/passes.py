@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class MapError(ArithmeticError):
     """A map or a logit is not finite; the message says which and what to do."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Pass:
     """See the module. A map finds here what it asked for; the rest may be None.
 
@@ -58,6 +59,12 @@ class Pass:
     gradients: FeatureMaps = field(default=None)  # type: ignore[assignment]
     input_gradients: Images = field(default=None)  # type: ignore[assignment]
     stages: dict[str, Tensor] | None = None
+
+    def noting(self) -> Pass:
+        """The same pass, for a map whose own stages are wanted."""
+        noting = copy.copy(self)
+        noting.stages = {}
+        return noting
 
     def keep(self, **stages: Callable[[], Tensor]) -> None:
         """Note a map's own stages, (N, …) each, under their names in `parity.contract.methods`; made only where wanted."""
