@@ -337,7 +337,7 @@ SIGNS = (
     Sign("at a layer", ("alpha", "scores", "weights", "raw", "upsampled"), _is_half, _HALF_WORDS),
     Sign("by scores", ("scores",), _always, _MASKS),
     Sign("by scores", ("weights",), _always, "look for what stands between scores and weights: a rounding to float32 alone"),
-    Sign("by scores", ("raw",), _always, f"{_MASKS}; or for the target layer (after the last ReLU, before the pool)"),
+    Sign("by scores", ("raw",), _always, f"{_MASKS}, no baseline, and for the target layer"),
     Sign("at a layer", ("upsampled",), _always, _ENLARGED),
     Sign("at a layer", ("final",), _always, _FINISHED),
     Sign("at a layer", ("alpha", "weights", "raw"), _always, _TARGET),

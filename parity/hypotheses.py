@@ -304,16 +304,6 @@ def _wrong_score_weights(words: str, weights: Callable[[Case], np.ndarray]) -> t
     )
 
 
-def _without_baseline(case: Case) -> np.ndarray | None:
-    """The map of scores from which one number was subtracted: the number that explains most."""
-    total = case.activations[..., case.channels].sum(axis=-1)
-    shown = np.where(case.actual.reshape(total.shape) > 0, total, 0)
-    if not shown.any():
-        return None
-    baseline = ((case.raw - case.actual.reshape(total.shape)) * shown).sum() / (shown**2).sum()
-    return _score_map(case, case.whole(f"{case.stage.method}/weights") - baseline)
-
-
 def _of_channels(case: Case, channels: np.ndarray) -> np.ndarray | None:
     """Faster-ScoreCAM's map of other channels, where Score-CAM's weights are known too."""
     if not case.reference.has("scorecam/weights", "fp64"):
@@ -340,7 +330,6 @@ _SCORE_CAMS = (
     Mistake("by scores", "scores", "log-softmax over the classes for softmax", lambda c: np.log(_scores(c))),
     *_wrong_score_weights("softmax over the channels", _over_channels),
     *_wrong_score_weights("not rounded to float32, as the library rounds its weights, in float64 too", _scores),
-    Mistake("by scores", "raw", BASELINE, _without_baseline),
     Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, c.union)),
     *_wrong_channels("the channels of the largest maxima, not of the largest deviation", np.max),
     *_wrong_channels("the channels of the largest means, not of the largest deviation", np.mean),

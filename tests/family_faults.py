@@ -94,6 +94,7 @@ FAULTS: dict[str, Fault] = {
         each("scores", *BY_SCORES),
         "a baseline's score was subtracted",
         patched((scorecam, "_probabilities", above_a_baseline)),
+        raw_cause=("look for the masks",),
     ),
     "Score-CAM's weights not rounded": family(
         each("weights", *BY_SCORES),

@@ -48,12 +48,6 @@ def quiet() -> Artifact:
     return Artifact.read(TINY.with_name("quiet.safetensors"))
 
 
-@pytest.fixture(scope="session")
-def family() -> Artifact:
-    """Keras's Grad-CAM, LayerCAM and Score-CAMs of the golden network."""
-    return Artifact.read(TINY.with_name("family.safetensors"))
-
-
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Fault:
     return FAULTS[request.param]
