@@ -31,9 +31,9 @@ from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photo
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.methods import Options
 from parity.contract.network import Network
-from parity.contract.stages import Stage
 from parity.contract.noise import unit_noise
 from parity.contract.recorder import Recorder
+from parity.contract.stages import Stage
 
 Stages = Mapping[str, np.ndarray] | Iterable[tuple[int, str, np.ndarray]]
 Candidate = Callable[["Job"], Stages]
@@ -211,7 +211,7 @@ def _of_another_size(given: tuple[int, ...], stage: Stage) -> bool:
     """
     if len(given) != len(stage.shape) or given == stage.shape or not min(given, default=0):
         return False
-    return len(given) in (2, 3) and given[2:] == stage.shape[2:] or len(given) == 1 and bool(stage.method)
+    return (len(given) in (2, 3) and given[2:] == stage.shape[2:]) or (len(given) == 1 and bool(stage.method))
 
 
 def _triples(answer: object, count: int) -> Iterator[tuple[int, str, np.ndarray]]:

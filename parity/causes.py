@@ -268,8 +268,12 @@ _MASKS = (
 )
 _LOGITS = "no softmax over the classes: these are no probabilities but logits"
 _CHANNELS = "look for how feature maps are chosen: the largest deviation over their places, before they are enlarged"
-_SAME_CHANNELS = "the same feature maps in another order: give them, their scores and weights from the largest deviation down"
-_ENLARGED = "look for how the map is enlarged: bilinear, corner on corner (scipy.ndimage.zoom with order=1, align_corners=True)"
+_SAME_CHANNELS = (
+    "the same feature maps in another order: give them, their scores and weights from the largest deviation down"
+)
+_ENLARGED = (
+    "look for how the map is enlarged: bilinear, corner on corner (scipy.ndimage.zoom with order=1, align_corners=True)"
+)
 _FINISHED = "look for the normalization: min–max of each map with 1e-7 on its range, after it is enlarged"
 _LAST_BIAS = "the last layer's bias is missing, or another: each logit is off by the same amount in every photograph"
 _OWN = ("alpha", "weights", "raw", "upsampled", "final")
@@ -350,7 +354,11 @@ def _shape_words(reference: Artifact, stage: Stage, shape: str) -> str:
     if stage.quantity in ("upsampled", "final"):
         return f"not enlarged to the photograph's size: {said}"
     if stage.method and len(stage.shape) == 1:
-        return f"{hypotheses.UNION}: {said}" if "channels" in METHODS[stage.method].options else f"another target layer: {said}"
+        return (
+            f"{hypotheses.UNION}: {said}"
+            if "channels" in METHODS[stage.method].options
+            else f"another target layer: {said}"
+        )
     given = tuple(int(n) for n in shape.split("×"))[:2]
     target = reference.table[reference.table.target]
     at_layer = stage.method in METHODS and METHODS[stage.method].at_layer

@@ -208,7 +208,10 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference's values and the candidate's, without those that have no one value."""
     actual = _values(candidate, stage, precision, photograph)
-    if precision == "fp64" and (moved := rounding.as_reference_rounds(reference, candidate, stage, photograph)) is not None:
+    if (
+        precision == "fp64"
+        and (moved := rounding.as_reference_rounds(reference, candidate, stage, photograph)) is not None
+    ):
         actual = actual + moved
     if stage.quantity == "final" and not kept.all():  # its extremes may be among those left out
         raw = candidate.whole(f"{stage.method}/raw", precision)[photograph]

@@ -267,9 +267,7 @@ def _layer_map(gradients: Callable[[np.ndarray], np.ndarray]) -> Callable[[Case]
 
 
 _LAYERCAM = (
-    Mistake(
-        "layercam", "raw", "no ReLU on the gradients: it stands on their product alone", _layer_map(lambda g: g)
-    ),
+    Mistake("layercam", "raw", "no ReLU on the gradients: it stands on their product alone", _layer_map(lambda g: g)),
     Mistake("layercam", "raw", "absolute gradients", _layer_map(np.abs)),
     Mistake("layercam", "raw", "Grad-CAM's weights for LayerCAM's", _layer_map(lambda g: g.mean(axis=(0, 1)))),
     Mistake(

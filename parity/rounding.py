@@ -257,7 +257,9 @@ def rounded_otherwise(reference: Artifact, candidate: Artifact, method: str, pho
     names = [f"{method}/scores", f"{method}/weights"]
     if not all(side.has(name, "fp64") for side in (reference, candidate) for name in names):
         return None
-    (p, w), (theirs, rounded) = ([side.whole(name, "fp64")[photograph] for name in names] for side in (reference, candidate))
+    (p, w), (theirs, rounded) = (
+        [side.whole(name, "fp64")[photograph] for name in names] for side in (reference, candidate)
+    )
     halfway = (w != rounded) & (np.abs(theirs - p) <= HALFWAY * p) & (rounded == formulas.rounded(theirs))
     return np.where(halfway, w - rounded, 0.0) if halfway.any() else None
 

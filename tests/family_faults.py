@@ -64,6 +64,10 @@ def largest(activations: Tensor, m: int) -> Tensor:
     return activations.amax(dim=(2, 3)).sort(dim=1, descending=True, stable=True).indices[:, :m]
 
 
+def by_sample_deviation(activations: Tensor, m: int) -> Tensor:
+    return activations.std(dim=(2, 3), unbiased=True).sort(dim=1, descending=True, stable=True).indices[:, :m]
+
+
 FAULTS: dict[str, Fault] = {
     "LayerCAM without the ReLU on the gradients": family(
         each("raw", "layercam"), "no ReLU on the gradients", layercam(lambda a, g: (a * g).sum(dim=1).relu())
@@ -88,7 +92,9 @@ FAULTS: dict[str, Fault] = {
         raw_cause=("look for the masks",),
     ),
     "Score-CAM's softmax over channels": family(
-        each("weights", *BY_SCORES), "softmax over the channels", patched((torch.Tensor, "float", lambda p: p.softmax(1)))
+        each("weights", *BY_SCORES),
+        "softmax over the channels",
+        patched((torch.Tensor, "float", lambda p: p.softmax(1))),
     ),
     "Score-CAM less a baseline": family(
         each("scores", *BY_SCORES),
@@ -107,7 +113,9 @@ FAULTS: dict[str, Fault] = {
         MASKS,
         patched((scorecam, "masks_of", lambda activations, size: upsample(normalize(activations), size))),
     ),
-    "masks on half-pixel centres": family(each("scores", *BY_SCORES), MASKS, patched((scorecam, "masks_of", half_pixel))),
+    "masks on half-pixel centres": family(
+        each("scores", *BY_SCORES), MASKS, patched((scorecam, "masks_of", half_pixel))
+    ),
     "masks over pixels": family(each("scores", *BY_SCORES), MASKS, patched((scorecam, "_seen_through", of_pixels))),
     "Faster-ScoreCAM over the batch": family(
         each("channels", "faster_scorecam"),
@@ -121,3 +129,12 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 """Name → mistake."""
+
+UNSEEN: dict[str, Fault] = {
+    "sample deviation for the population's": family(
+        {}, "", patched((scorecam, "chosen_channels", by_sample_deviation)), raw_cause=("",)
+    ),
+    "LayerCAM's ReLU on the product": family({}, "", layercam(lambda a, g: (a * g).relu().sum(dim=1)), raw_cause=("",)),
+}
+"""Mistakes that change nothing: dividing by n − 1 makes every deviation larger by one factor, so their order stays; and where
+A ≥ 0, as after a ReLU, relu(G·A) is relu(G)·A. (A target layer before its ReLU is a fault of its own.)"""

@@ -22,7 +22,7 @@ from torch_impl import candidate as port
 from torch_impl import network as networks
 from torch_impl import preprocess as preprocessing
 from torch_impl.capture.passes import Pass
-from torch_impl.maps import gradcam, gradcam_plus_plus, postprocess, scorecam, smoothgrad, vanilla
+from torch_impl.maps import gradcam, gradcam_plus_plus, postprocess, smoothgrad, vanilla
 from torch_impl.maps.registry import DRAWN, Drawing
 
 GOLDEN, QUIET = "golden", "quiet"
@@ -439,7 +439,9 @@ FAULTS: dict[str, Fault] = {
     "mean over channels": Fault(
         each("raw", "vanilla", "smoothgrad"),
         "mean over the colour channels",
-        patched(*((where, "channel_maximum", lambda absolute: absolute.mean(dim=1)) for where in (vanilla, smoothgrad))),
+        patched(
+            *((where, "channel_maximum", lambda absolute: absolute.mean(dim=1)) for where in (vanilla, smoothgrad))
+        ),
         raw_cause=("mean over the colour channels",),
     ),
 }

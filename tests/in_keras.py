@@ -122,7 +122,9 @@ def faults() -> dict[str, Any]:
     for stage, (module, replaced) in library.items():
         with mock.patch.multiple(module, **replaced) if replaced else contextlib.nullcontext():
             arguments = ("--weights=tiny.safetensors", "--samples=2", "--classes=4", "--out=fault", "--quiet")
-            arguments = (*arguments, f"--methods={','.join(REFERENCE)}") if stage[:5] in ("layer", "score") else arguments
+            arguments = (
+                (*arguments, f"--methods={','.join(REFERENCE)}") if stage[:5] in ("layer", "score") else arguments
+            )
             said[stage] = (*run(*arguments), os.path.exists("fault"))
     return said
 

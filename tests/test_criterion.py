@@ -138,7 +138,9 @@ def with_score(artifact: Artifact, method: str, score: float, weight: np.float32
         for quantity, array in values.items():
             stage = artifact.stage(f"{method}/{quantity}")
             kept = stage.take(np.asarray(array, np.float64)[None])[0]
-            changed = with_array(changed, f"fp64/{stage.name}", lambda a, kept=kept: a.reshape(2, -1).__setitem__(0, kept))
+            changed = with_array(
+                changed, f"fp64/{stage.name}", lambda a, kept=kept: a.reshape(2, -1).__setitem__(0, kept)
+            )
         return changed
 
     own = {name: artifact.whole(f"{method}/{name}", "fp64")[0].copy() for name in ("scores", "weights")}

@@ -17,6 +17,7 @@ from conftest import GOLDEN as TINY
 from conftest import ROOT, run_program
 from family_faults import FAULTS as FAMILY
 from family_faults import METHODS as FAMILY_METHODS
+from family_faults import UNSEEN
 from faults import FAULTS as COMMON
 from faults import Fault
 from judging import BOTH, compared, divergences, recorded
@@ -100,6 +101,11 @@ def test_the_table_has_the_classics() -> None:
     assert [name for name, fault in FAULTS.items() if fault.shows.keys() == {"network"}] == [
         "the last layer's bias missing"
     ]
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_cannot_be_seen_is_no_fault(name: str, family: Artifact) -> None:
+    assert compared(family, UNSEEN[name].candidate, "fp64").holds
 
 
 def test_of_final_maps_a_temperature_moves_only_grad_cam_plus_plus(golden: Artifact) -> None:
