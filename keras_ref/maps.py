@@ -241,10 +241,13 @@ def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None)
                 score, p.inputs, penultimate_layer=-1, max_N=max_n, expand_cam=False, normalize_cam=False
             )
         )
-    weights = np.array(probabilities, np.float32).astype(raw.dtype)  # the library rounds them, also in float64
+    scores = np.array(probabilities)
+    if len(channels) == p.activations.shape[-1]:  # where it takes all, the library leaves them in their order
+        scores = scores[channels]
+    weights = scores.astype(np.float32).astype(raw.dtype)  # the library rounds them, also in float64
     agree(f"{name}/raw", np.maximum((p.activations[..., channels] * weights).sum(-1), 0), raw[0])
     upsampled = _upsampled(raw, p.inputs)
-    stages = {"scores": np.array(probabilities), "weights": weights, "raw": raw[0]}
+    stages = {"scores": scores, "weights": weights, "raw": raw[0]}
     stages |= {"upsampled": upsampled[0], "final": _normalized(upsampled)[0]}
     return {f"{name}/{quantity}": array for quantity, array in stages.items()}
 

@@ -33,6 +33,7 @@ from parity.contract.methods import Options
 from parity.contract.network import Network
 from parity.contract.noise import unit_noise
 from parity.contract.recorder import Recorder
+from parity.contract.stages import Stage
 
 Stages = Mapping[str, np.ndarray] | Iterable[tuple[int, str, np.ndarray]]
 Candidate = Callable[["Job"], Stages]
@@ -178,15 +179,15 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
     """
     recorder = Recorder(Weights.of(job.network), replace(settings, methods=job.methods), job.pixels)
     started = time.perf_counter()
-    shapes = {stage.name: stage.shape for stage in recorder.stages}
+    known = {stage.name: stage for stage in recorder.stages}
     flags: dict[str, str | int | bool] = {"device": job.device, "precision": job.precision}
     given: dict[str, int] = {}
     try:
         for photograph, stage, array in _triples(candidate(job), len(job.pixels)):
             array = np.asarray(array)
-            if _of_another_size(array.shape, shapes.get(stage, ())):
+            if stage in known and _of_another_size(array.shape, known[stage]):
                 flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
-                array = np.full(shapes[stage], np.nan)
+                array = np.full(known[stage].shape, np.nan)
             recorder.add(job.precision, photograph, stage, array)
             given[stage] = given.get(stage, 0) + 1
         for method in job.methods:
@@ -203,10 +204,14 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
         raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
 
 
-def _of_another_size(given: tuple[int, ...], expected: tuple[int, ...]) -> bool:
-    """A layer or map of another height and width, channels last as it should be: a difference, not a mistaken answer."""
-    pictures = len(given) == len(expected) and len(given) in (2, 3)
-    return pictures and given != expected and given[2:] == expected[2:] and min(given) > 0
+def _of_another_size(given: tuple[int, ...], stage: Stage) -> bool:
+    """A layer or map of another height and width (channels last as it should be), or a map's own numbers of another count.
+
+    That is a difference, not a mistaken answer.
+    """
+    if len(given) != len(stage.shape) or given == stage.shape or not min(given, default=0):
+        return False
+    return (len(given) in (2, 3) and given[2:] == stage.shape[2:]) or (len(given) == 1 and bool(stage.method))
 
 
 def _triples(answer: object, count: int) -> Iterator[tuple[int, str, np.ndarray]]:

@@ -51,6 +51,7 @@ class Case:
         if self.stage.method:
             method = METHODS[self.stage.method]
             names |= {"at a layer" if method.at_layer else "at the input"}
+            names |= {"by scores"} if any(quantity.name == "scores" for quantity in method.quantities) else set()
         if self.stage.name == "inputs":
             names.add(self.reference.settings.input)
         return frozenset(names)
@@ -101,29 +102,41 @@ class Case:
     def own(self, name: str) -> np.ndarray | None:
         """One of the reference's stages, float64, whole; None where it is not given whole."""
         given = self.reference.has(name, "fp64") and self.reference.stage(name).whole
-        return self._whole(name) if given else None
+        return self.whole(name) if given else None
 
     @cached_property
     def logits(self) -> np.ndarray:
         """The reference's."""
-        return self._whole("logits")
+        return self.whole("logits")
 
     @cached_property
     def raw(self) -> np.ndarray:
         """The reference's raw map of this method."""
-        return self._whole(f"{self.stage.method}/raw")
+        return self.whole(f"{self.stage.method}/raw")
 
     @cached_property
     def activations(self) -> np.ndarray:
         """The reference's A: of the target layer, (h, w, K)."""
-        return self._whole(f"activations/{self.reference.table.target}")
+        return self.whole(f"activations/{self.reference.table.target}")
 
     @cached_property
     def gradients(self) -> np.ndarray:
         """The reference's G, (h, w, K)."""
-        return self._whole(f"gradients/{self.reference.table.target}")
+        return self.whole(f"gradients/{self.reference.table.target}")
 
-    def _whole(self, name: str) -> np.ndarray:
+    @cached_property
+    def channels(self) -> np.ndarray:
+        """The feature maps that this method takes: (m,) of Faster-ScoreCAM, else all of them."""
+        given = self.own(f"{self.stage.method}/channels")
+        return np.arange(self.activations.shape[-1]) if given is None else given.astype(int)
+
+    @cached_property
+    def union(self) -> np.ndarray:
+        """Faster-ScoreCAM's feature maps of all photographs together."""
+        return np.unique(self.reference.whole("faster_scorecam/channels", "fp64")).astype(int)
+
+    def whole(self, name: str) -> np.ndarray:
+        """One of the reference's stages that are kept whole, float64."""
         return np.asarray(self.reference.whole(name, "fp64")[self.photograph])
 
     def tensor(self, kind: str) -> np.ndarray | None:

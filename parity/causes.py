@@ -21,6 +21,9 @@ from parity.contract.methods import METHODS
 from parity.contract.stages import Stage
 from parity.similarity import relative_l2
 
+LEAK = 0.35
+"""Negative values of a leaky ReLU are 0.01 (torch) to 0.3 (Keras) times as large as what a ReLU cuts off."""
+
 EXPLAINS = 0.02
 """A mistake explains a stage when it leaves less than this of it unexplained; float16's rounding is below."""
 
@@ -83,8 +86,26 @@ def _is_half(case: Case) -> bool:
     return HALF[0] < case.off < HALF[1]
 
 
-def _is_before_relu(case: Case) -> bool:
+def _is_negative(case: Case) -> bool:
     return bool((case.actual < 0).any() and not (case.expected < 0).any())
+
+
+def _before_relu(case: Case) -> str:
+    """Where the layers after it are right, only the tensor was taken at another place; else the network itself is another."""
+    following = _layer_after(case)
+    name = f"activations/{following}"
+    if following and case.candidate.has(name, case.precision):
+        theirs, ours = case.candidate.values(name, case.precision), case.reference.values(name, "fp64")
+        if relative_l2(theirs[case.photograph], ours[case.photograph]) < CONSTANT:
+            return _BEFORE_RELU
+    negative, positive = case.actual[case.actual < 0], case.actual[case.actual > 0]
+    leaks = positive.size > 0 and np.square(negative).mean() < LEAK**2 * np.square(positive).mean()
+    return _LEAKY if leaks else _NO_RELU
+
+
+def _layer_after(case: Case) -> str:
+    """The name of the hidden layer that reads this one, whose activations are compared; "" where there is none."""
+    return next((layer.name for layer in case.reference.table.hidden if case.stage.layer in layer.inbound), "")
 
 
 def _is_offset_by_bias(case: Case) -> bool:
@@ -105,7 +126,9 @@ def _is_offset_by_bias(case: Case) -> bool:
 
 
 def _is_constant_added(case: Case) -> bool:
-    return bool(np.ptp(case.actual - case.expected) < 1e-3 * max(float(np.ptp(case.expected)), 1e-30))
+    """Off by the same amount everywhere."""
+    offsets = case.actual - case.expected
+    return bool(np.ptp(offsets) < CONSTANT * abs(float(offsets.mean())))
 
 
 def _is_dropped(case: Case) -> bool:
@@ -146,6 +169,14 @@ def _of_another_class(case: Case) -> str:
 def _is_probability(case: Case) -> bool:
     probability = math.exp(case.logits[case.explained] - np.logaddexp.reduce(case.logits))
     return bool(abs(case.actual[0] - probability) < 1e-4)
+
+
+def _are_no_probabilities(case: Case) -> bool:
+    return bool(case.actual.min() < 0 or case.actual.max() > 1)
+
+
+def _is_reordered(case: Case) -> bool:
+    return bool(np.array_equal(np.sort(case.actual), np.sort(case.expected)))
 
 
 def _noise(case: Case) -> str:
@@ -189,6 +220,14 @@ def _is_sum_over_channels(case: Case) -> bool:
     return float(shares.min()) >= 1 - 1e-6 and 2 < float(shares.max()) <= 3 + 1e-6
 
 
+def _is_squared(case: Case) -> bool:
+    """mean(g²) lies between mean(|g|)² and as many times that as there are copies."""
+    positive = case.expected > 1e-6 * case.expected.max(initial=0)
+    squares = case.actual[positive] / case.expected[positive] ** 2
+    copies = case.reference.settings.options.n_samples
+    return bool(positive.any() and squares.min() >= 1 - 1e-6 and squares.max() <= copies * (1 + 1e-6))
+
+
 def _is_late_absolute(case: Case) -> bool:
     return _is_smaller(case) and float(_shares(case).min()) >= 0
 
@@ -221,11 +260,26 @@ _SMALLER = (
 )
 _TARGET = "look for the target layer (after the last ReLU, before the pool) and for how its gradients are weighted"
 _BEFORE_RELU = "negative values: taken before the ReLU (the convolution's own output, not the layer's)"
+_LEAKY = "small negative values: a leaky ReLU (or ELU, GELU, swish) for the ReLU"
+_NO_RELU = "negative values: no ReLU, or a leaky one of a large slope, or taken before the ReLU"
+_MASKS = (
+    "look for the masks (each feature map enlarged corner on corner, then normalized by itself, times the preprocessed "
+    "inputs, not the pixels), and for the softmax over the classes"
+)
+_LOGITS = "no softmax over the classes: these are no probabilities but logits"
+_CHANNELS = "look for how feature maps are chosen: the largest deviation over their places, before they are enlarged"
+_SAME_CHANNELS = (
+    "the same feature maps in another order: give them, their scores and weights from the largest deviation down"
+)
+_ENLARGED = (
+    "look for how the map is enlarged: bilinear, corner on corner (scipy.ndimage.zoom with order=1, align_corners=True)"
+)
+_FINISHED = "look for the normalization: min–max of each map with 1e-7 on its range, after it is enlarged"
 _LAST_BIAS = "the last layer's bias is missing, or another: each logit is off by the same amount in every photograph"
 _OWN = ("alpha", "weights", "raw", "upsampled", "final")
 
 SIGNS = (
-    Sign("", ("activations",), _is_before_relu, _BEFORE_RELU),
+    Sign("", ("activations",), _is_negative, _before_relu),
     Sign("", ("activations",), _is_offset_by_bias, "a missing or another bias: each channel is off by a constant of its own"),
     Sign("dense", ("activations",), _is_dropped, _DROPOUT),
     Sign("dense", ("activations",), _is_dropped_before, _DROPOUT),
@@ -267,7 +321,8 @@ SIGNS = (
         "look for another class, softmax left on, or a backward pass through other switches (ReLU, max-pool)",
     ),
     Sign("", ("noise",), _always, _noise),
-    Sign("", ("inputs", *_OWN), _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
+    Sign("", ("inputs", "scores", *_OWN), _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
+    Sign("smoothgrad", ("raw",), _is_squared, hypotheses.SQUARED),
     Sign("at the input", ("raw",), _is_mean_over_channels, "mean over the colour channels for their maximum"),
     Sign("smoothgrad", ("raw",), _is_late_absolute, _late_absolute),
     Sign("at the input", ("raw",), _is_signed, "no absolute value: the gradient itself"),
@@ -279,8 +334,17 @@ SIGNS = (
         _always,
         "look for the score (class, softmax), the order of |·|, mean and maximum, or the noise",
     ),
-    Sign("at a layer", ("alpha", "weights", "raw", "upsampled"), _is_half, _HALF_WORDS),
-    Sign("at a layer", _OWN, _always, _TARGET),
+    Sign("faster_scorecam", ("channels",), _is_reordered, _SAME_CHANNELS),
+    Sign("faster_scorecam", ("channels",), _always, _CHANNELS),
+    Sign("by scores", ("scores",), _is_constant_added, hypotheses.BASELINE),
+    Sign("by scores", ("scores",), _are_no_probabilities, _LOGITS),
+    Sign("at a layer", ("alpha", "scores", "weights", "raw", "upsampled"), _is_half, _HALF_WORDS),
+    Sign("by scores", ("scores",), _always, _MASKS),
+    Sign("by scores", ("weights",), _always, "look for what stands between scores and weights: a rounding to float32 alone"),
+    Sign("by scores", ("raw",), _always, f"{_MASKS}, no baseline, and for the target layer"),
+    Sign("at a layer", ("upsampled",), _always, _ENLARGED),
+    Sign("at a layer", ("final",), _always, _FINISHED),
+    Sign("at a layer", ("alpha", "weights", "raw"), _always, _TARGET),
 )  # fmt: skip
 
 
@@ -289,6 +353,12 @@ def _shape_words(reference: Artifact, stage: Stage, shape: str) -> str:
     said = f"its shape is {shape}, the reference's {'×'.join(map(str, stage.shape))}"
     if stage.quantity in ("upsampled", "final"):
         return f"not enlarged to the photograph's size: {said}"
+    if stage.method and len(stage.shape) == 1:
+        return (
+            f"{hypotheses.UNION}: {said}"
+            if "channels" in METHODS[stage.method].options
+            else f"another target layer: {said}"
+        )
     given = tuple(int(n) for n in shape.split("×"))[:2]
     target = reference.table[reference.table.target]
     at_layer = stage.method in METHODS and METHODS[stage.method].at_layer

@@ -55,6 +55,7 @@ def compare(
     verdicts: list[criterion.Verdict] = []
     pictures: dict[tuple[str, int, str], Pictures] = {}
     maps: list[MapFigures] = []
+    roundings = _roundings(reference, answers["fp64"]) if "fp64" in answers else []
     for precision, answer in answers.items():
         _check_same_job(reference, answer, precision)
         rows = criterion.figures(reference, answer, precision)
@@ -79,7 +80,7 @@ def compare(
         context=tuple(context),
         conditioning=tuple(conditioning),
         map_figures=tuple(maps),
-        reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference)]},
+        reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference), *roundings]},
         candidate={precision: provenance(answer) for precision, answer in answers.items()},
         pictures=pictures,
     )
@@ -185,6 +186,21 @@ def _remarks(reference: Artifact) -> list[str]:
                 f"{' and '.join(exact).lower()} and of the gradients: equal pixels tie in a max-pool there, and the "
                 "gradient has no one value"
             )
+    return lines
+
+
+def _roundings(reference: Artifact, answer: Artifact) -> list[str]:
+    """Where the two sides round Score-CAM's weights apart; see `rounding.rounded_otherwise`."""
+    lines = []
+    for method in answer.settings.methods:
+        for i, photograph in enumerate(reference.photographs):
+            moved = rounding.rounded_otherwise(reference, answer, method, i)
+            if moved is not None:
+                lines.append(
+                    f"photograph {i + 1} ({photograph.name}): {np.count_nonzero(moved)} of {METHODS[method].title}'s scores "
+                    "lie halfway between two float32 numbers, and the two sides round them apart: compared with the "
+                    "reference's weights"
+                )
     return lines
 
 

@@ -208,6 +208,11 @@ def _compared(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference's values and the candidate's, without those that have no one value."""
     actual = _values(candidate, stage, precision, photograph)
+    if (
+        precision == "fp64"
+        and (moved := rounding.as_reference_rounds(reference, candidate, stage, photograph)) is not None
+    ):
+        actual = actual + moved
     if stage.quantity == "final" and not kept.all():  # its extremes may be among those left out
         raw = candidate.whole(f"{stage.method}/raw", precision)[photograph]
         return stage.take(formulas.finish(raw, candidate.table.size)[None])[0], actual
@@ -357,8 +362,12 @@ def recomputed(artifact: Artifact, stage: Stage, precision: str, photograph: int
     if stage.quantity in ("upsampled", "final") and (raw := own(f"{stage.method}/raw")) is not None:
         size = artifact.table.size
         return formulas.upsample(raw, size) if stage.quantity == "upsampled" else formulas.finish(raw, size)
-    a, g = (own(f"{kind}/{artifact.table.target}") for kind in ("activations", "gradients"))
-    if stage.method in formulas.FORMULAS and a is not None and g is not None:
-        weights = own(f"{stage.method}/weights") if stage.quantity == "raw" else None
-        return formulas.FORMULAS[stage.method](a, g, weights).get(stage.quantity)
-    return None
+    formula = formulas.FORMULAS.get(stage.method)
+    if formula is None:
+        return None
+    names = {kind: f"{kind}/{artifact.table.target}" for kind in ("activations", "gradients")}
+    names |= {quantity.name: f"{stage.method}/{quantity.name}" for quantity in METHODS[stage.method].quantities}
+    given = {kind: array for kind, name in names.items() if (array := own(name)) is not None}
+    if not formula.reads <= given.keys():
+        return None
+    return formula.make(given).get(stage.quantity)

@@ -7,6 +7,7 @@ of both sides: it imports neither framework.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -19,6 +20,9 @@ TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Quantities = dict[str, np.ndarray]
 """A map's own stages by name, as `methods.Method.quantities` names them."""
+
+Given = Mapping[str, np.ndarray]
+"""`activations`, `gradients` and a map's own stages, as far as they are known."""
 
 
 def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
@@ -76,10 +80,31 @@ def max_pool(features: np.ndarray) -> np.ndarray:
     return np.asarray(windows.max(axis=(1, 3)))
 
 
-def upsample(cam: np.ndarray, size: tuple[int, int], *, half_pixel: bool = False) -> np.ndarray:
-    """(h, w) → (H, W), bilinear; corner on corner, or (a known mistake) half-pixel centres."""
+def upsample(cam: np.ndarray, size: tuple[int, int], *, half_pixel: bool = False, order: int = 1) -> np.ndarray:
+    """(h, w) → (H, W), bilinear; corner on corner, or (known mistakes) half-pixel centres, nearest neighbours (order 0)."""
     factors = [wide / narrow for wide, narrow in zip(size, cam.shape, strict=True)]
-    return np.asarray(zoom(np.asarray(cam, np.float64), factors, order=1, mode="nearest", grid_mode=half_pixel))
+    return np.asarray(zoom(np.asarray(cam, np.float64), factors, order=order, mode="nearest", grid_mode=half_pixel))
+
+
+def bicubic(cam: np.ndarray, size: tuple[int, int], *, half_pixel: bool) -> np.ndarray:
+    """(h, w) → (H, W) by cubic convolution as PyTorch and OpenCV have it (a = −0.75): a known mistake.
+
+    Source: Keys 1981, doi:10.1109/TASSP.1981.1163711.
+    """
+    rows, columns = (_cubic(n, wide, half_pixel) for n, wide in zip(cam.shape, size, strict=True))
+    return np.asarray(rows @ np.asarray(cam, np.float64) @ columns.T)
+
+
+def _cubic(n: int, wide: int, half_pixel: bool, a: float = -0.75) -> np.ndarray:
+    """One axis: (wide, n), each new place as a sum of the old ones; beyond the edge the edge's."""
+    places = (np.arange(wide) + 0.5) * n / wide - 0.5 if half_pixel else np.linspace(0, n - 1, wide)
+    matrix = np.zeros((wide, n))
+    for step in (-1, 0, 1, 2):
+        old = np.floor(places).astype(int) + step
+        d = np.abs(places - old)
+        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+        np.add.at(matrix, (np.arange(wide), old.clip(0, n - 1)), np.where(d <= 1, near, far))
+    return matrix
 
 
 def normalize(drawn: np.ndarray) -> np.ndarray:
@@ -95,28 +120,84 @@ def finish(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return normalize(wide if wide.shape == size else upsample(wide, size))
 
 
-def grad_cam(activations: np.ndarray, gradients: np.ndarray, weights: np.ndarray | None = None) -> Quantities:
+def grad_cam(given: Given) -> Quantities:
     """Grad-CAM's own stages."""
-    own = grad_cam_weights(gradients)
-    return {"weights": own, "raw": class_activation_map(activations, own if weights is None else weights)}
+    own = grad_cam_weights(given["gradients"])
+    return {"weights": own, "raw": class_activation_map(given["activations"], given.get("weights", own))}
 
 
-def grad_cam_plus_plus(activations: np.ndarray, gradients: np.ndarray, weights: np.ndarray | None = None) -> Quantities:
+def grad_cam_plus_plus(given: Given) -> Quantities:
     """Grad-CAM++'s own stages, exp(score) cancelled."""
+    activations, gradients = given["activations"], given["gradients"]
     alpha = grad_cam_plus_plus_alpha(activations, gradients)
     own = grad_cam_plus_plus_weights(gradients, alpha)
-    raw = class_activation_map(activations, own if weights is None else weights)
-    return {"alpha": alpha, "weights": own, "raw": raw}
+    return {"alpha": alpha, "weights": own, "raw": class_activation_map(activations, given.get("weights", own))}
 
 
-FORMULAS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray | None], Quantities]] = MappingProxyType(
-    {"gradcam": grad_cam, "gradcam_plus_plus": grad_cam_plus_plus}
+def layer_cam(given: Given) -> Quantities:
+    """LayerCAM's raw map: relu(Σ relu(G)·A), place by place."""
+    activations, gradients = (np.asarray(given[name], np.float64) for name in ("activations", "gradients"))
+    return {"raw": np.asarray(np.maximum((np.maximum(gradients, 0) * activations).sum(axis=-1), 0))}
+
+
+def most_varied(activations: np.ndarray, m: int, spread: Callable[..., np.ndarray] = np.std) -> np.ndarray:
+    """(h, w, K) → (m,): the feature maps of the largest deviation (or, a known mistake, of something else), largest first.
+
+    Of equal ones the first. Dividing by one value less than there are places changes every deviation by the same factor, so
+    the sample's deviation takes the same ones.
+    """
+    values = spread(np.asarray(activations, np.float64), axis=(0, 1))
+    return np.argsort(-values, kind="stable")[:m]
+
+
+def rounded(scores: np.ndarray) -> np.ndarray:
+    """Score-CAM's weights: the class's probabilities, which the library rounds to float32, also in float64."""
+    return np.asarray(scores).astype(np.float32).astype(np.float64)
+
+
+def score_cam(given: Given) -> Quantities:
+    """What of both Score-CAMs follows from A, the channels that are taken (all, or the m that vary most) and their scores."""
+    activations, made = given["activations"], {}
+    every = np.arange(activations.shape[-1])
+    channels = given.get("channels", every)
+    if "channels" in given:
+        made["channels"] = most_varied(activations, len(channels))
+        if not np.isin(channels, every).all():  # a candidate's, and no feature maps at all
+            return made
+    if "scores" in given:
+        made["weights"] = rounded(given["scores"])
+    weights = given.get("weights", made.get("weights"))
+    if weights is not None:
+        made["raw"] = class_activation_map(activations[..., channels.astype(int)], weights)
+    return made
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A map's formula.
+
+    Attributes:
+        reads: what it cannot do without: `activations`, `gradients`, each (h, w, K).
+        make: these, and of the map's own stages those that are given whole → its own stages up to the raw map. Each is
+            computed from the nearest one before it that is given.
+    """
+
+    reads: frozenset[str]
+    make: Callable[[Given], Quantities]
+
+
+_BY_GRADIENTS = frozenset(("activations", "gradients"))
+
+FORMULAS: Mapping[str, Formula] = MappingProxyType(
+    {
+        "gradcam": Formula(_BY_GRADIENTS, grad_cam),
+        "gradcam_plus_plus": Formula(_BY_GRADIENTS, grad_cam_plus_plus),
+        "layercam": Formula(_BY_GRADIENTS, layer_cam),
+        "scorecam": Formula(frozenset(("activations",)), score_cam),
+        "faster_scorecam": Formula(frozenset(("activations", "channels")), score_cam),
+    }
 )
-"""Map → (A, G, its channel weights where they are given) → its own stages up to the raw map.
-
-Each stage is computed from the nearest one before it that is given. A map without a row here is compared all the same; only
-the error of each step alone is not known.
-"""
+"""Maps without a row here are compared all the same; only the error of each step alone is not known."""
 
 
 def enlarged(raw: np.ndarray, size: tuple[int, int], score: float) -> Quantities:

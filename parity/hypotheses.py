@@ -141,10 +141,14 @@ _OUTPUT = (
 )
 
 
-def _enlarged(case: Case, *, half_pixel: bool = False, early: bool = False) -> np.ndarray:
+def _enlarged(case: Case, *, half_pixel: bool = False, early: bool = False, order: int = 1) -> np.ndarray:
     """The raw map at the photograph's size, with a mistake in it; only of maps at a layer."""
     raw = formulas.normalize(case.raw) if early else case.raw
-    return formulas.upsample(raw, case.reference.table.size, half_pixel=half_pixel)
+    return formulas.upsample(raw, case.reference.table.size, half_pixel=half_pixel, order=order)
+
+
+def _bicubic(case: Case, *, half_pixel: bool) -> np.ndarray:
+    return formulas.bicubic(case.raw, case.reference.table.size, half_pixel=half_pixel)
 
 
 def _full_size(case: Case) -> np.ndarray:
@@ -156,13 +160,34 @@ def _over_maximum(case: Case) -> np.ndarray | None:
     return drawn / drawn.max() if drawn.min() > 0 else None
 
 
-_HALF_PIXEL = "resize grid: half-pixel centres (cv2.resize, align_corners=False) for corner on corner"
+def _wrong_enlargement(words: str, enlarge: Callable[[Case], np.ndarray]) -> tuple[Mistake, Mistake]:
+    """A map that is enlarged otherwise, and the final map that is made of it."""
+    return (
+        Mistake("at a layer", "upsampled", words, enlarge),
+        Mistake("at a layer", "final", words, lambda c: formulas.normalize(enlarge(c))),
+    )
+
+
 _EARLY = "normalized before it was enlarged"
 
 _ENLARGING = (
-    Mistake("at a layer", "upsampled", _HALF_PIXEL, lambda c: _enlarged(c, half_pixel=True)),
+    *_wrong_enlargement(
+        "resize grid: half-pixel centres (cv2.resize, align_corners=False) for corner on corner",
+        lambda c: _enlarged(c, half_pixel=True),
+    ),
+    *_wrong_enlargement(
+        "enlarged bicubically, on half-pixel centres: it is bilinear, corner on corner",
+        lambda c: _bicubic(c, half_pixel=True),
+    ),
+    *_wrong_enlargement("enlarged bicubically: it is bilinear", lambda c: _bicubic(c, half_pixel=False)),
+    *_wrong_enlargement(
+        "enlarged by cubic splines (the default of scipy.ndimage.zoom): it is order=1, bilinear",
+        lambda c: _enlarged(c, order=3),
+    ),
+    *_wrong_enlargement(
+        "enlarged by nearest neighbours: it is bilinear", lambda c: _enlarged(c, order=0, half_pixel=True)
+    ),
     Mistake("at a layer", "upsampled", _EARLY, lambda c: _enlarged(c, early=True)),
-    Mistake("at a layer", "final", _HALF_PIXEL, lambda c: formulas.normalize(_enlarged(c, half_pixel=True))),
     Mistake("", "final", "not normalized", _full_size),
     Mistake("", "final", "divided by the maximum, without subtracting the minimum", _over_maximum),
     Mistake("at a layer", "final", _EARLY, lambda c: _enlarged(c, early=True)),
@@ -231,4 +256,81 @@ _CAMS = (
     *_wrong_weights("gradcam_plus_plus", "no ReLU on the gradients", _signed),
 )
 
-MISTAKES = (*_PREPROCESSING, *_LAYERS, *_OUTPUT, *_ENLARGING, *_CAMS)
+SQUARED = "squared gradients for their absolute value"
+
+_SALIENCY = (Mistake("vanilla", "raw", SQUARED, lambda c: c.raw**2),)
+
+
+def _layer_map(gradients: Callable[[np.ndarray], np.ndarray]) -> Callable[[Case], np.ndarray]:
+    """LayerCAM's raw map with something else for relu(G)."""
+    return lambda c: np.maximum((c.activations * gradients(c.gradients)).sum(axis=-1), 0)
+
+
+_LAYERCAM = (
+    Mistake("layercam", "raw", "no ReLU on the gradients: it stands on their product alone", _layer_map(lambda g: g)),
+    Mistake("layercam", "raw", "absolute gradients", _layer_map(np.abs)),
+    Mistake("layercam", "raw", "Grad-CAM's weights for LayerCAM's", _layer_map(lambda g: g.mean(axis=(0, 1)))),
+    Mistake(
+        "layercam",
+        "raw",
+        "tanh of twice the map over its maximum, which the paper takes for shallow layers",
+        lambda c: np.tanh(2 * c.raw / c.raw.max()) if c.raw.any() else None,
+    ),
+    Mistake("layercam", "raw", "tanh of the map", lambda c: np.tanh(c.raw)),
+)
+
+
+def _scores(case: Case) -> np.ndarray:
+    return case.whole(f"{case.stage.method}/scores")
+
+
+def _over_channels(case: Case) -> np.ndarray:
+    scores = np.exp(_scores(case))
+    return np.asarray(scores / scores.sum())
+
+
+def _score_map(case: Case, weights: np.ndarray) -> np.ndarray:
+    """The map of other weights, of the channels that Score-CAM or Faster-ScoreCAM takes."""
+    return formulas.class_activation_map(case.activations[..., case.channels], weights)
+
+
+def _wrong_score_weights(words: str, weights: Callable[[Case], np.ndarray]) -> tuple[Mistake, Mistake]:
+    """Weights that do not follow from the scores, and the map that is made of them."""
+    return (
+        Mistake("by scores", "weights", words, weights),
+        Mistake("by scores", "raw", words, lambda c: _score_map(c, weights(c))),
+    )
+
+
+def _of_channels(case: Case, channels: np.ndarray) -> np.ndarray | None:
+    """Faster-ScoreCAM's map of other channels, where Score-CAM's weights are known too."""
+    if not case.reference.has("scorecam/weights", "fp64"):
+        return None
+    return formulas.class_activation_map(case.activations[..., channels], case.whole("scorecam/weights")[channels])
+
+
+def _wrong_channels(words: str, spread: Callable[..., np.ndarray]) -> tuple[Mistake, Mistake]:
+    """Channels that are largest in something else, and the map that is made of them."""
+
+    def channels(case: Case) -> np.ndarray:
+        return formulas.most_varied(case.activations, len(case.channels), spread)
+
+    return (
+        Mistake("faster_scorecam", "channels", words, channels),
+        Mistake("faster_scorecam", "raw", words, lambda c: _of_channels(c, channels(c))),
+    )
+
+
+UNION = "the channels of the whole batch together: each photograph takes its own alone"
+BASELINE = "a baseline's score was subtracted: each is off by the same amount"
+
+_SCORE_CAMS = (
+    Mistake("by scores", "scores", "log-softmax over the classes for softmax", lambda c: np.log(_scores(c))),
+    *_wrong_score_weights("softmax over the channels", _over_channels),
+    *_wrong_score_weights("not rounded to float32, as the library rounds its weights, in float64 too", _scores),
+    Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, c.union)),
+    *_wrong_channels("the channels of the largest maxima, not of the largest deviation", np.max),
+    *_wrong_channels("the channels of the largest means, not of the largest deviation", np.mean),
+)
+
+MISTAKES = (*_PREPROCESSING, *_LAYERS, *_OUTPUT, *_ENLARGING, *_SALIENCY, *_CAMS, *_LAYERCAM, *_SCORE_CAMS)

@@ -27,6 +27,10 @@ NEGLIGIBLE = 1e-3
 """Gradients below this of the largest do not show whether exp(score) is lost."""
 
 
+HALFWAY = 1e-12
+"""Scores that agree to this may still be rounded to two neighbouring float32 numbers."""
+
+
 @dataclass(frozen=True)
 class Floor:
     """The reference's own float32 against its float64, over the values that are compared.
@@ -129,8 +133,7 @@ def _simulate(reference: Artifact, method: str, photograph: int, drawn: dict[str
 
 def _stages_of(reference: Artifact, method: str, arrays: list[np.ndarray], score: float) -> dict[str, np.ndarray]:
     """The stages of a map at a layer, by their names, from A and G."""
-    activations, gradients = arrays
-    made = formulas.FORMULAS[method](activations, gradients, None)
+    made = formulas.FORMULAS[method].make(dict(zip(("activations", "gradients"), arrays, strict=True)))
     made |= formulas.enlarged(made["raw"], reference.table.size, score)
     return {f"{method}/{quantity.name}": made[quantity.name] for quantity in METHODS[method].quantities}
 
@@ -234,3 +237,47 @@ def _is_gradient(reference: Artifact, stage: Stage) -> bool:
     method = METHODS[stage.method]
     averaged = method.noisy and reference.settings.options.noise_level > 0
     return not method.at_layer and not averaged and stage.quantity != "noise"
+
+
+def rounded_otherwise(reference: Artifact, candidate: Artifact, method: str, photograph: int) -> np.ndarray | None:
+    """Score-CAM's weights that the two sides round apart, though their scores agree: a score halfway between two float32 numbers.
+
+    Either rounding is right, and their difference is a hundred times the limit. So the reference's own weight decides: the
+    candidate's stages are compared as if it had rounded as the reference did.
+
+    Args:
+        reference: with float64.
+        candidate: in float64.
+        method: whose weights.
+        photograph: its row.
+
+    Returns:
+        By how much the reference's weights are larger, (K,) or (m,), 0 elsewhere; None where nothing was rounded apart.
+    """
+    names = [f"{method}/scores", f"{method}/weights"]
+    if not all(side.has(name, "fp64") for side in (reference, candidate) for name in names):
+        return None
+    (p, w), (theirs, rounded) = (
+        [side.whole(name, "fp64")[photograph] for name in names] for side in (reference, candidate)
+    )
+    halfway = (w != rounded) & (np.abs(theirs - p) <= HALFWAY * p) & (rounded == formulas.rounded(theirs))
+    return np.where(halfway, w - rounded, 0.0) if halfway.any() else None
+
+
+def as_reference_rounds(reference: Artifact, candidate: Artifact, stage: Stage, photograph: int) -> np.ndarray | None:
+    """What is added to a candidate's stage, as kept, where `rounded_otherwise`; None elsewhere."""
+    moved = rounded_otherwise(reference, candidate, stage.method, photograph) if stage.method else None
+    if moved is None or stage.quantity not in ("weights", "raw", "upsampled", "final"):
+        return None
+    if stage.quantity == "weights":
+        return moved
+
+    def made(weights: np.ndarray) -> np.ndarray:
+        given = {"activations": reference.whole(f"activations/{reference.table.target}", "fp64")[photograph]}
+        if reference.has(f"{stage.method}/channels", "fp64"):
+            given["channels"] = reference.whole(f"{stage.method}/channels", "fp64")[photograph]
+        raw = formulas.score_cam({**given, "weights": weights})["raw"]
+        return (formulas.enlarged(raw, reference.table.size, 0.0) | {"raw": raw})[stage.quantity]
+
+    own = reference.whole(f"{stage.method}/weights", "fp64")[photograph]
+    return np.asarray(stage.take((made(own) - made(own - moved))[None])[0])

@@ -127,6 +127,12 @@ def golden() -> Artifact:
     return Artifact.read(GOLDEN)
 
 
+@pytest.fixture(scope="session")
+def family() -> Artifact:
+    """Keras's Grad-CAM, LayerCAM and Score-CAMs of the golden network."""
+    return Artifact.read(GOLDEN.with_name("family.safetensors"))
+
+
 def run_program(
     *arguments: str, cwd: Path, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:

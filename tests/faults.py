@@ -18,8 +18,12 @@ from parity.candidate import Job
 from parity.contract.layers import LayerTable
 from parity.contract.methods import DEFAULT as METHODS
 from parity.contract.network import Network
-from torch_impl import cam, images, methods, postprocess, saliency, vgg16
 from torch_impl import candidate as port
+from torch_impl import network as networks
+from torch_impl import preprocess as preprocessing
+from torch_impl.capture.passes import Pass
+from torch_impl.maps import gradcam, gradcam_plus_plus, postprocess, smoothgrad, vanilla
+from torch_impl.maps.registry import DRAWN, Drawing
 
 GOLDEN, QUIET = "golden", "quiet"
 
@@ -81,26 +85,26 @@ def patched(*patches: Any) -> Callable[[], AbstractContextManager[Any]]:
 
 def network(change: Callable[[dict[str, np.ndarray], LayerTable], None]) -> Callable[[], AbstractContextManager[Any]]:
     """The port loads other numbers than it was given."""
-    build = vgg16.build
+    build = networks.build
 
     def wrong(given: Network) -> nn.Module:
         tensors = {name: array.copy() for name, array in given.tensors.items()}
         change(tensors, given.table)
         return build(replace(given, tensors={name: np.ascontiguousarray(array) for name, array in tensors.items()}))
 
-    return patched((vgg16, "build", wrong))
+    return patched((networks, "build", wrong))
 
 
 def module(change: Callable[[nn.Module], None]) -> Callable[[], AbstractContextManager[Any]]:
     """The port's network has another layer than it should have."""
-    build = vgg16.build
+    build = networks.build
 
     def wrong(given: Network) -> nn.Module:
         model = build(given)
         change(model)
         return model
 
-    return patched((vgg16, "build", wrong))
+    return patched((networks, "build", wrong))
 
 
 def without_bias(name: str) -> Callable[[], AbstractContextManager[Any]]:
@@ -174,20 +178,16 @@ def softmax_left_on(model: nn.Module) -> None:
     model.classifier.append(nn.Softmax(dim=1))
 
 
-def reading(step: int) -> Callable[[Job], Job]:
-    """The CAMs read a module that many places further on."""
-
-    def change(job: Job) -> Job:
-        part, _, index = job.table.modules[job.table.target].partition(".")
-        modules = {**job.table.modules, job.table.target: f"{part}.{int(index) + step}"}
-        return replace(job, network=replace(job.network, table=replace(job.table, modules=modules)))
-
-    return change
+def reading(step: int) -> Callable[[], AbstractContextManager[Any]]:
+    """The target layer is read at a module that many places further on than the golden network's own."""
+    right, target = port.find_layer, 15
+    names = {f"features.{target}": f"features.{target + step}"}
+    return patched((port, "find_layer", lambda model, name: right(model, names.get(name, name))))
 
 
 def wrong_preprocess(how: Callable[..., Any]) -> Callable[[], AbstractContextManager[Any]]:
-    right = images.preprocess
-    return patched((images, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
+    right = port.preprocess
+    return patched((port, "preprocess", lambda pixels, **settings: how(right, pixels, settings)))
 
 
 def wrong_upsample(
@@ -195,7 +195,7 @@ def wrong_upsample(
 ) -> Callable[[], AbstractContextManager[Any]]:
     right = postprocess.upsample
     wrong = lambda maps, size: how(right, maps, size)  # noqa: E731
-    return patched((methods, "upsample", wrong), *([] if drawn_only else [(postprocess, "upsample", wrong)]))
+    return patched((postprocess, "upsample", wrong), *([] if drawn_only else [(port, "upsample", wrong)]))
 
 
 def wrong_alpha(
@@ -208,7 +208,11 @@ def wrong_alpha(
         sums = made.sum(dim=(-2, -1), keepdim=True)
         return made / torch.where(sums == 0, 1, sums) if normalized else made
 
-    return patched((cam, "grad_cam_plus_plus_alpha", alpha))
+    return patched((gradcam_plus_plus, "grad_cam_plus_plus_alpha", alpha))
+
+
+def signed_map(activations: Tensor, channel_weights: Tensor, *, relu: bool = True) -> Tensor:
+    return torch.einsum("nkhw,nk->nhw", activations, channel_weights)
 
 
 def one_sigma() -> AbstractContextManager[Any]:
@@ -220,7 +224,7 @@ def one_sigma() -> AbstractContextManager[Any]:
             found.append(noise_level * (inputs.amax() - inputs.amin()))
         return found[0].expand(len(inputs))
 
-    return mock.patch.object(saliency, "standard_deviations", sigmas)
+    return mock.patch.object(smoothgrad, "standard_deviations", sigmas)
 
 
 def absolute_sigma(inputs: Tensor, noise_level: float) -> Tensor:
@@ -235,10 +239,27 @@ def other_noise(seed: int, n_samples: int, shape: tuple[int, int, int]) -> Itera
         yield torch.randn(shape, generator=generator, dtype=torch.float64).numpy()
 
 
-def signed_gradients(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
-    leaf = inputs.detach().clone().requires_grad_()
-    (gradients,) = torch.autograd.grad(model(leaf).gather(1, target[:, None]).sum(), leaf)
-    return gradients
+def drawn_by(name: str, function: Callable[[Pass], Tensor]) -> Callable[[], AbstractContextManager[Any]]:
+    """Another function draws this map."""
+    return lambda: mock.patch.dict(DRAWN, {name: Drawing(function, DRAWN[name].needs)})
+
+
+def averaged(
+    before: Callable[[Tensor], Tensor] = lambda gradients: gradients,
+    after: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> Callable[[], AbstractContextManager[Any]]:
+    """SmoothGrad with something else for |·| before its mean, and something after it."""
+
+    def function(p: Pass) -> Tensor:
+        copies = torch.stack([torch.stack(list(smoothgrad.noise_of(image, p.options))) for image in p.inputs])
+        p.keep(noise=lambda: copies)
+        means = [
+            before(p.capture.input_gradients(image + noise, category.expand(len(noise)))).mean(dim=0)
+            for image, noise, category in zip(p.inputs, copies, p.target, strict=True)
+        ]
+        return vanilla.channel_maximum(after(torch.stack(means)))
+
+    return drawn_by("smoothgrad", function)
 
 
 def next_class(job: Job) -> Job:
@@ -262,10 +283,12 @@ FAULTS: dict[str, Fault] = {
     "mean in RGB order": Fault(
         everything("inputs"),
         "the mean in RGB order",
-        patched((images, "_CAFFE_MEAN_BGR", images._CAFFE_MEAN_BGR[::-1])),
+        patched((preprocessing, "CAFFE_MEAN_BGR", preprocessing.CAFFE_MEAN_BGR[::-1])),
     ),
     "missing mean": Fault(
-        everything("inputs"), "the mean was not subtracted", patched((images, "_CAFFE_MEAN_BGR", (0.0, 0.0, 0.0)))
+        everything("inputs"),
+        "the mean was not subtracted",
+        patched((preprocessing, "CAFFE_MEAN_BGR", (0.0, 0.0, 0.0))),
     ),
     "torchvision's statistics": Fault(
         everything("inputs"),
@@ -325,24 +348,24 @@ FAULTS: dict[str, Fault] = {
     "features[28]: before the ReLU": Fault(
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
         "before the ReLU",
-        job=reading(-1),
+        inject=reading(-1),
     ),
     "features[30]: the pool": Fault(
         {"network": "activations/block3_conv3", **dict.fromkeys(CAMS, "activations/block3_conv3")},
         "pooled target",
-        job=reading(1),
+        inject=reading(1),
         raw_cause=("pooled target",),
     ),
     "gradients summed": Fault(
         each("weights", "gradcam"),
         "sum of the gradients",
-        patched((cam, "grad_cam_weights", lambda g: g.sum(dim=(-2, -1)))),
+        patched((gradcam, "grad_cam_weights", lambda g: g.sum(dim=(-2, -1)))),
         raw_cause=("sum of the gradients",),
     ),
     "no ReLU on the map": Fault(
         each("raw", *CAMS),
         "no ReLU on the map",
-        patched((cam, "class_activation_map", lambda a, w: torch.einsum("nkhw,nk->nhw", a, w))),
+        patched(*((where, "class_activation_map", signed_map) for where in (gradcam, gradcam_plus_plus))),
         raw_cause=("no ReLU on the map",),
     ),
     "alpha not normalized": Fault(
@@ -384,28 +407,41 @@ FAULTS: dict[str, Fault] = {
         raw_cause=(),
     ),
     "not normalized": Fault(
-        each("final", *METHODS), "not normalized", patched((methods, "normalize", lambda maps: maps)), raw_cause=()
+        each("final", *METHODS), "not normalized", patched((postprocess, "normalize", lambda maps: maps)), raw_cause=()
+    ),
+    "enlarged bicubically": Fault(
+        each("upsampled", *CAMS),
+        "enlarged bicubically, on half-pixel centres",
+        wrong_upsample(
+            lambda right, maps, size: nn.functional.interpolate(maps[:, None], size=size, mode="bicubic")[:, 0]
+        ),
+        raw_cause=(),
+    ),
+    "a leaky ReLU": Fault(
+        everything("activations/block1_conv1"), "a leaky ReLU", module(swapped(nn.ReLU, nn.LeakyReLU))
+    ),
+    "squared gradients in SmoothGrad": Fault(
+        each("raw", "smoothgrad"), "squared gradients", averaged(before=torch.square), raw_cause=("squared gradients",)
     ),
     "one σ for all photographs": Fault(each("noise", "smoothgrad"), "one σ for all photographs", one_sigma),
     "σ = 0.2 absolute": Fault(
-        each("noise", "smoothgrad"), "σ is 0.2 itself", patched((saliency, "standard_deviations", absolute_sigma))
+        each("noise", "smoothgrad"), "σ is 0.2 itself", patched((smoothgrad, "standard_deviations", absolute_sigma))
     ),
     "PyTorch's noise": Fault(
-        each("noise", "smoothgrad"), "other noise", patched((saliency, "unit_noise", other_noise))
+        each("noise", "smoothgrad"), "other noise", patched((smoothgrad, "unit_noise", other_noise))
     ),
     "|·| after the mean": Fault(
         each("raw", "smoothgrad"),
         "absolute value after the mean over samples",
-        patched(
-            (saliency, "absolute_gradients", signed_gradients),
-            (saliency, "channel_maximum", lambda gradients: gradients.abs().amax(dim=1)),
-        ),
+        averaged(after=torch.abs),
         raw_cause=("absolute value after the mean over samples",),
     ),
     "mean over channels": Fault(
         each("raw", "vanilla", "smoothgrad"),
         "mean over the colour channels",
-        patched((saliency, "channel_maximum", lambda absolute: absolute.mean(dim=1))),
+        patched(
+            *((where, "channel_maximum", lambda absolute: absolute.mean(dim=1)) for where in (vanilla, smoothgrad))
+        ),
         raw_cause=("mean over the colour channels",),
     ),
 }

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_ref import keras_files, maps, model, passes
 from keras_ref.__main__ import main
-from parity.contract.methods import Options
+from parity.contract.methods import REFERENCE, Options
 from parity.contract.network import from_source
 
 
@@ -35,8 +35,8 @@ def runs(jobs: str) -> dict[str, Any]:
     return {name: run(*start, f"--out={name}", *arguments) for name, arguments in json.loads(jobs).items()}
 
 
-def thirteen() -> tuple[Any, Any]:
-    network = from_source("thirteen.safetensors")
+def loaded(path: str) -> tuple[Any, Any]:
+    network = from_source(path)
     keras_model = model.build(network.table)
     model.load(keras_model, network)
     return keras_model, network.table
@@ -44,7 +44,7 @@ def thirteen() -> tuple[Any, Any]:
 
 def files() -> dict[str, Any]:
     """The fingerprint of what Keras wrote, read again; what is said of damaged files."""
-    keras_model, _ = thirteen()
+    keras_model, _ = loaded("thirteen.safetensors")
     keras_model.save("full.keras")
     keras_model.save("legacy.h5")
     keras_model.save_weights("new.weights.h5")
@@ -69,7 +69,7 @@ def smoothgrad() -> dict[str, Any]:
     from tf_keras_vis.saliency import Saliency
 
     x = np.random.RandomState(0).uniform(-100, 100, (1, 224, 224, 3))
-    p = passes.pass_through(passes.linear_models(*thirteen(), x), x, 3, Options(2, 0.2, 9))
+    p = passes.pass_through(passes.linear_models(*loaded("thirteen.safetensors"), x), x, 3, Options(2, 0.2, 9))
     np.random.seed(5)
     with contextlib.suppress(ZeroDivisionError), maps.legacy_seed(9):
         theirs = Saliency(p.models.linear)(p.score, x, smooth_samples=2, smooth_noise=0.2)
@@ -79,10 +79,31 @@ def smoothgrad() -> dict[str, Any]:
     return {"same": same, "alone": bool(alone)}
 
 
+def scores() -> None:
+    """Maps of every kind of score, by tf-keras-vis, into scores.npz."""
+    from tf_keras_vis.gradcam import Gradcam
+    from tf_keras_vis.layercam import Layercam
+    from tf_keras_vis.saliency import Saliency
+    from tf_keras_vis.utils.scores import BinaryScore, CategoricalScore
+
+    x = np.load("x.npy")
+    wanted = {
+        "tiny.safetensors": {"class 3": CategoricalScore(3), "own": lambda y: 2 * y[:, 2] - y[:, 5] * y[:, 5]},
+        "one.safetensors": {"class 1": BinaryScore(True), "class 0": BinaryScore(False)},
+    }
+    drawn = {}
+    for path, of_network in wanted.items():
+        linear = passes.linear_models(*loaded(path), x).linear
+        for name, score in of_network.items():
+            for method, library in (("vanilla", Saliency), ("gradcam", Gradcam), ("layercam", Layercam)):
+                drawn[f"{path}/{name}/{method}"] = library(linear)(score, x)
+    np.savez("scores.npz", **drawn)
+
+
 def faults() -> dict[str, Any]:
     """One fault of the library at a time, by the stage that is off; "": none."""
     import tensorflow as tf
-    from tf_keras_vis import gradcam, gradcam_plus_plus, saliency
+    from tf_keras_vis import gradcam, gradcam_plus_plus, layercam, saliency, scorecam
     from tf_keras_vis.utils import model_modifiers
 
     mean = {"sum": lambda a, axis, keepdims=False: tf.reduce_mean(a, axis, keepdims)}
@@ -91,6 +112,8 @@ def faults() -> dict[str, Any]:
         "vanilla/final": (saliency, {"normalize": lambda m: m}),
         "gradcam/final": (gradcam, {"zoom": lambda c, *_, **k: np.zeros((1, 32, 32), "f4")}),
         "gradcam_plus_plus/raw": (gradcam_plus_plus.K, mean),
+        "layercam/raw": (layercam.Layercam, {"_calculate_cam": lambda s, g, a, *_: np.ones(a.shape[:3], "f4")}),
+        "scorecam/raw": (scorecam.K, {"batch_dot": lambda a, w: tf.reduce_mean(a, -1)}),
         "softmax(logits)": (model_modifiers.ReplaceToLinear, {"__call__": lambda *_: None}),
         "smoothgrad/noise": (saliency, {"get_num_of_steps_allowed": lambda n: 1}),
         "": (saliency, {}),
@@ -99,6 +122,9 @@ def faults() -> dict[str, Any]:
     for stage, (module, replaced) in library.items():
         with mock.patch.multiple(module, **replaced) if replaced else contextlib.nullcontext():
             arguments = ("--weights=tiny.safetensors", "--samples=2", "--classes=4", "--out=fault", "--quiet")
+            arguments = (
+                (*arguments, f"--methods={','.join(REFERENCE)}") if stage[:5] in ("layer", "score") else arguments
+            )
             said[stage] = (*run(*arguments), os.path.exists("fault"))
     return said
 
@@ -107,6 +133,7 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         model.load_frameworks("fp64")
         said = {"runs": runs(sys.argv[1]), "files": files(), "smoothgrad": smoothgrad()}
+        scores()
     else:
         model.load_frameworks("fp32")
         said = faults()

@@ -65,6 +65,29 @@ def plus_plus(activations: np.ndarray, gradients: np.ndarray) -> dict[str, np.nd
     return {"alpha": alpha, "weights": weights, "raw": np.maximum((activations * weights).sum(-1), 0)}
 
 
+def layer_cam(activations: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Place by place: only what raises the score counts."""
+    return np.maximum(np.where(gradients > 0, gradients * activations, 0).sum(-1), 0)
+
+
+def score_cam(network: Network, x: np.ndarray, activations: np.ndarray, of_class: int, channels: list[int]) -> dict:
+    """One forward pass for each mask; the weights are rounded to float32."""
+    scores = []
+    for k in channels:
+        mask = normalized(upsampled(activations[..., k], len(x)))
+        logits = forward(network, x * mask[..., None])["predictions"]
+        scores.append(1 / sum(math.exp(other - logits[of_class]) for other in logits))
+    weights = [float(np.float32(p)) for p in scores]
+    raw = np.maximum(sum(w * activations[..., k] for w, k in zip(weights, channels, strict=True)), 0)
+    return {"scores": np.array(scores), "weights": np.array(weights), "raw": raw}
+
+
+def most_varied(activations: np.ndarray, m: int) -> list[int]:
+    """By variance; `sorted` keeps the order of equal ones."""
+    variances = [((a - a.mean()) ** 2).mean() for a in np.moveaxis(activations, -1, 0)]
+    return sorted(range(len(variances)), key=lambda k: -variances[k])[:m]
+
+
 def relative(actual: np.ndarray, expected: np.ndarray) -> float:
     error = np.linalg.norm(np.asarray(actual, float) - expected)
     return float(error / np.linalg.norm(expected)) if error else 0.0

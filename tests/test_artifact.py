@@ -21,10 +21,10 @@ from parity.contract import artifact as contract
 from parity.contract import stages
 from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
 from parity.contract.layers import Layer, LayerTable
-from parity.contract.methods import DEFAULT, REFERENCE, Options, canonical_names, in_order
+from parity.contract.methods import DEFAULT, Options
 from parity.contract.network import Network, seeded
 from parity.contract.recorder import Recorder, merge
-from parity.contract.vgg import VGG16, vgg
+from parity.contract.vgg import vgg
 
 MICRO = vgg(((2,), (3,)), dense=(4, 3), classes=5, size=8)
 SAMPLE = 40
@@ -156,12 +156,6 @@ def test_a_whole_stage_is_whole_and_a_sampled_one_lies_where_its_places_say(arti
         artifact.whole(name)
 
 
-def test_precision_is_the_storage_type(artifact: Artifact) -> None:
-    assert artifact.values("logits", "fp32").dtype == np.float32
-    assert artifact.values("logits", "fp64").dtype == np.float64
-    np.testing.assert_array_equal(artifact.values("logits", "fp32"), NUMBERS["logits"].astype(np.float32))
-
-
 def test_nothing_in_an_artifact_can_be_changed(artifact: Artifact, file: Path) -> None:
     for one in (artifact, Artifact.read(file)):
         assert not any(array.flags.writeable for array in one.arrays.values())
@@ -189,61 +183,6 @@ def test_small_networks_travel_and_large_ones_do_not(file: Path) -> None:
         np.testing.assert_array_equal(network.tensors[name], tensor)
     assert Weights.of(seeded(0, TINY)).tensors
     assert not Weights.of(seeded(0, vgg(((2,), (3,)), (600, 600), 5, 8))).tensors
-
-
-# Stages
-
-
-def test_the_stages_of_vgg16_in_the_order_of_the_computation() -> None:
-    names = [stage.name for stage in stages.stages(VGG16)]
-    layers = [
-        *("block1_conv1", "block1_conv2", "block1_pool"),
-        *("block2_conv1", "block2_conv2", "block2_pool"),
-        *("block3_conv1", "block3_conv2", "block3_conv3", "block3_pool"),
-        *("block4_conv1", "block4_conv2", "block4_conv3", "block4_pool"),
-        *("block5_conv1", "block5_conv2", "block5_conv3", "block5_pool"),
-        *("fc1", "fc2"),
-    ]
-    shared = ["pixels", "inputs", *(f"activations/{n}" for n in layers), "logits", "score"]
-    shared += [*(f"gradients/{n}" for n in reversed(layers)), "gradients/inputs"]
-    assert names[: len(shared)] == shared
-    assert names[len(shared) :] == [
-        *("vanilla/raw", "vanilla/final"),
-        *("smoothgrad/noise", "smoothgrad/raw", "smoothgrad/final"),
-        *("gradcam/weights", "gradcam/raw", "gradcam/upsampled", "gradcam/final"),
-        *("gradcam_plus_plus/alpha", "gradcam_plus_plus/weights", "gradcam_plus_plus/raw"),
-        *("gradcam_plus_plus/upsampled", "gradcam_plus_plus/final", "gradcam_plus_plus/final_with_exp"),
-    ]
-
-
-def test_which_stages_are_whole() -> None:
-    whole = {stage.name for stage in stages.stages(VGG16) if stage.whole and stage.size > 4096}
-    assert whole == {"pixels", "activations/block5_conv3", "gradients/block5_conv3", "vanilla/raw", "smoothgrad/raw"}
-    assert all(stage.kept == min(stage.size, 4096) for stage in stages.stages(VGG16) if stage.name not in whole)
-
-
-@pytest.mark.parametrize("stage", stages.stages(VGG16), ids=lambda stage: stage.name)
-def test_places_are_distinct_and_inside(stage: stages.Stage) -> None:
-    places = stage.places()
-    assert len(np.unique(places)) == stage.kept
-    assert 0 <= places[0] <= places[-1] < stage.size
-
-
-def test_places_are_the_same_forever() -> None:
-    """Files written long ago must stay comparable."""
-    places = stages.sampled_places("activations/block1_conv1", (224, 224, 64), 4096)
-    assert places[[0, 1, 2047, 4095]].tolist() == [309, 1496, 1604901, 3210488]
-
-
-def test_methods_by_any_spelling() -> None:
-    assert canonical_names(["GradCAM++", "vanilla", "gradcam_plus_plus"]) == ("gradcam_plus_plus", "vanilla")
-    assert canonical_names("gradcam++, vanilla") == ("gradcam_plus_plus", "vanilla")
-    assert in_order(["gradcam_plus_plus", "vanilla"]) == ("vanilla", "gradcam_plus_plus")
-    for wrong, words in (("lime", "'lime' is unknown"), ("gradcan", "did you mean gradcam"), ([], "no method")):
-        with pytest.raises(ValueError, match=words):
-            canonical_names(wrong)
-    with pytest.raises(ValueError, match="is unknown"):
-        canonical_names("smoothgrad@captum", among=REFERENCE)
 
 
 # What is refused
@@ -380,13 +319,6 @@ def test_a_failed_write_leaves_what_was_there(artifact: Artifact, tmp_path: Path
 def test_what_does_not_belong_together_is_not_recorded(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
         made(**change)
-
-
-def test_every_photograph_is_recorded_once() -> None:
-    recorder = Recorder(Weights.of(seeded(0, MICRO)), SETTINGS, PIXELS)
-    recorder.add("fp32", 1, "score", np.float32(1))
-    with pytest.raises(ArtifactError, match="twice"):
-        recorder.add("fp32", 1, "score", np.float32(1))
 
 
 def test_two_precisions_merge_into_what_one_run_would_have_written(artifact: Artifact, tmp_path: Path) -> None:

@@ -72,12 +72,12 @@ def test_a_cause_is_not_named_where_it_does_not_explain(golden: Artifact) -> Non
         assert said.startswith("look for"), (stage, said)
 
 
-def test_every_mistake_is_named_where_it_is_made(golden: Artifact) -> None:
+def test_every_mistake_is_named_where_it_is_made(golden: Artifact, family: Artifact) -> None:
     named = set()
-    for stage in golden.stages:
-        for words, values in hypotheses.tried(Case(golden, golden, "fp64", 0, stage)):
-            wrong = with_array(golden, f"fp64/{stage.name}", lambda a, v=values: a.reshape(2, -1).__setitem__(0, v))
-            assert causes.probable_cause(golden, wrong, "fp64", 0, stage.name) == words
+    for reference, stage in [(each, stage) for each in (golden, family) for stage in each.stages]:
+        for words, values in hypotheses.tried(Case(reference, reference, "fp64", 0, stage)):
+            wrong = with_array(reference, f"fp64/{stage.name}", lambda a, v=values: a.reshape(2, -1).__setitem__(0, v))
+            assert causes.probable_cause(reference, wrong, "fp64", 0, stage.name) == words
             named.add(words)
     everywhere = {row.words for row in hypotheses.MISTAKES if row.about != "torchvision" and "{" not in row.words}
     assert everywhere <= named
@@ -96,13 +96,14 @@ def test_every_wrong_input_is_told_from_the_right_one(kind: str, count: int, gol
             assert relative_l2(one, other) > 2 * causes.EXPLAINS or kind == "torchvision"
 
 
-def test_every_row_can_be_reached(golden: Artifact) -> None:
+def test_every_row_can_be_reached(golden: Artifact, family: Artifact) -> None:
     """No row is about something that no stage is: a word misspelt would never be said."""
     subjects = {
         (quantity, subject)
         for kind in ("caffe", "torchvision")
-        for stage in golden.stages
-        for case in [Case(replace(golden, settings=replace(golden.settings, input=kind)), golden, "fp64", 0, stage)]
+        for each in (golden, family)
+        for stage in each.stages
+        for case in [Case(replace(each, settings=replace(each.settings, input=kind)), each, "fp64", 0, stage)]
         for quantity in [stage.quantity]
         for subject in case.subjects
     }

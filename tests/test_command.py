@@ -88,22 +88,6 @@ def test_sigterm_is_an_interrupt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parse", "text", "value"),
-    [
-        (command.integer(1, 9), "9", 9),
-        (command.integer(1), "1000000", 10**6),
-        (command.auto_or(command.integer(0, 9)), "auto", "auto"),
-        (command.auto_or(command.integer(0, 9)), "0", 0),
-        (command.noise_level, "0.25", 0.25),
-        (command.listed, "a, b", ["a", "b"]),
-        (command.methods(), "gradcam++,vanilla", ("gradcam_plus_plus", "vanilla")),
-    ],
-)
-def test_arguments_that_are_right(parse: Callable[[str], Any], text: str, value: Any) -> None:
-    assert parse(text) == value
-
-
-@pytest.mark.parametrize(
     ("parse", "texts", "words"),
     [
         (command.integer(1, 9), ("0", "10", "-1", "x", "1.5", "²", "1" * 5000), "give a number from 1 to 9"),

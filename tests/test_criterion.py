@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from judging import altered, compared, divergences, recorded, rows, with_array, word
 
 from parity import criterion, formulas, rounding
@@ -50,17 +52,18 @@ def test_preprocessing_of_one_pixel() -> None:
 def test_grad_cam_on_paper() -> None:
     gradients = np.array([[[1.0, -4.0], [3.0, 0.0]]])  # (1, 2, 2): means 2 and −2
     activations = np.array([[[1.0, 0.0], [2.0, 5.0]]])
-    made = formulas.grad_cam(activations, gradients)
+    given = {"activations": activations, "gradients": gradients}
+    made = formulas.grad_cam(given)
     np.testing.assert_allclose(made["weights"], [2, -2])
     np.testing.assert_allclose(made["raw"], [[2, 0]])  # 2·2 − 2·5 < 0
-    np.testing.assert_allclose(formulas.grad_cam(activations, gradients, np.array([0, 1]))["raw"], [[0, 5]])
+    np.testing.assert_allclose(formulas.grad_cam({**given, "weights": np.array([0, 1])})["raw"], [[0, 5]])
 
 
 def test_grad_cam_plus_plus_on_paper() -> None:
     # A = (1, 1), G = (1, 2): ΣA = 2, alpha = (1/4, 1/6) → (3/5, 2/5), w = 3/5·1 + 2/5·2
     a, g = np.ones((1, 2, 1)), np.array([[[1.0], [2.0]]])
     np.testing.assert_allclose(formulas.grad_cam_plus_plus_alpha(a, g, normalized=False).ravel(), [1 / 4, 1 / 6])
-    made = formulas.grad_cam_plus_plus(a, g)
+    made = formulas.grad_cam_plus_plus({"activations": a, "gradients": g})
     np.testing.assert_allclose(made["alpha"].ravel(), [3 / 5, 2 / 5])
     np.testing.assert_allclose(made["weights"], [7 / 5])
     np.testing.assert_allclose(made["raw"], [[7 / 5, 7 / 5]])
@@ -70,6 +73,27 @@ def test_grad_cam_plus_plus_on_paper() -> None:
     wrong = formulas.grad_cam_plus_plus_alpha(a, g, normalized=False, epsilon=1.0)
     np.testing.assert_allclose(wrong.ravel(), [1 / 5, 4 / 25])
     assert not formulas.grad_cam_plus_plus_alpha(a, np.zeros_like(g)).any()
+
+
+def test_layercam_and_score_cam_on_paper() -> None:
+    activations, gradients = np.array([[[1.0, 4.0], [2.0, 0.0]]]), np.array([[[3.0, -1.0], [-1.0, 2.0]]])
+    given = {"activations": activations, "gradients": gradients}
+    np.testing.assert_array_equal(formulas.layer_cam(given)["raw"], [[3, 0]])  # 1·3 + 4·0, 2·0 + 0·2
+    made = formulas.score_cam({**given, "scores": np.array([0.5, 0.1])})
+    np.testing.assert_array_equal(made["weights"], [0.5, float(np.float32(0.1))])
+    np.testing.assert_array_equal(made["raw"], [[0.5 + 4 * float(np.float32(0.1)), 1]])
+    made = formulas.score_cam({**given, "channels": np.array([0.0]), "weights": np.array([2.0])})
+    assert made["channels"].tolist() == [1]  # (4, 0) vary by 2, (1, 2) by 1/2
+    np.testing.assert_array_equal(made["raw"], [[2, 4]])
+    assert "raw" not in formulas.score_cam({**given, "channels": np.array([np.nan]), "weights": np.array([2.0])})
+    assert formulas.most_varied(np.ones((2, 2, 3)), 2).tolist() == [0, 1]  # of equal ones the first
+
+
+@pytest.mark.parametrize("half_pixel", [False, True])
+def test_bicubic_is_pytorch_s(half_pixel: bool) -> None:
+    cam = np.random.RandomState(0).rand(5, 4)
+    expected = F.interpolate(torch.tensor(cam)[None, None], (12, 14), mode="bicubic", align_corners=not half_pixel)
+    np.testing.assert_allclose(formulas.bicubic(cam, (12, 14), half_pixel=half_pixel), expected[0, 0], atol=1e-12)
 
 
 def test_upsampling_lays_corner_on_corner() -> None:
@@ -101,6 +125,52 @@ def test_the_floor_on_paper() -> None:
     # centred: b (2, 5, −7)/3, a (1, 7, −8)/3: r = (2·1 + 5·7 + 7·8) / √((4 + 25 + 49)(1 + 49 + 64))
     assert floor.pearson == pytest.approx(93 / math.sqrt(78 * 114))
     assert math.isnan(floor_between(np.ones(3), np.arange(3.0), is_map=False).pearson)
+
+
+# A score halfway between two float32 numbers
+
+
+def with_score(artifact: Artifact, method: str, score: float, weight: np.float32) -> Artifact:
+    """The artifact as if its first photograph's first score of this method were this one, and were rounded to this weight."""
+
+    def put(values: dict[str, np.ndarray]) -> Artifact:
+        changed = artifact
+        for quantity, array in values.items():
+            stage = artifact.stage(f"{method}/{quantity}")
+            kept = stage.take(np.asarray(array, np.float64)[None])[0]
+            changed = with_array(
+                changed, f"fp64/{stage.name}", lambda a, kept=kept: a.reshape(2, -1).__setitem__(0, kept)
+            )
+        return changed
+
+    own = {name: artifact.whole(f"{method}/{name}", "fp64")[0].copy() for name in ("scores", "weights")}
+    own["scores"][0], own["weights"][0] = score, weight
+    given = {"activations": artifact.whole(f"activations/{artifact.table.target}", "fp64")[0], **own}
+    if method == "faster_scorecam":
+        given["channels"] = artifact.whole("faster_scorecam/channels", "fp64")[0]
+    raw = formulas.score_cam(given)["raw"]
+    drawn = formulas.enlarged(raw, artifact.table.size, 0)
+    return put({**own, "raw": raw, "upsampled": drawn["upsampled"], "final": drawn["final"]})
+
+
+@pytest.mark.parametrize("method", ["scorecam", "faster_scorecam"])
+def test_either_rounding_of_a_score_halfway_is_right(method: str, family: Artifact) -> None:
+    low = np.float32(0.7)
+    high = np.nextafter(low, np.float32(1))
+    middle = (float(low) + float(high)) / 2
+    below, above = np.nextafter(middle, 0), np.nextafter(middle, 1)
+    assert np.float32(below) == low < np.float32(above) == high
+    reference = with_score(family, method, below, low)
+    report = compare(reference, {"fp64": with_score(family, method, above, high)})
+    assert report.holds, report.as_table()
+    title = METHODS[method].title
+    assert [line for line in report.reference["warnings"] if f"1 of {title}'s scores lie halfway" in line]
+    assert max(row.max_error for row in rows(report, f"{method}/raw")) < 1e-15
+    # Rounded the wrong way, or from another score, it differs.
+    for score, weight, stage in ((below, high, "weights"), (middle * (1 + 1e-7), high, "scores")):
+        wrong = compare(reference, {"fp64": with_score(family, method, score, weight)})
+        assert divergences(wrong)[method][0].stage == f"{method}/{stage}"
+        assert not any("halfway" in line for line in wrong.reference["warnings"])
 
 
 # Limits
@@ -169,7 +239,9 @@ def test_a_lost_exp_of_the_reference_does_not_widen_the_limit(golden: Artifact, 
     assert after["gradcam_plus_plus/raw"] < 10 * before["gradcam_plus_plus/raw"]
 
 
-def test_simulated_rounding_is_of_the_size_of_the_real_one(golden: Artifact) -> None:
+def test_simulated_roundings_are_of_the_size_of_the_real_one_and_widen_the_limit(
+    golden: Artifact, single: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
     simulated = rounding.simulated(golden)
     assert {name.partition("/")[0] for name in simulated} == {"gradcam_plus_plus"}  # the only row that asks for it
     for quantity in ("alpha", "weights", "raw", "final"):
@@ -177,16 +249,13 @@ def test_simulated_rounding_is_of_the_size_of_the_real_one(golden: Artifact) -> 
         assert len(simulated[stage.name]) == 2 * METHODS["gradcam_plus_plus"].simulated_roundings
         real = max(rounding.floor(golden, stage, i, np.ones(stage.kept, bool)).relative_l2 for i in (0, 1))
         assert 0.1 < max(floor.relative_l2 for floor in simulated[stage.name]) / real < 30
-
-
-def test_simulated_roundings_widen_the_limit(golden: Artifact, single: Artifact, monkeypatch: Any) -> None:
     limit = rows(compare(golden, {"fp32": single}), "gradcam_plus_plus/raw")[0].limit
     monkeypatch.setattr(rounding, "simulated", lambda reference: {})
     assert rows(compare(golden, {"fp32": single}), "gradcam_plus_plus/raw")[0].limit < limit
 
 
 def test_a_map_without_a_formula_of_ours_is_compared_all_the_same(golden: Artifact, monkeypatch: Any) -> None:
-    monkeypatch.setattr(formulas, "FORMULAS", {"gradcam_plus_plus": formulas.grad_cam_plus_plus})
+    monkeypatch.setattr(formulas, "FORMULAS", {"gradcam_plus_plus": formulas.FORMULAS["gradcam_plus_plus"]})
     report = compared(golden, port, "fp64")
     assert word(report, "gradcam") == criterion.SAME_FUNCTION
     assert math.isnan(rows(report, "gradcam/raw")[0].alone)

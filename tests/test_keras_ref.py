@@ -21,12 +21,12 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, run_program
-from oracle import forward, normalized, plus_plus, relative, slope, upsampled
+from oracle import forward, layer_cam, most_varied, normalized, plus_plus, relative, score_cam, slope, upsampled
 from tolerances import DIFFERENCE_QUOTIENT, EXACT, FLOAT32, FLOAT64, FLOAT64_ALPHA
 
 from parity.contract.artifact import Artifact
-from parity.contract.methods import METHODS, REFERENCE
-from parity.contract.network import seeded, write
+from parity.contract.methods import DEFAULT, METHODS, REFERENCE
+from parity.contract.network import from_source, seeded, write
 from parity.contract.samples import SAMPLES
 from parity.contract.vgg import vgg
 
@@ -40,6 +40,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 THREE_BLOCKS = vgg(((4, 4), (6, 6), (8, 8, 8)), (16, 12), 10, 32)
 """The network of the golden file."""
+
+ONE_OUTPUT = vgg(((4, 4), (6, 6), (8, 8, 8)), (16, 12), 1, 32)
+
+FAMILY = "layercam,scorecam,faster_scorecam"
 
 THIRTEEN_CONVOLUTIONS = vgg(((2, 2), (2, 2), (3, 3, 3), (3, 3, 3), (3, 3, 3)), (5, 4), 10)
 """What Keras's files are recognised by."""
@@ -62,6 +66,7 @@ def in_keras(*arguments: str, cwd: Path) -> dict:
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("keras_ref")
     write(seeded(0, THREE_BLOCKS), path / "tiny.safetensors")
+    write(seeded(0, ONE_OUTPUT), path / "one.safetensors")
     write(seeded(0, THIRTEEN_CONVOLUTIONS), path / "thirteen.safetensors")
     return path
 
@@ -95,6 +100,17 @@ def photographs(artifact: Artifact) -> list[dict[str, np.ndarray]]:
     arrays = {stage.name: artifact.whole(stage.name, "fp64") for stage in artifact.stages[1:]}
     arrays |= {"A": arrays[f"activations/{target}"], "G": arrays[f"gradients/{target}"]}
     return [{name: array[n] for name, array in arrays.items()} for n in range(len(CLASSES))]
+
+
+@pytest.fixture(scope="module")
+def family(said: dict, folder: Path) -> list[dict[str, np.ndarray]]:
+    """The same of LayerCAM and the Score-CAMs, of one photograph."""
+    assert said["runs"]["family"] == [0, ""]
+    artifact = Artifact.read(folder / "family")
+    assert [line.split(": ")[1] for line in artifact.warnings] == ["Score-CAM in float64"]
+    target = artifact.table.target
+    arrays = {stage.name: artifact.whole(stage.name, "fp64")[0] for stage in artifact.stages[1:]}
+    return [arrays | {"A": arrays[f"activations/{target}"], "G": arrays[f"gradients/{target}"]}]
 
 
 def test_the_oracle_on_paper():
@@ -179,9 +195,27 @@ class TestNumbers:
             np.testing.assert_allclose(p["gradcam_plus_plus/final_with_exp"], with_exp, atol=FLOAT64_ALPHA)
             assert min(p["gradcam/raw"].max(), p["gradcam_plus_plus/raw"].max()) > 0
 
+    def test_layercam_and_score_cam(self, family, said, folder):
+        network = seeded(0, THREE_BLOCKS)
+        for p in family:
+            assert relative(p["layercam/raw"], layer_cam(p["A"], p["G"])) < FLOAT64
+            assert p["faster_scorecam/channels"].tolist() == most_varied(p["A"], 5)
+            for method, channels in (("scorecam", range(8)), ("faster_scorecam", most_varied(p["A"], 5))):
+                expected = score_cam(network, p["inputs"], p["A"], CLASSES[1], list(channels))
+                for name, array in expected.items():
+                    assert relative(p[f"{method}/{name}"], array) < FLOAT64, name
+                assert p[f"{method}/raw"].max() > 0
+        # Where all are taken the library leaves them in their order; the stages have them from the largest deviation down.
+        assert said["runs"]["all channels"] == [0, ""]
+        every = Artifact.read(folder / "all channels")
+        channels = every.whole("faster_scorecam/channels", "fp64")[0].astype(int)
+        assert channels.tolist() == most_varied(family[0]["A"], 8)
+        scores = every.whole("faster_scorecam/scores", "fp64")[0]
+        np.testing.assert_allclose(scores, family[0]["scorecam/scores"][channels], rtol=FLOAT64)
+
     @pytest.mark.parametrize("method", REFERENCE)
-    def test_a_map_is_enlarged_and_normalized(self, photographs, method):
-        for p in photographs:
+    def test_a_map_is_enlarged_and_normalized(self, photographs, family, method):
+        for p in photographs if method in DEFAULT else family:
             large = p[f"{method}/upsampled" if METHODS[method].at_layer else f"{method}/raw"]
             np.testing.assert_allclose(p[f"{method}/final"], normalized(large), rtol=0, atol=EXACT)
             if METHODS[method].at_layer:
@@ -224,11 +258,16 @@ def said(folder: Path) -> dict:
     """What one process says of several commands (each job's name is its artifact's) and of other checks."""
     np.savez(folder / "pixels.npz", pixels=np.random.RandomState(3).randint(0, 256, (2, 32, 32, 3)).astype(np.uint8))
     (folder / "-bad \n<b>.png").write_bytes(b"no picture")
-    weights = "--weights=tiny.safetensors"
+    np.save(folder / "x.npy", np.random.RandomState(4).uniform(-100, 100, (2, 32, 32, 3)))
+    weights, photograph = "--weights=tiny.safetensors", [f"--classes={CLASSES[1]}", str(SAMPLES[1].path())]
     jobs = {
         "alone": [weights, f"--samples={N_SAMPLES}", f"--classes={CLASSES[1]}", str(SAMPLES[1].path())],
         "pixels": [weights, "--pixels=pixels.npz", "--input=torchvision", "--resize=torchvision", "--methods=gradcam"],
         "picture": [weights, "--", "-bad \n<b>.png"],
+        "family": [weights, f"--methods={FAMILY}", "--channels=5", *photograph],
+        "all channels": [weights, "--methods=faster_scorecam", *photograph],
+        "too many channels": [weights, "--methods=faster_scorecam", "--channels=9", *photograph],
+        "one output": ["--weights=one.safetensors", "--methods=scorecam", str(SAMPLES[1].path())],
     }
     return in_keras(json.dumps(jobs), cwd=folder)
 
@@ -260,6 +299,44 @@ class TestKeras:
         assert (status, errors.count("\n"), (folder / "picture").exists()) == (2, 1, False)
         assert errors.startswith(r"keras_ref: error: not a readable picture: '-bad \n<b>.png' (cannot identify")
 
+    @pytest.mark.parametrize(
+        ("job", "words"),
+        [
+            ("one output", "scorecam: Score-CAM says nothing of a network with one output"),
+            ("too many channels", "--channels 9: the target layer has 8 feature maps"),
+        ],
+    )
+    def test_score_cam_is_refused_in_one_line(self, said, folder, job, words):
+        status, errors = said["runs"][job]
+        assert (status, errors.count("\n"), (folder / job).exists()) == (2, 1, False)
+        assert errors.startswith(f"keras_ref: error: {words}")
+
+    @pytest.mark.parametrize(
+        ("path", "name", "arguments"),
+        [
+            ("tiny.safetensors", "class 3", {"target": 3}),
+            ("tiny.safetensors", "own", {"score": lambda y: 2 * y[:, 2] - y[:, 5] * y[:, 5]}),
+            ("one.safetensors", "class 1", {"target": 1}),
+            ("one.safetensors", "class 0", {"target": 0}),
+        ],
+    )
+    def test_a_score_means_the_same_on_both_sides(self, said, folder, path, name, arguments):
+        """`CategoricalScore`, a function of one's own, `BinaryScore(True)` and `BinaryScore(False)`."""
+        import torch
+
+        from torch_impl import methods
+        from torch_impl.network import build
+
+        network = from_source(str(folder / path))
+        inputs = torch.tensor(np.load(folder / "x.npy")).permute(0, 3, 1, 2)
+        layer = network.table.modules[network.table.target]
+        for method in ("vanilla", "gradcam", "layercam"):
+            at_layer = {"target_layer": layer} if METHODS[method].at_layer else {}
+            ours = getattr(methods, method)(build(network).double(), inputs, **arguments, **at_layer).numpy()
+            theirs = np.load(folder / "scores.npz")[f"{path}/{name}/{method}"]
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=FLOAT64)
+            assert ours.max() > 0.9, method
+
     def test_keras_s_files_hold_the_network_whatever_they_are_called(self, said):
         read, damaged = said["files"]["read"], said["files"]["damaged"]
         assert len(read) == 4
@@ -275,7 +352,7 @@ class TestKeras:
     def test_a_library_that_computes_something_else_is_named(self, folder):
         said = in_keras(cwd=folder)
         assert said.pop("") == [0, "", True]  # without a fault the same process writes it
-        assert len(said) == 6
+        assert len(said) == 8
         for stage, (status, line, written) in said.items():
             assert (status, written, line.count("\n")) == (2, False, 1), stage
             assert line.startswith(f"keras_ref: error: {stage}: "), line
@@ -294,7 +371,7 @@ class TestProgram:
         assert "'chelsea.png': class 4, class 4" in run.stdout
         assert re.search(r"wrote a\.artifact \(\d+\.\d MB, fp32\+fp64\)", run.stdout)
         drawn = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
-        assert drawn.keys() == {f"{method}.png" for method in REFERENCE}
+        assert drawn.keys() == {f"{method}.png" for method in DEFAULT}
         assert all(content.startswith(b"\x89PNG") for content in drawn.values())
 
     def test_the_manifest_says_what_was_done(self, artifact):
@@ -303,7 +380,7 @@ class TestProgram:
         assert artifact.network.fingerprint == artifact.weights.fingerprint == seeded(0, THREE_BLOCKS).fingerprint
         assert {"python", "numpy", "keras", "tensorflow", "tf-keras-vis", "scipy", "Pillow"} <= artifact.versions.keys()
         assert {"tf32", "onednn", "threads_intra"} <= artifact.flags.keys()
-        parts = ("setup", "layers", *REFERENCE)
+        parts = ("setup", "layers", *DEFAULT)
         assert artifact.seconds.keys() == {f"{p}/{part}" for p in artifact.precisions for part in parts}
 
     @pytest.mark.parametrize(
