@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from parity.contract.methods import Options
 from torch_impl.arrays import Images, Logits, Target
-from torch_impl.batching import BatchSize, Pieces, first_size, micro_batches, taken
+from torch_impl.batching import BatchSize, OutOfMemoryError, Pieces, first_size, micro_batches, taken
 from torch_impl.capture.layout import FeatureLayout
 from torch_impl.capture.passes import Capture, MapError, Pass, Progress
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import at_least_fp32, name_of
-from torch_impl.preserve import Double, own_gradients
+from torch_impl.preserve import Double, ModelError, failure, own_gradients
 from torch_impl.score import Classifier, Score
 
 ChooseRows = Callable[[Logits, list[int]], Target]
@@ -69,14 +69,14 @@ def opened(
     """
     double = Double(model)
     layer = None if target_layer is None else double.of(target_layer)
-    classifier = Classifier(double.model, score).eval()
+    classifier = Classifier(double.model, score)
     if engine == "shared":
-        from torch_impl.capture.one_pass import OnePass
-
-        return OnePass(classifier, layer, batch_size, feature_layout)
-    from torch_impl.capture.libraries import Libraries
-
-    return Libraries(classifier, layer, batch_size, feature_layout)
+        from torch_impl.capture.one_pass import OnePass as Engine
+    else:
+        from torch_impl.capture.libraries import Libraries as Engine  # type: ignore[assignment]
+    capture = Engine(classifier, layer, batch_size, feature_layout)
+    capture.double = double
+    return capture
 
 
 def draw(
@@ -113,6 +113,7 @@ def draw(
     no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
     stages: dict[str, Pieces] = {}
     capture.progress = progress
+    inputs, others = inputs.detach(), [values.detach() for values in others]
 
     def one_piece(rows: list[int]) -> None:
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
@@ -136,7 +137,14 @@ def draw(
 
     with own_gradients():
         auto = first_size(inputs, gradients="input_gradients" in needs)
-        micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
+        try:
+            micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
+        except OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            capture.check_unchanged()
+            raise refused(error, inputs, capture.model) from error
+        capture.check_unchanged()
         logits = results["logits"].whole if callable(target) else None
         if logits is not None:
             check_finite("the logits", logits, inputs)
@@ -146,6 +154,19 @@ def draw(
         flags = {name: pieces.whole for name, pieces in no_gradient.items()}
         kept = {name: pieces.whole for name, pieces in stages.items()}
         return Drawn(results["target"].whole, raw, flags, logits, kept)
+
+
+CHECKPOINTED = (
+    "the model runs a part with reentrant checkpointing (torch.utils.checkpoint), through which these gradients cannot be had: "
+    "switch it off, or give it use_reentrant=False"
+)
+
+
+def refused(error: RuntimeError, inputs: Images, model: nn.Module) -> ModelError:
+    """PyTorch's error in a pass as ours."""
+    if "Checkpointing is not compatible" in str(error):
+        return ModelError(CHECKPOINTED)
+    return failure(error, inputs, model)
 
 
 def _all_zero(p: Pass, name: str) -> Tensor:

@@ -81,9 +81,12 @@ class Libraries(Capture):
         engine = CapturingCAM(
             self.model, [layer], uses_gradients=backward
         )  # no `with` block: in one the library swallows an IndexError
+        engine.device = inputs.device
         handles.append(
             layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
         )
+        # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
+        handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:
             activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
         finally:
@@ -116,10 +119,9 @@ class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no ty
         """A and G of the one layer.
 
         Raises:
-            LayerError: it did not run exactly once.
+            LayerError: no gradient reached it.
         """
         captured = self.activations_and_grads
-        check_runs(len(captured.activations))
         if self.uses_gradients and not captured.gradients:
             raise LayerError(NOT_ON_THE_WAY)
         return [(captured.activations[0], captured.gradients[0] if captured.gradients else None)]

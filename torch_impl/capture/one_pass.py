@@ -50,18 +50,18 @@ class OnePass(Capture):
         handle = self.layer.register_forward_hook(capture) if at_layer and self.layer else None
         try:
             logits = self.model(leaf) if backward else self.logits_alone(leaf)
+            if at_layer:
+                check_runs(len(captured))
+            target = _of(target, logits)
+            if not backward:
+                activations = self.feature_maps(captured[0], inputs)
+                return Pass(
+                    inputs=inputs, target=target, logits=logits, options=options, capture=self, activations=activations
+                )
+            gradients = self._gradients(logits, target, ([leaf] if at_input else []) + captured, at_input)
         finally:
-            if handle:
+            if handle:  # only now: where a part is checkpointed, it runs once more on the way back, and as it ran before
                 handle.remove()
-        if at_layer:
-            check_runs(len(captured))
-        target = _of(target, logits)
-        if not backward:
-            activations = self.feature_maps(captured[0], inputs)
-            return Pass(
-                inputs=inputs, target=target, logits=logits, options=options, capture=self, activations=activations
-            )
-        gradients = self._gradients(logits, target, ([leaf] if at_input else []) + captured, at_input)
         filled: dict[str, Any] = {"input_gradients": gradients[0].to(at_least_fp32(inputs.dtype))} if at_input else {}
         if at_layer:
             filled["activations"] = self.feature_maps(captured[0].detach(), inputs)

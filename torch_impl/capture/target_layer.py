@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from torch_impl.arrays import Images
 from torch_impl.capture.layout import LayerError, layout_of, told_by
-from torch_impl.preserve import Double, unwrapped
+from torch_impl.preserve import Double, failure, own_gradients, unwrapped
 
 NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
 
 NO_GRADIENTS = (
-    "the model switches gradients off (torch.no_grad) where the target layer runs: choose a layer behind that part, or take "
-    "the no_grad away"
+    "the model switches gradients off (torch.no_grad, or reentrant checkpointing) where the target layer runs: choose a layer "
+    "behind that part, or take the no_grad or the checkpointing away"
 )
 
 _PASSIVE: tuple[type[nn.Module], ...] = (
@@ -47,6 +47,8 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
             raise LayerError(f"target_layer holds {len(target_layer)} layers: give one")
         target_layer = target_layer[0]
     if isinstance(target_layer, nn.Module):
+        if target_layer in (model, unwrapped(model)):
+            raise LayerError("the target layer is the whole model: give one of its parts")
         if all(target_layer is not module for module in model.modules()):
             raise LayerError("the target layer is not a module of this model")
         return target_layer
@@ -132,7 +134,12 @@ def found_layer(model: nn.Module, inputs: Images) -> nn.Module:
 
     for module in double.model.modules():
         module.register_forward_hook(note)
-    logits = double.model(inputs.detach().clone().requires_grad_())
+    with own_gradients():
+        inputs = inputs.detach().clone().requires_grad_()
+        try:
+            logits = double.model(inputs.clone())  # a copy: the model may work in place on it
+        except (RuntimeError, TypeError) as error:
+            raise failure(error, inputs, double.model) from error
     return _chosen(outputs, passive, logits, inputs, originals)
 
 
