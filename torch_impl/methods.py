@@ -27,7 +27,15 @@ from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
-from torch_impl.score import PROBABILITIES, Score, are_probabilities, check_others, check_pictures, checked_target, within
+from torch_impl.score import (
+    PROBABILITIES,
+    Score,
+    are_probabilities,
+    check_others,
+    check_pictures,
+    checked_target,
+    within,
+)
 
 __all__ = ["finish", "raw_maps"]
 

@@ -155,7 +155,7 @@ class Rewiring:
         if all(changed[key] is item for key, item in attributes.items()) and not new:
             return value
         try:
-            double = object.__new__(type(value))
+            double = copy.copy(value)
         except TypeError:  # of a class written in C
             return value
         double.__dict__.update(changed)
@@ -193,9 +193,12 @@ class Rewiring:
 def _is_plain(value: Any) -> bool:
     """Whether an object is of a class of somebody's that copies as any does, and holds something."""
     kind = type(value)
-    if not getattr(value, "__dict__", None) or isinstance(value, (type, nn.Module, types.ModuleType, types.FunctionType)):
+    if not getattr(value, "__dict__", None) or isinstance(
+        value, (type, nn.Module, types.ModuleType, types.FunctionType)
+    ):
         return False
-    return all(getattr(kind, name, None) is getattr(object, name, None) for name in _OWN_COPYING)
+    usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in _OWN_COPYING)
+    return usual or kind is types.SimpleNamespace
 
 
 def _names(code: types.CodeType) -> Iterator[str]:

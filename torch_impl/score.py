@@ -78,8 +78,9 @@ class Classifier(nn.Module):
         try:
             output = self.model(inputs, *self.others)
         except TypeError as error:
-            count = 1 + len(self.others)
-            raise ModelError(f"the model fails with {count} input{'s' * (count != 1)}: {one_line(error)}") from error
+            alone = "one input (torch_impl.methods take a tuple of several)"
+            given = f"{1 + len(self.others)} inputs" if self.others else alone
+            raise ModelError(f"the model fails with {given}: {one_line(error)}") from error
         if self.score is not None:
             return scores_of(self.score, output, len(inputs))[:, None]
         logits = logits_of(output, len(inputs))
@@ -144,7 +145,7 @@ def logits_of(output: Any, count: int) -> Logits:
             f"the model's output has shape {tuple(values.shape)} for {count} photographs, not (N, classes): {advice}"
         )
     if not values.is_floating_point():
-        raise ModelError(f"the model's output is {values.dtype}, class numbers rather than logits: {advice}")
+        raise ModelError(f"the model's output is {values.dtype}, not floating-point as logits are: {advice}")
     return values
 
 
@@ -190,6 +191,7 @@ def checked_target(target: Any, count: int) -> list[int]:
     if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
     values = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    values = [v.item() if isinstance(v, (Tensor, np.ndarray)) and v.shape == () else v for v in values]
     if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
         raise ClassError(f"target {_short(target)}: {wanted}")
     if any(v < 0 for v in values):

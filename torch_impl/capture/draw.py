@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from parity.contract.methods import Options
 from torch_impl.arrays import Images, Logits, Target
 from torch_impl.batching import BatchSize, OutOfMemoryError, Pieces, first_size, micro_batches, taken
+from torch_impl.capture import ENGINES
 from torch_impl.capture.layout import FeatureLayout
 from torch_impl.capture.passes import Capture, MapError, Pass, Progress
 from torch_impl.maps.registry import DRAWN
@@ -66,7 +68,10 @@ def opened(
 
     Raises:
         ModelError: a model that cannot be explained.
+        ValueError: an unknown engine.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
     double = Double(model)
     layer = None if target_layer is None else double.of(target_layer)
     classifier = Classifier(double.model, score)
@@ -137,14 +142,8 @@ def draw(
 
     with own_gradients():
         auto = first_size(inputs, gradients="input_gradients" in needs)
-        try:
+        with _in_one_line(capture, inputs):
             micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
-        except OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            capture.check_unchanged()
-            raise refused(error, inputs, capture.model) from error
-        capture.check_unchanged()
         logits = results["logits"].whole if callable(target) else None
         if logits is not None:
             check_finite("the logits", logits, inputs)
@@ -162,11 +161,19 @@ CHECKPOINTED = (
 )
 
 
-def refused(error: RuntimeError, inputs: Images, model: nn.Module) -> ModelError:
-    """PyTorch's error in a pass as ours."""
-    if "Checkpointing is not compatible" in str(error):
-        return ModelError(CHECKPOINTED)
-    return failure(error, inputs, model)
+@contextlib.contextmanager
+def _in_one_line(capture: Capture, inputs: Images) -> Iterator[None]:
+    """PyTorch's errors in the passes as ours; what the model's own code raises otherwise stays what it is."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        capture.check_unchanged()
+        if "checkpoint" in str(error).lower() and ".grad()" in str(error):
+            raise ModelError(CHECKPOINTED) from error
+        raise failure(error, inputs, capture.model) from error
+    capture.check_unchanged()
 
 
 def _all_zero(p: Pass, name: str) -> Tensor:

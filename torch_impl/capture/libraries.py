@@ -17,7 +17,7 @@ from parity.contract.methods import Options
 from torch_impl.arrays import Images, Target
 from torch_impl.capture.layout import LayerError
 from torch_impl.capture.passes import NO_INPUT_GRADIENT, Capture, Choose, Pass
-from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, in_place_of, tensor_of
+from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, cut_off, in_place_of, tensor_of
 from torch_impl.precision import SCORE_SCALE, at_least_fp32
 from torch_impl.preserve import ModelError
 
@@ -38,7 +38,8 @@ class Libraries(Capture):
             filled["input_gradients"] = self.input_gradients(inputs, target)
         if "activations" in needs or "gradients" in needs:
             assert self.layer is not None
-            activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
+            with cut_off(self.layer):
+                activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
             filled["activations"] = self.feature_maps(activations.to(inputs.device), inputs)
             if gradients is not None:
                 filled["gradients"] = self.feature_maps(gradients.to(inputs.device), inputs) / SCORE_SCALE

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,13 +44,15 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
 
     Raises:
         LayerError: no such layer; the message lists the nearest names.
+        ModelError: a model that cannot be explained.
     """
+    inner = unwrapped(model)
     if isinstance(target_layer, (list, tuple)):
         if len(target_layer) != 1:
             raise LayerError(f"target_layer holds {len(target_layer)} layers: give one")
         target_layer = target_layer[0]
     if isinstance(target_layer, nn.Module):
-        if target_layer in (model, unwrapped(model)):
+        if target_layer in (model, inner):
             raise LayerError("the target layer is the whole model: give one of its parts")
         if all(target_layer is not module for module in model.modules()):
             raise LayerError("the target layer is not a module of this model")
@@ -55,9 +60,9 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
     if not isinstance(target_layer, str):
         raise LayerError(f"target_layer {target_layer!r}: give a module of the model, or its name")
     names: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    names |= dict(unwrapped(model).named_modules(remove_duplicate=False))  # also without "module." or "_orig_mod."
+    names |= dict(inner.named_modules(remove_duplicate=False))  # also without "module." or "_orig_mod."
     if not target_layer or target_layer not in names:
-        nearest = difflib.get_close_matches(target_layer, names, n=5, cutoff=0.3) or [n for n in names if n][-5:]
+        nearest = difflib.get_close_matches(target_layer, filter(None, names), n=5, cutoff=0.3) or [*names][-5:]
         raise LayerError(f"the model has no layer {target_layer!r}; nearest: {', '.join(nearest)}")
     return names[target_layer]
 
@@ -91,6 +96,17 @@ def tensor_of(output: object, *, gradients: bool = True) -> Tensor:
 def in_place_of(output: object, tensor: Tensor) -> object:
     """A layer's output with another tensor in it."""
     return type(output)([tensor]) if isinstance(output, (tuple, list)) else tensor
+
+
+@contextlib.contextmanager
+def cut_off(layer: nn.Module) -> Iterator[None]:
+    """A layer's own backward hooks are not called within: they ask for gradients below it, where the backward pass ends."""
+    hooks = layer._backward_hooks
+    layer._backward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        layer._backward_hooks = hooks
 
 
 def check_runs(count: int) -> None:
