@@ -43,15 +43,6 @@ def pictures(count=2, size=(12, 16)):
     return torch.randn(count, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 
 
-def plain_twin(model, layer=LAYER):
-    """The network without its finery: the weights that it computes with."""
-    twin = net()
-    with torch.no_grad():
-        for i in (0, 2):
-            twin.f[i].weight.copy_(model.f[i].weight)
-    return twin
-
-
 FORMS = {}
 
 
@@ -266,7 +257,7 @@ class Wrapper(nn.Module):
         return self.module(*args, **kwargs)
 
 
-FORMS["wrapped"] = FORMS["wrapped twice"] = Wrapper
+FORMS["wrapped"] = Wrapper
 FORMS["wrapped twice"] = lambda model: Wrapper(Wrapper(model))
 FORMS["data parallel"] = nn.DataParallel
 FORMS["data parallel within"] = lambda model: Wrapper(nn.DataParallel(model))

@@ -83,7 +83,8 @@ def raw_maps(
         MapError: a value is not finite.
     """
     name = canonical_name(method)
-    pictures, *others = inputs if isinstance(inputs, (tuple, list)) and inputs else [inputs]
+    given: list[Any] = list(inputs) if isinstance(inputs, (tuple, list)) and inputs else [inputs]
+    pictures, others = given[0], given[1:]
     check_pictures(pictures)
     check_others(others, len(pictures))
     layer = None if target_layer is None else find_layer(model, target_layer)

@@ -101,9 +101,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
             raise ModelError(
                 f"the model holds quantized layers ({type(module).__name__}), which have no gradients: give the float model"
             )
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-            raise ModelError("the model has lazy layers without weights yet: run it once before it is explained")
-    if any(values.is_meta for values in (*model.parameters(), *model.buffers())):
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(nn.parameter.is_lazy, tensors)):
+        raise ModelError("the model has lazy layers without weights yet: run it once before it is explained")
+    if any(values.is_meta for values in tensors):
         raise ModelError(
             "the model has weights without values (on the meta device: not loaded yet, or offloaded): load them into memory first"
         )

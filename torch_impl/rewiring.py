@@ -116,15 +116,15 @@ class Rewiring:
 
     def _tensor(self, values: Tensor) -> Tensor:
         """A frozen parameter, or a copy of another tensor, without the graph that it may hang on."""
-        if isinstance(values, nn.parameter.UninitializedTensorMixin):
-            return values
         detached: Tensor = values.detach()
         parameter = isinstance(values, nn.Parameter)
         if not (parameter and self._share) or values.is_inference():  # an inference tensor can have no gradients
             detached = detached.clone()
         if self._device is not None or self._dtype is not None:
             detached = detached.to(device=self._device, dtype=self._dtype if values.is_floating_point() else None)
-        return self._note(values, nn.Parameter(detached, requires_grad=False) if parameter else detached)  # type: ignore[no-any-return]
+        made: Tensor = nn.Parameter(detached, requires_grad=False) if parameter else detached
+        self._note(values, made)
+        return made
 
     def _container(self, value: Any, change: Callable[[Any], Any], *, new: bool = False) -> Any:
         """A container with its entries changed; itself if that leaves them all, and no `new` one is wanted."""

@@ -69,12 +69,14 @@ class OnePass(Capture):
             captured.append(activations)
             return in_place_of(output, activations.clone())  # what follows may work in place
 
-        handle = self.layer.register_forward_hook(capture)
+        handles = [self.layer.register_forward_hook(capture)]
+        handles.append(self.model.register_forward_pre_hook(lambda *_: captured.clear()))  # see `logits_alone`'s second try
         try:
             with contextlib.nullcontext() if at_input else cut_off(self.layer):
                 yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""
