@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -127,9 +126,8 @@ class Explainer:
         missing = target_layer in (None, -1)  # -1: tf-keras-vis's "the last"
         layer = None if missing else find_layer(model, target_layer)
         if floating.device != self.device or floating.dtype != self.dtype:
-            double = Double(model)
-            model, layer = copy.deepcopy((double.model, layer and double.of(layer)))
-            model = model.to(self.device, self.dtype)
+            double = Double(model, device=self.device, dtype=self.dtype)
+            model, layer = double.model, layer and double.of(layer)
         self.model = model
         self.target_layer = None if layer is None else name_of(model, layer)
         self.preprocess, self.size, self.resize = preprocess, size, resize

@@ -27,7 +27,15 @@ from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
-from torch_impl.score import PROBABILITIES, Score, are_probabilities, check_pictures, checked_target, within
+from torch_impl.score import (
+    PROBABILITIES,
+    Score,
+    are_probabilities,
+    check_others,
+    check_pictures,
+    checked_target,
+    within,
+)
 
 __all__ = ["finish", "raw_maps"]
 
@@ -75,8 +83,10 @@ def raw_maps(
         MapError: a value is not finite.
     """
     name = canonical_name(method)
-    pictures, others = (inputs, ()) if isinstance(inputs, Tensor) else (inputs[0], tuple(inputs[1:]))
+    given: list[Any] = list(inputs) if isinstance(inputs, (tuple, list)) and inputs else [inputs]
+    pictures, others = given[0], given[1:]
     check_pictures(pictures)
+    check_others(others, len(pictures))
     layer = None if target_layer is None else find_layer(model, target_layer)
     capture = opened(
         model, layer, engine=engine, batch_size=batch_size, score=score, feature_layout=checked_layout(feature_layout)

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import types
-from collections import OrderedDict
+import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+from parity.contract.text import one_line
+from torch_impl.rewiring import Rewiring, inside
 
 
 class ModelError(ValueError):
     """A model that cannot be explained; the message says why and what to do."""
 
 
-class Double:
-    """A model's modules once more, frozen and in eval mode; parameters and buffers share the original's memory.
+CHANGED = (
+    "the model's weights were changed while its maps were drawn (training in another thread, or a forward pass that writes into "
+    "them): explain a copy of it, copy.deepcopy(model)"
+)
 
-    Hooks that are set on the double, modes, gradients and whatever its modules remember of a pass stay on the double, so
-    that the original can predict, or train, in another thread meanwhile, and is afterwards what it was, also after an
+
+class Double:
+    """A model's modules once more, frozen and in eval mode; parameters share the original's memory.
+
+    Hooks that are set on the double, modes, gradients, buffers and whatever its modules remember of a pass stay on the double,
+    so that the original can predict, or train, in another thread meanwhile, and is afterwards what it was, also after an
     error. The original's own hooks are called, as in any prediction.
+
+    The parameters are copies where they are converted, and where a module does something of its own on its way to eval mode,
+    such as merging an adapter into the weights.
 
     Args:
         model: any module; DataParallel's and torch.compile's wrappers are taken off.
+        device: where the double is to be; None: where the model is.
+        dtype: of its floating-point tensors; None: as the model's.
 
     Raises:
         ModelError: not a module, or one that takes no hooks or has no gradients.
@@ -36,52 +45,42 @@ class Double:
         model: the double of the model inside its wrappers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         inner = unwrapped(model)
-        self._doubles: dict[int, nn.Module] = {}
-        parameters: dict[int, nn.Parameter] = {}
-        for module in inner.modules():
-            double = type(module).__new__(type(module))
-            double.__dict__ = {
-                key: type(value)(value) if type(value) in _CONTAINERS else value
-                for key, value in module.__dict__.items()
-            }
-            double._parameters = {
-                name: None if p is None else parameters.setdefault(id(p), _frozen(p))
-                for name, p in module._parameters.items()
-            }
-            self._doubles[id(module)] = double
-        for double in self._doubles.values():
-            for key, value in double.__dict__.items():
-                if key not in ("_parameters", "_buffers"):
-                    double.__dict__[key] = self._rewired(value)
-            if isinstance(double, nn.RNNBase):  # it keeps a second list of its parameters
-                double._flat_weights = [getattr(double, name, None) for name in double._flat_weights_names]
-        self.model = self._doubles[id(inner)].eval()
-        for double in self._doubles.values():
-            if isinstance(
-                double, nn.RNNBase
-            ):  # cuDNN has gradients in training mode only; without dropout it is the same
-                double.training, double.dropout = True, 0.0
+        own_modes = any(module.training for module in inner.modules()) and any(map(_switches_itself, inner.modules()))
+        share = device is None and dtype is None and not own_modes
+        with torch.inference_mode(False):
+            self._rewiring = Rewiring(share=share, device=device, dtype=dtype)
+            self.model = self._rewiring.module(inner)
+        if own_modes:
+            self.model.eval()
+        for double in self.model.modules():
+            double.training = False
+            if isinstance(double, nn.RNNBase):  # cuDNN has gradients in training mode only
+                double.training, double.dropout = True, 0.0  # without dropout it is the same
+        self._versions = [(p, p._version) for p in self.model.parameters()] if share else []
 
     def of(self, module: nn.Module) -> nn.Module:
         """The double of a module of the original."""
-        return self._doubles[id(unwrapped(module))]
+        return self._rewiring.module(module)
 
-    def _rewired(self, value: Any) -> Any:
-        """The same value, with doubles wherever it holds modules of the original."""
-        if isinstance(value, nn.Module):
-            return self._doubles.get(id(value), value)
-        if type(value) in (dict, OrderedDict):
-            return type(value)((key, self._rewired(item)) for key, item in value.items())
-        if type(value) in (list, tuple):
-            return type(value)(self._rewired(item) for item in value)
-        if isinstance(value, types.MethodType):
-            return types.MethodType(value.__func__, self._rewired(value.__self__))
-        if isinstance(value, functools.partial):
-            arguments = {key: self._rewired(item) for key, item in value.keywords.items()}
-            return functools.partial(self._rewired(value.func), *map(self._rewired, value.args), **arguments)
-        return value
+    def check_unchanged(self) -> None:
+        """Refuse weights into which somebody wrote since the double was made.
+
+        Raises:
+            ModelError: the passes saw two different models, or a mixture of them.
+        """
+        if any(parameter._version != version for parameter, version in self._versions):
+            raise ModelError(CHANGED)
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    """Whether a module does more on its way to eval mode than PyTorch's own do."""
+    kind = type(module)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own or "train" in module.__dict__ or "eval" in module.__dict__
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -93,42 +92,47 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         kind = "a function" if callable(model) else type(model).__name__
         raise ModelError(f"the model is {kind}: give an nn.Module (a function can be wrapped in one)")
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(
-            getattr(model, "_orig_mod", None), nn.Module
-        ):  # torch.compile: hooks are not part of what it made
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            break
-    for module in model.modules():
+    model = inside(model)
+    for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(
-                "the model is scripted or traced (TorchScript), which takes no hooks: give the eager model"
-            )
-        if "quantized" in type(module).__module__:
+            which = f"the model's part {name!r}" if name else "the model"
+            raise ModelError(f"{which} is scripted or traced (TorchScript), which takes no hooks: give the eager model")
+        if _quantized(module):
             raise ModelError(
                 f"the model holds quantized layers ({type(module).__name__}), which have no gradients: give the float model"
             )
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-            raise ModelError("the model has lazy layers without weights yet: run it once before it is explained")
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(nn.parameter.is_lazy, tensors)):
+        raise ModelError("the model has lazy layers without weights yet: run it once before it is explained")
+    if any(values.is_meta for values in tensors):
+        raise ModelError(
+            "the model has weights without values (on the meta device: not loaded yet, or offloaded): load them into memory first"
+        )
     return model
 
 
-def _frozen(parameter: nn.Parameter) -> nn.Parameter:
-    """The same memory, without gradients; of a parameter made in inference mode, which can have none, a copy."""
-    values: Tensor = parameter.detach()
-    with torch.inference_mode(False):
-        return nn.Parameter(values.clone() if values.is_inference() else values, requires_grad=False)
+def _quantized(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's with integer weights: FloatFunctional, in the same package, is not."""
+    package = type(module).__module__
+    return package.startswith("torch.") and ".quantized" in package and "FloatFunctional" not in type(module).__name__
+
+
+def failure(error: Exception, inputs: Tensor, model: nn.Module) -> ModelError:
+    """PyTorch's error in a pass, as one line that says on what it happened."""
+    kind = str(inputs.dtype).removeprefix("torch.")
+    weights = next((str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.is_floating_point()), kind)
+    beside = f" (its weights are {weights})" if weights != kind else ""
+    return ModelError(f"the model fails on inputs {kind} {tuple(inputs.shape)}{beside}: {one_line(error)}")
 
 
 @contextlib.contextmanager
 def own_gradients() -> Iterator[None]:
-    """Gradients are had, and nothing is computed in another number format, whatever the caller has switched on around it."""
+    """Gradients are had, and nothing is compiled or computed in another number format, whatever the caller has switched on."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             stack.enter_context(torch.autocast(device, enabled=False))
+        if "torch._dynamo" in sys.modules:  # hooks are not part of what was compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

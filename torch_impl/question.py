@@ -59,6 +59,8 @@ def expanded(photographs: list[Any], classes: Classes) -> tuple[list[int], list[
     if isinstance(classes, str) or not isinstance(classes, Sequence):
         classes = [classes]
     several = [list(c) if isinstance(c, (list, tuple)) else [c] for c in classes]
+    if not all(several):
+        raise ClassError("an empty list of classes: give one index or label at least")
     if all(len(group) == 1 for group in several):
         return rows, [_class(group[0]) for group in several]
     if len(several) == 1:
@@ -120,6 +122,8 @@ def names_for(labels: str | Sequence[str] | None, weights: Network | None) -> Se
         if labels != "imagenet":
             raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')
         return imagenet.labels()
+    if not isinstance(labels, Sequence):
+        raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')
     return tuple(map(str, labels))
 
 

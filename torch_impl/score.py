@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from parity.contract.classes import ClassError
+from parity.contract.text import one_line
 from torch_impl.arrays import Images, Logits, Target
 from torch_impl.preserve import ModelError
+
+TOGETHER = (
+    "the model normalizes each photograph by its neighbours (BatchNorm without running statistics): its maps depend on what else "
+    "is in the pass; give batch_size=1 for those of each photograph by itself"
+)
 
 Score = Callable[[Any], Tensor]
 """A model's whole output for N photographs → one number for each, (N,)."""
@@ -41,6 +47,7 @@ class Classifier(nn.Module):
 
     Attributes:
         others: the model's further inputs, a tensor each with a row for every photograph of the pass.
+        together: whether what the model gives for a photograph depends on its neighbours in the pass.
         single: whether the network has one output; None before it has run.
     """
 
@@ -49,6 +56,14 @@ class Classifier(nn.Module):
         self.model, self.score = model, score
         self.others: tuple[Tensor, ...] = ()
         self.single: bool | None = None
+        batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.together = any(m.running_mean is None for m in batch_norms)
+        if next(model.parameters(), None) is None:  # pytorch-grad-cam asks the first one where the model is
+            self.place = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Nothing: the libraries' `eval()` is not for a double, which is prepared already."""
+        return self
 
     def forward(self, inputs: Images) -> Logits:
         """Inputs (N, C, H, W) → (N, classes); with a score of one's own (N, 1).
@@ -56,7 +71,16 @@ class Classifier(nn.Module):
         Raises:
             ModelError: the output is no logits, and there is no score to say what is meant.
         """
-        output = self.model(inputs, *self.others)
+        if self.together and len(inputs) > 1:
+            raise ModelError(TOGETHER)
+        if inputs.requires_grad:
+            inputs = inputs.clone(memory_format=torch.preserve_format)  # the model may work in place on it
+        try:
+            output = self.model(inputs, *self.others)
+        except TypeError as error:
+            alone = "one input (torch_impl.methods take a tuple of several)"
+            given = f"{1 + len(self.others)} inputs" if self.others else alone
+            raise ModelError(f"the model fails with {given}: {one_line(error)}") from error
         if self.score is not None:
             return scores_of(self.score, output, len(inputs))[:, None]
         logits = logits_of(output, len(inputs))
@@ -77,6 +101,18 @@ def check_pictures(inputs: Any) -> None:
         raise ValueError(
             f"inputs are {tuple(inputs.shape)}, channels last: give (N, C, H, W), as inputs.permute(0, 3, 1, 2)"
         )
+
+
+def check_others(others: Sequence[Any], count: int) -> None:
+    """Refuse a model's further inputs that cannot be cut into pieces with the pictures.
+
+    Raises:
+        ValueError: no tensors with a row for each photograph.
+    """
+    for number, values in enumerate(others, start=2):
+        if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != count:
+            given = f"{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f"input {number} is {given}: give a tensor with a row for each of the {count} photographs")
 
 
 def logits_of(output: Any, count: int) -> Logits:
@@ -109,7 +145,7 @@ def logits_of(output: Any, count: int) -> Logits:
             f"the model's output has shape {tuple(values.shape)} for {count} photographs, not (N, classes): {advice}"
         )
     if not values.is_floating_point():
-        raise ModelError(f"the model's output is {values.dtype}, class numbers rather than logits: {advice}")
+        raise ModelError(f"the model's output is {values.dtype}, not floating-point as logits are: {advice}")
     return values
 
 
@@ -119,7 +155,10 @@ def scores_of(score: Score, output: Any, count: int) -> Tensor:
     Raises:
         ModelError: it is not one number a photograph.
     """
-    values = score(output)
+    try:
+        values = score(output)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(f"score= fails on the model's output: {type(error).__name__}: {one_line(error)}") from error
     if isinstance(values, (list, tuple)) and all(isinstance(v, Tensor) and v.numel() == 1 for v in values):
         values = torch.stack([v.reshape(()) for v in values])
     if isinstance(values, Tensor) and values.shape == (count, 1):
@@ -152,6 +191,7 @@ def checked_target(target: Any, count: int) -> list[int]:
     if isinstance(target, (Tensor, np.ndarray)):
         target = target.tolist()
     values = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    values = [v.item() if isinstance(v, (Tensor, np.ndarray)) and v.shape == () else v for v in values]
     if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
         raise ClassError(f"target {_short(target)}: {wanted}")
     if any(v < 0 for v in values):

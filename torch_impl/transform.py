@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from parity.contract.text import one_line
 from torch_impl.arrays import Images
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ def transformed(transform: Transform, pictures: Iterable[np.ndarray], names: Seq
 
     inputs: list[Tensor] = []
     for pixels, name in zip(pictures, names, strict=True):
-        made = transform(Pillow.fromarray(pixels))
+        try:
+            made = transform(Pillow.fromarray(pixels))
+        except Exception as error:
+            raise ValueError(f"preprocess fails on {name!r}: {type(error).__name__}: {one_line(error)}") from error
         if not isinstance(made, Tensor) or made.ndim != 3 or not made.is_floating_point():
             shape = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"preprocess gave {shape} for {name!r}; expected a floating-point tensor (C, H, W)")

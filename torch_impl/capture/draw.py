@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 
 from parity.contract.methods import Options
 from torch_impl.arrays import Images, Logits, Target
-from torch_impl.batching import BatchSize, Pieces, first_size, micro_batches, taken
+from torch_impl.batching import BatchSize, OutOfMemoryError, Pieces, first_size, micro_batches, taken
+from torch_impl.capture import ENGINES
 from torch_impl.capture.layout import FeatureLayout
 from torch_impl.capture.passes import Capture, MapError, Pass, Progress
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import at_least_fp32, name_of
-from torch_impl.preserve import Double, own_gradients
+from torch_impl.preserve import Double, ModelError, failure, own_gradients
 from torch_impl.score import Classifier, Score
 
 ChooseRows = Callable[[Logits, list[int]], Target]
@@ -66,17 +68,20 @@ def opened(
 
     Raises:
         ModelError: a model that cannot be explained.
+        ValueError: an unknown engine.
     """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
     double = Double(model)
     layer = None if target_layer is None else double.of(target_layer)
-    classifier = Classifier(double.model, score).eval()
+    classifier = Classifier(double.model, score)
     if engine == "shared":
-        from torch_impl.capture.one_pass import OnePass
-
-        return OnePass(classifier, layer, batch_size, feature_layout)
-    from torch_impl.capture.libraries import Libraries
-
-    return Libraries(classifier, layer, batch_size, feature_layout)
+        from torch_impl.capture.one_pass import OnePass as Engine
+    else:
+        from torch_impl.capture.libraries import Libraries as Engine  # type: ignore[assignment]
+    capture = Engine(classifier, layer, batch_size, feature_layout)
+    capture.double = double
+    return capture
 
 
 def draw(
@@ -112,6 +117,7 @@ def draw(
     results = {name: Pieces(count) for name in ("logits", "target", *names)}
     no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
     stages: dict[str, Pieces] = {}
+    inputs, others = inputs.detach(), [values.detach() for values in others]
 
     def one_piece(rows: list[int]) -> None:
         capture.progress = progress and (
@@ -138,7 +144,8 @@ def draw(
 
     with own_gradients():
         auto = first_size(inputs, gradients="input_gradients" in needs)
-        micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
+        with _in_one_line(capture, inputs):
+            micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
         logits = results["logits"].whole if callable(target) else None
         if logits is not None:
             check_finite("the logits", logits, inputs)
@@ -148,6 +155,27 @@ def draw(
         flags = {name: pieces.whole for name, pieces in no_gradient.items()}
         kept = {name: pieces.whole for name, pieces in stages.items()}
         return Drawn(results["target"].whole, raw, flags, logits, kept)
+
+
+CHECKPOINTED = (
+    "the model runs a part with reentrant checkpointing (torch.utils.checkpoint), through which these gradients cannot be had: "
+    "switch it off, or give it use_reentrant=False"
+)
+
+
+@contextlib.contextmanager
+def _in_one_line(capture: Capture, inputs: Images) -> Iterator[None]:
+    """PyTorch's errors in the passes as ours; what the model's own code raises otherwise stays what it is."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        capture.check_unchanged()
+        if "checkpoint" in str(error).lower() and ".grad()" in str(error):
+            raise ModelError(CHECKPOINTED) from error
+        raise failure(error, inputs, capture.model) from error
+    capture.check_unchanged()
 
 
 def _all_zero(p: Pass, name: str) -> Tensor:

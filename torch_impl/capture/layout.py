@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from parity.contract.text import one_line
 from torch_impl.arrays import FeatureMaps
 
 FeatureLayout = str | tuple[int, int] | Callable[[Tensor], Tensor] | None
@@ -87,7 +88,11 @@ def arranged(output: Tensor, layout: FeatureLayout, inputs: Sequence[int]) -> Fe
     """
     shape = tuple(output.shape)
     if callable(layout):
-        rearranged: Any = layout(output)
+        try:
+            rearranged: Any = layout(output)
+        except Exception as error:
+            what = f"{type(error).__name__}: {one_line(error)}"
+            raise LayerError(f"feature_layout fails on the target layer's output {shape}: {what}") from error
         if not isinstance(rearranged, Tensor) or rearranged.ndim != 4:
             given = tuple(rearranged.shape) if isinstance(rearranged, Tensor) else type(rearranged).__name__
             raise LayerError(

@@ -17,7 +17,7 @@ from parity.contract.methods import Options
 from torch_impl.arrays import Images, Target
 from torch_impl.capture.layout import LayerError
 from torch_impl.capture.passes import NO_INPUT_GRADIENT, Capture, Choose, Pass
-from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, in_place_of, tensor_of
+from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, cut_off, in_place_of, tensor_of
 from torch_impl.precision import SCORE_SCALE, at_least_fp32
 from torch_impl.preserve import ModelError
 
@@ -37,7 +37,9 @@ class Libraries(Capture):
         if "input_gradients" in needs:
             filled["input_gradients"] = self.input_gradients(inputs, target)
         if "activations" in needs or "gradients" in needs:
-            activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
+            assert self.layer is not None
+            with cut_off(self.layer):
+                activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
             filled["activations"] = self.feature_maps(activations.to(inputs.device), inputs)
             if gradients is not None:
                 filled["gradients"] = self.feature_maps(gradients.to(inputs.device), inputs) / SCORE_SCALE
@@ -80,9 +82,12 @@ class Libraries(Capture):
         engine = CapturingCAM(
             self.model, [layer], uses_gradients=backward
         )  # no `with` block: in one the library swallows an IndexError
+        engine.device = inputs.device
         handles.append(
             layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
         )
+        # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
+        handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:
             activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
         finally:
@@ -115,10 +120,9 @@ class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no ty
         """A and G of the one layer.
 
         Raises:
-            LayerError: it did not run exactly once.
+            LayerError: no gradient reached it.
         """
         captured = self.activations_and_grads
-        check_runs(len(captured.activations))
         if self.uses_gradients and not captured.gradients:
             raise LayerError(NOT_ON_THE_WAY)
         return [(captured.activations[0], captured.gradients[0] if captured.gradients else None)]

@@ -6,7 +6,8 @@ for the layers below.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from parity.contract.methods import Options
 from torch_impl.arrays import Images, Logits, Target
 from torch_impl.capture.layout import LayerError
 from torch_impl.capture.passes import NO_INPUT_GRADIENT, Capture, Choose, Pass, scaled_score
-from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, in_place_of, tensor_of
+from torch_impl.capture.target_layer import NOT_ON_THE_WAY, check_runs, cut_off, in_place_of, tensor_of
 from torch_impl.precision import SCORE_SCALE, at_least_fp32
 from torch_impl.preserve import ModelError
 
@@ -36,6 +37,27 @@ class OnePass(Capture):
             return Pass(inputs=inputs, target=_of(target, logits), logits=logits, options=options, capture=self)
         leaf = inputs.detach().requires_grad_(at_input)
         captured: list[Tensor] = []
+        reach = self._capturing(captured, at_input, backward) if at_layer else contextlib.nullcontext()
+        with reach:
+            logits = self.model(leaf) if backward else self.logits_alone(leaf)
+            if at_layer:
+                check_runs(len(captured))
+            target = _of(target, logits)
+            sources = ([leaf] if at_input else []) + captured
+            gradients = self._gradients(logits, target, sources, at_input) if backward else []
+        filled: dict[str, Any] = {"input_gradients": gradients[0].to(at_least_fp32(inputs.dtype))} if at_input else {}
+        if at_layer:
+            filled["activations"] = self.feature_maps(captured[0].detach(), inputs)
+            filled |= {"gradients": self.feature_maps(gradients[-1], inputs)} if backward else {}
+        return Pass(inputs=inputs, target=target, logits=logits.detach(), options=options, capture=self, **filled)
+
+    @contextlib.contextmanager
+    def _capturing(self, captured: list[Tensor], at_input: bool, backward: bool) -> Iterator[None]:
+        """Within, the target layer's output is appended to `captured`, each time that it runs.
+
+        The hook stays on the way back too: where a part is checkpointed, it runs once more then, and as it ran before.
+        """
+        assert self.layer is not None
 
         def capture(module: nn.Module, args: object, output: object) -> object:
             activations = tensor_of(output, gradients=backward)
@@ -47,26 +69,16 @@ class OnePass(Capture):
             captured.append(activations)
             return in_place_of(output, activations.clone())  # what follows may work in place
 
-        handle = self.layer.register_forward_hook(capture) if at_layer else None
+        handles = [self.layer.register_forward_hook(capture)]
+        handles.append(
+            self.model.register_forward_pre_hook(lambda *_: captured.clear())
+        )  # see `logits_alone`'s second try
         try:
-            logits = self.model(leaf) if backward else self.logits_alone(leaf)
+            with contextlib.nullcontext() if at_input else cut_off(self.layer):
+                yield
         finally:
-            if handle:
+            for handle in handles:
                 handle.remove()
-        if at_layer:
-            check_runs(len(captured))
-        target = _of(target, logits)
-        if not backward:
-            activations = self.feature_maps(captured[0], inputs)
-            return Pass(
-                inputs=inputs, target=target, logits=logits, options=options, capture=self, activations=activations
-            )
-        gradients = self._gradients(logits, target, ([leaf] if at_input else []) + captured, at_input)
-        filled: dict[str, Any] = {"input_gradients": gradients[0].to(at_least_fp32(inputs.dtype))} if at_input else {}
-        if at_layer:
-            filled["activations"] = self.feature_maps(captured[0].detach(), inputs)
-            filled["gradients"] = self.feature_maps(gradients[-1], inputs)
-        return Pass(inputs=inputs, target=target, logits=logits.detach(), options=options, capture=self, **filled)
 
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""

@@ -15,6 +15,7 @@ from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
 from torch_impl.capture.layout import FeatureLayout, LayerError, arranged, layout_of, told_by
 from torch_impl.precision import SCORE_SCALE, at_least_fp32
+from torch_impl.preserve import Double
 from torch_impl.score import Classifier
 
 Choose = Callable[[Logits], Target]
@@ -83,6 +84,7 @@ class Capture(ABC):
 
     Attributes:
         others: the model's further inputs, a row for each photograph of the pass.
+        double: of the model, where it is one: it knows whether its weights are still the same.
         formats: number formats in which the model gave feature maps and logits: its own autocast shows here.
     """
 
@@ -97,6 +99,7 @@ class Capture(ABC):
         self.progress: Progress | None = None
         self.others: tuple[Tensor, ...] = ()
         self.formats: set[str] = set()
+        self.double: Double | None = None
         self._told = self._told_at_layer = ""
         if layer is not None and layout is None:
             for module in model.modules():
@@ -135,6 +138,11 @@ class Capture(ABC):
 
         Source: arXiv:1312.6034, Section 3.
         """
+
+    def check_unchanged(self) -> None:
+        """See `preserve.Double.check_unchanged`."""
+        if self.double is not None:
+            self.double.check_unchanged()
 
     def logits_alone(self, inputs: Images) -> Logits:
         """A forward pass without gradients; with them, where the model itself asks for some (a hook on a tensor)."""

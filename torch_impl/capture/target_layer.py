@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,13 +13,13 @@ from torch import Tensor, nn
 
 from torch_impl.arrays import Images
 from torch_impl.capture.layout import LayerError, layout_of, told_by
-from torch_impl.preserve import Double, unwrapped
+from torch_impl.preserve import Double, failure, own_gradients, unwrapped
 
 NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
 
 NO_GRADIENTS = (
-    "the model switches gradients off (torch.no_grad) where the target layer runs: choose a layer behind that part, or take "
-    "the no_grad away"
+    "the model switches gradients off (torch.no_grad, or reentrant checkpointing) where the target layer runs: choose a layer "
+    "behind that part, or take the no_grad or the checkpointing away"
 )
 
 _PASSIVE: tuple[type[nn.Module], ...] = (
@@ -41,21 +44,25 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
 
     Raises:
         LayerError: no such layer; the message lists the nearest names.
+        ModelError: a model that cannot be explained.
     """
+    inner = unwrapped(model)
     if isinstance(target_layer, (list, tuple)):
         if len(target_layer) != 1:
             raise LayerError(f"target_layer holds {len(target_layer)} layers: give one")
         target_layer = target_layer[0]
     if isinstance(target_layer, nn.Module):
+        if target_layer in (model, inner):
+            raise LayerError("the target layer is the whole model: give one of its parts")
         if all(target_layer is not module for module in model.modules()):
             raise LayerError("the target layer is not a module of this model")
         return target_layer
     if not isinstance(target_layer, str):
         raise LayerError(f"target_layer {target_layer!r}: give a module of the model, or its name")
     names: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
-    names |= dict(unwrapped(model).named_modules(remove_duplicate=False))  # also without "module." or "_orig_mod."
+    names |= dict(inner.named_modules(remove_duplicate=False))  # also without "module." or "_orig_mod."
     if not target_layer or target_layer not in names:
-        nearest = difflib.get_close_matches(target_layer, names, n=5, cutoff=0.3) or [n for n in names if n][-5:]
+        nearest = difflib.get_close_matches(target_layer, filter(None, names), n=5, cutoff=0.3) or [*names][-5:]
         raise LayerError(f"the model has no layer {target_layer!r}; nearest: {', '.join(nearest)}")
     return names[target_layer]
 
@@ -89,6 +96,17 @@ def tensor_of(output: object, *, gradients: bool = True) -> Tensor:
 def in_place_of(output: object, tensor: Tensor) -> object:
     """A layer's output with another tensor in it."""
     return type(output)([tensor]) if isinstance(output, (tuple, list)) else tensor
+
+
+@contextlib.contextmanager
+def cut_off(layer: nn.Module) -> Iterator[None]:
+    """A layer's own backward hooks are not called within: they ask for gradients below it, where the backward pass ends."""
+    hooks = layer._backward_hooks
+    layer._backward_hooks = OrderedDict()
+    try:
+        yield
+    finally:
+        layer._backward_hooks = hooks
 
 
 def check_runs(count: int) -> None:
@@ -132,7 +150,12 @@ def found_layer(model: nn.Module, inputs: Images) -> nn.Module:
 
     for module in double.model.modules():
         module.register_forward_hook(note)
-    logits = double.model(inputs.detach().clone().requires_grad_())
+    with own_gradients():
+        inputs = inputs.detach().clone().requires_grad_()
+        try:
+            logits = double.model(inputs.clone())  # a copy: the model may work in place on it
+        except (RuntimeError, TypeError) as error:
+            raise failure(error, inputs, double.model) from error
     return _chosen(outputs, passive, logits, inputs, originals)
 
 
