@@ -47,11 +47,6 @@ DEVICES = [
         id="cuda",
         marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")],
     ),
-    pytest.param(
-        "pretended",
-        id="pretended",
-        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real CUDA device"),
-    ),
 ]
 
 
@@ -66,13 +61,9 @@ def a_cuda_device() -> Iterator[torch.device]:
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """The CPU, and CUDA: a real device where there is one, else a pretended one, which shows where tensors are."""
-    if request.param == "pretended":
-        with pretended() as there:
-            yield there
-    else:
-        yield torch.device(request.param)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and CUDA where there is one: `test_on_cuda` shows where tensors are, on a pretended one too."""
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

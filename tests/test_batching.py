@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
+from conftest import a_cuda_device
 
 from torch_impl.batching import AUTO, WITHOUT_GRADIENTS, OutOfMemoryError, Pieces, first_size, micro_batches, taken
 
@@ -98,8 +101,9 @@ def test_the_stream_is_never_held():
     assert seen == [0, 1, -2, 2, 3, -2, 4, 5, -2]
 
 
-def test_the_first_size_goes_by_device_area_and_what_is_computed(device):
-    usual = AUTO[device.type]
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_the_first_size_goes_by_device_area_and_what_is_computed(kind):
+    usual = AUTO[kind]
     for side, gradients, size in (
         (224, True, usual),
         (64, True, usual),  # no more than usual
@@ -107,7 +111,9 @@ def test_the_first_size_goes_by_device_area_and_what_is_computed(device):
         (224, False, WITHOUT_GRADIENTS * usual),
         (224 * 100, True, 1),
     ):
-        assert first_size(torch.empty(1, 1, 1, 1, device=device).expand(7, 3, side, side), gradients=gradients) == size
+        with contextlib.nullcontext(torch.device("cpu")) if kind == "cpu" else a_cuda_device() as device:
+            inputs = torch.empty(1, 1, 1, 1).to(device).expand(7, 3, side, side)
+            assert first_size(inputs, gradients=gradients) == size
 
 
 def test_results_are_put_together_and_taken_apart(device):

@@ -84,7 +84,8 @@ def test_folders_classes_and_every_map(folder, weights, capsys):
     assert main([*arguments, "--samples", "1", "--seed", "3", "--noise", "0.1", "--out", "out"]) == 0
     with np.load("out/maps.npz") as file:
         assert {name: file[name].shape for name in METHODS} == dict.fromkeys(METHODS, (3, 64, 64))
-    assert manifest()["settings"] == {"n_samples": 1, "noise_level": 0.1, "seed": 3, "batch_size": "auto"}
+    options = {"n_samples": 1, "noise_level": 0.1, "seed": 3, "channels": None, "relu": True}
+    assert manifest()["settings"] == {**options, "batch_size": "auto"}
     assert [row["class"] for row in manifest()["photographs"]] == [2, 7, 2]
     assert "quoted'\\n.png" in capsys.readouterr().out, "a line break in a name is shown, not obeyed"
 

@@ -18,9 +18,9 @@ def pixels_and_maps(count):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_map_stands_alone_or_lies_over_its_photograph(method):
     pixels, maps = pixels_and_maps(3)
-    figure = method_figure(method, pixels, maps, ["a", "b", "c"], constant=[False, True, False])
+    figure = method_figure(method, pixels, maps, ["a", "b", "c"], constant=["", "no positive evidence", ""])
     axes = [axis for axis in figure.axes if axis.images]
-    assert [axis.get_title() for axis in axes] == ["a", "b\nno positive evidence: constant map", "c"]
+    assert [axis.get_title() for axis in axes] == ["a", "b\nconstant map: no positive evidence", "c"]
     for i, axis in enumerate(axes):
         *below, shown = axis.images
         assert len(below) == METHODS[method].overlay
@@ -35,7 +35,9 @@ def test_the_overview_has_a_row_for_each_photograph():
     pixels, maps = pixels_and_maps(2)
     drawn = {"vanilla": maps, "gradcam": maps}
     captions = ["cup 0.5", "two $x$ " + "y" * 50 + "\n\x1b[31m\nthird"]
-    (page,) = overview_figures(pixels, drawn, captions, constant={"gradcam": [True, False]}, colormap="cividis")
+    (page,) = overview_figures(
+        pixels, drawn, captions, constant={"gradcam": ["no positive evidence", ""]}, colormap="cividis"
+    )
     assert len(page.axes) == 6
     assert [axis.get_title() for axis in page.axes[::3]] == ["cup 0.5", "two $x$ " + "y" * 25 + "…\n\ufffd[31m"]
     assert page.axes[2].get_title() == "Grad-CAM\nconstant: no positive evidence"

@@ -19,8 +19,6 @@ from torch_impl.maps.registry import DRAWN
 from torch_impl.methods import finish, raw_maps
 from torch_impl.stock import CLASSES, NARROW, check_narrow
 
-OPTIONS = ("n_samples", "noise_level", "seed")
-
 
 def own(name):
     """The keywords that a map's function needs or takes."""
@@ -41,13 +39,18 @@ def test_the_function_of_a_map(model, inputs, target, name):
 def test_its_signature_and_its_words(name):
     function, row = getattr(methods, name), METHODS[name]
     parameters = inspect.signature(function).parameters
-    expected = ["target_layer"] * row.at_layer + [*OPTIONS] * row.noisy + ["batch_size"]
+    expected = ["target_layer", "feature_layout", "relu"] * row.at_layer + [
+        "n_samples",
+        "noise_level",
+        "seed",
+    ] * row.noisy
+    expected += [*row.options, "score", "batch_size", "engine"]
     assert list(parameters) == ["model", "inputs", "target", *expected]
     for option, value in vars(Options()).items():
         assert option not in parameters or parameters[option].default == value
     assert function.__name__ == name in dir(methods)
     assert function.__doc__.startswith(row.title)
-    assert "Source: arXiv" in function.__doc__
+    assert "Source: " in function.__doc__
     assert "Matches: tf-keras-vis" in function.__doc__
 
 

@@ -75,6 +75,8 @@ class Fuse(nn.Module):
 @every_case
 @pytest.mark.parametrize("backwards", [False, True])
 def test_after_failure(model, inputs, target, name, engine, backwards):
+    if backwards and "scorecam" in name:
+        pytest.skip("there is no backward pass")
     owned(model).classifier[4] = Fuse(backwards)
     before = state(model)
     with pytest.raises(IndexError, match="blown"):

@@ -89,7 +89,8 @@ class Libraries(Capture):
         # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
         handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:
-            activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
+            given = inputs.clone(memory_format=torch.preserve_format)  # a network may work in place on its input
+            activations, gradients = engine(given, [_Score(category) for category in target.tolist()])
         finally:
             engine.activations_and_grads.release()
             for handle in handles:

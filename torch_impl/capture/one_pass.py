@@ -32,10 +32,11 @@ class OnePass(Capture):
         if not needs and not callable(target):
             return Pass(inputs=inputs, target=target, options=options, capture=self)
         self.attend()
+        given = inputs.detach().clone(memory_format=torch.preserve_format)  # a network may work in place on its input
         if not needs:
-            logits = self.logits_alone(inputs)
+            logits = self.logits_alone(given)
             return Pass(inputs=inputs, target=_of(target, logits), logits=logits, options=options, capture=self)
-        leaf = inputs.detach().requires_grad_(at_input)
+        leaf = given.requires_grad_(at_input)
         captured: list[Tensor] = []
         reach = self._capturing(captured, at_input, backward) if at_layer else contextlib.nullcontext()
         with reach:

@@ -123,7 +123,7 @@ class Capture(ABC):
         """One pass.
 
         Args:
-            inputs: preprocessed; may be changed by a network that works in place.
+            inputs: preprocessed; they stay as they are, also where the network works in place on what it is given.
             target: the explained classes, or how they are chosen.
             needs: names of a `Pass`'s attributes that are to be filled.
             options: handed on.
