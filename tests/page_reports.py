@@ -16,7 +16,6 @@ from parity import page
 from parity.candidate import Job, Stages, job_of, record
 from parity.comparison import compare
 from parity.contract.artifact import Artifact
-from torch_impl.candidate import candidate
 from parity.report import (
     ANOTHER_CLASS,
     ANOTHER_SEED,
@@ -28,6 +27,7 @@ from parity.report import (
     PixelsRow,
     Rung,
 )
+from torch_impl.candidate import candidate
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny.safetensors"
 NAN, INF = math.nan, math.inf
