@@ -84,7 +84,8 @@ class Libraries(Capture):
             layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
         )
         try:
-            activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
+            copy = inputs.clone(memory_format=torch.preserve_format)
+            activations, gradients = engine(copy, [_Score(category) for category in target.tolist()])
         finally:
             engine.activations_and_grads.release()
             for handle in handles:

@@ -31,10 +31,10 @@ class OnePass(Capture):
         if not needs and not callable(target):
             return Pass(inputs=inputs, target=target, options=options, capture=self)
         self.attend()
+        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_(at_input)
         if not needs:
-            logits = self.logits_alone(inputs)
+            logits = self.logits_alone(leaf)
             return Pass(inputs=inputs, target=_of(target, logits), logits=logits, options=options, capture=self)
-        leaf = inputs.detach().requires_grad_(at_input)
         captured: list[Tensor] = []
 
         def capture(module: nn.Module, args: object, output: object) -> object:

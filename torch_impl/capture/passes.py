@@ -120,7 +120,7 @@ class Capture(ABC):
         """One pass.
 
         Args:
-            inputs: preprocessed; may be changed by a network that works in place.
+            inputs: preprocessed; a network that works in place is given a copy.
             target: the explained classes, or how they are chosen.
             needs: names of a `Pass`'s attributes that are to be filled.
             options: handed on.
