@@ -21,9 +21,11 @@ from torch_impl.maps.registry import DRAWN, Drawing
 from torch_impl.maps.vanilla import channel_maximum
 from torch_impl.methods import raw_maps
 
-SETS = [names for k in (1, 2, len(REFERENCE)) for names in itertools.combinations(REFERENCE, k)]
+SETS = [*((name,) for name in REFERENCE), *itertools.pairwise(REFERENCE), REFERENCE]
 every_set = pytest.mark.parametrize("names", SETS, ids=",".join)
 AT_LAYER = [name for name in REFERENCE if METHODS[name].at_layer]
+MASKED = [name for name in AT_LAYER if "gradients" not in DRAWN[name].needs]
+"""Maps that look through masks: a forward pass for each."""
 
 
 def draw_by(engine, model, inputs, target, names, *, layer=TARGET_LAYER, batch_size="auto"):
@@ -87,7 +89,7 @@ class Work:
             output.register_hook(lambda _: self.reached.add(name))
 
 
-@every_set
+@pytest.mark.parametrize("names", [names for names in SETS if not {*names} & {*MASKED}], ids=",".join)
 def test_the_fewest_passes(model, inputs, target, names, monkeypatch):
     """One forward and one backward pass for all that read a pass, and one of each for a noisy map's copies."""
     work = Work(model, monkeypatch)
@@ -126,14 +128,16 @@ def test_the_shared_engine_imports_neither_library(tmp_path):
 # In-place layers, and memory that runs out
 
 
-class InPlace(nn.Module):
-    """Works on its own input."""
+class Shifted(nn.Module):
+    """Works on its own input, in place or not."""
 
-    def __init__(self, inner):
+    def __init__(self, inner, in_place):
         super().__init__()
-        self.inner = inner
+        self.inner, self.in_place = inner, in_place
 
     def forward(self, x):
+        if not self.in_place:
+            return self.inner(x - 0.5)
         with torch.no_grad():
             x.sub_(0.5)
         return self.inner(x)
@@ -142,12 +146,11 @@ class InPlace(nn.Module):
 @every_engine
 @every_map
 def test_a_network_that_works_in_place_leaves_the_inputs_alone(model, inputs, target, name, engine):
-    expected = drawn(name, model, inputs - 0.5, target, engine=engine, noise_level=0.0)
-    before, layer = inputs.clone(), f"inner.{TARGET_LAYER}"
-    for batch_size in (1, 2, 100):
-        options = {"target_layer": layer, "noise_level": 0.0, "batch_size": batch_size, "engine": engine}
-        close(drawn(name, InPlace(model), inputs, target, **options), expected, tolerance_of(name))
-        assert torch.equal(inputs, before)
+    before = inputs.clone()
+    options = {"target_layer": f"inner.{TARGET_LAYER}", "engine": engine, "batch_size": 2}
+    expected = drawn(name, Shifted(model, False), inputs, target, **options)
+    close(drawn(name, Shifted(model, True), inputs, target, **options), expected, tolerance_of(name))
+    assert torch.equal(inputs, before)
 
 
 @pytest.mark.parametrize("name", AT_LAYER)
@@ -209,6 +212,8 @@ class Toy(nn.Module):
 )
 def test_a_layer_that_cannot_serve_is_refused(name, engine, layer, words):
     model = Toy()
+    if layer == "beside" and name in MASKED:
+        pytest.skip("a mask may be any layer's")
     with pytest.raises(LayerError, match=words):
         raw_maps(name, model, torch.rand(1, 2, 2, 2), torch.tensor([0]), target_layer=layer, engine=engine)
     assert not any(module._forward_hooks for module in model.modules())
@@ -231,13 +236,12 @@ def test_a_layer_that_nobody_named(model, inputs, target, name, engine):
 @every_map
 def test_what_is_not_finite_is_refused(model, inputs, target, name, engine):
     """Of an input that is NaN, gradients may be finite: numbers, and no map."""
-    second = torch.tensor([1], device=inputs.device)
-    model.classifier[6].register_forward_hook(lambda _, __, logits: logits.index_fill(0, second, torch.nan))
-    with pytest.raises(MapError, match=r"the logits of photograph 1 \(counted from 0\): not finite.* try fp32"):
-        draw_by(engine, model, inputs, top_one, [name], batch_size=3)
-    inputs[1, 0, 3, 3] = float("nan")
-    with pytest.raises(MapError, match=r"the inputs of photograph 1 \(counted from 0\): not finite"):
+    with pytest.raises(MapError, match=r"the logits of photograph 1 \(counted from 0\) .*the inputs hold NaN"):
+        inputs[1, 0, 3, 3] = float("nan")
         drawn(name, model, inputs, target, engine=engine)
+    model.classifier[6].bias.data[3] = float("inf")
+    with pytest.raises(MapError, match=r"the logits of photograph 0, 1 .*the model itself gives NaN"):
+        drawn(name, model, inputs[::2], target[::2], engine=engine)
 
 
 @every_engine
@@ -246,34 +250,8 @@ def test_a_map_that_is_not_finite_is_refused(model, inputs, target, name, engine
     broken = torch.ones(3, 4, 4, device=inputs.device)
     broken[1, 2, 2] = float("inf")
     monkeypatch.setitem(DRAWN, name, Drawing(lambda p: broken, DRAWN[name].needs))
-    with pytest.raises(MapError, match=rf"{name} of photograph 1 \(counted from 0\): not finite"):
+    with pytest.raises(MapError, match=rf"{name}: the map of photograph 1 \(counted from 0\) .*no finite gradient"):
         drawn(name, model, inputs, target, engine=engine)
-
-
-@every_engine
-def test_outputs_that_are_no_logits(inputs, engine):
-    for output in (lambda x: x, lambda x: x.mean(), lambda x: [x]):
-        model = nn.Identity()
-        model.forward = output
-        with pytest.raises(ValueError, match=r"expected logits \(N, classes\)"):
-            draw_by(engine, nn.Sequential(model), inputs, top_one, ["vanilla"], layer="0")
-
-
-class Deaf(nn.Module):
-    def forward(self, x):
-        return torch.ones(len(x), 9, dtype=x.dtype, device=x.device, requires_grad=True) * 2
-
-
-def test_logits_that_do_not_depend_on_the_picture(inputs, target):
-    with pytest.raises(ValueError, match="do not depend on its inputs"):
-        drawn("vanilla", nn.Sequential(Deaf()), inputs, target, target_layer="0", engine="shared")
-
-
-def test_an_index_error_is_not_swallowed(model, inputs):
-    """pytorch-grad-cam's own `with` prints it and goes on."""
-    with pytest.raises(IndexError):
-        drawn("gradcam", model, inputs, torch.tensor([0, 1, 10]))
-    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_shapes_are_checked_here():

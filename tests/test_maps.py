@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import plain
 import pytest
 import torch
 from conftest import TARGET_LAYER, close, drawn, every_engine, every_map, tolerance_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import zoom
 from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64
 from torch import nn
 
@@ -159,77 +161,52 @@ def test_unit_noise_is_the_references_draw_kept_or_streamed(monkeypatch):
                 unit[0] = 1
 
 
-# Each map written out again: another way to the gradients, one photograph at a time, in NumPy
+# Each map written out again: plain autograd, and no module of the port
 
 
-def halves(model, x, category):
-    """A, G and the score, by running the network in two halves: no hook, no library."""
-    children, cut = list(model.features), int(TARGET_LAYER.split(".")[1]) + 1
-    for module in children[:cut]:
-        x = module(x.clone())
-    activations = x.detach().clone().requires_grad_()
-    x = activations.clone()
-    for module in children[cut:]:
-        x = module(x)
-    score = model.classifier(torch.flatten(model.avgpool(x), 1))[0, category]
-    (gradients,) = torch.autograd.grad(score, activations)
-    return activations.detach()[0].cpu().numpy(), gradients[0].cpu().numpy(), float(score.detach())
+def scorecam(model, a, inputs, target, m=None):
+    """One mask at a time; of equal channels `sorted` keeps the first."""
+    cams = np.zeros((len(a), *a.shape[2:]))
+    for cam, maps, picture, category in zip(cams, a.numpy(), inputs, target, strict=True):
+        for k in sorted(range(len(maps)), key=lambda k: -maps[k].std())[:m]:
+            mask = zoom(maps[k], np.array(picture.shape[1:]) / maps.shape[1:], order=1)
+            mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-7)
+            with torch.no_grad():
+                probabilities = model((picture * torch.tensor(mask))[None]).softmax(dim=1)
+            cam += np.float32(probabilities[0, category]) * maps[k]
+    return torch.tensor(cams)
 
 
-def slopes(model, x, category):
-    """∂score/∂x of one photograph (C, H, W)."""
-    leaf = x.clone().requires_grad_()
-    (gradients,) = torch.autograd.grad(model(leaf)[0, category], leaf)
-    return gradients[0].cpu().numpy()
-
-
-def vanilla(model, x, category, options):
-    return np.abs(slopes(model, x, category)).max(axis=0)
-
-
-def smoothgrad(model, x, category, options):
-    np.random.seed(options.seed)
-    sigma = options.noise_level * float(x.max() - x.min())
-    copies = np.random.normal(0.0, sigma, (options.n_samples, 1, *x.shape[2:], 3))
-    noisy = [x + torch.tensor(copy.transpose(0, 3, 1, 2), device=x.device) for copy in copies]
-    return np.mean([np.abs(slopes(model, each, category)) for each in noisy], axis=0).max(axis=0)
-
-
-def gradcam(model, x, category, options):
-    a, g, _ = halves(model, x, category)
-    return np.maximum(sum(g[k].sum() / g[k].size * a[k] for k in range(len(a))), 0)
-
-
-def gradcam_plus_plus(model, x, category, options):
-    """The reference's own order of operations, exp(score) and all; then exp(score) is divided out."""
-    a, g, score = halves(model, x, category)
-    cam = np.zeros(a.shape[1:])
-    for k in range(len(a)):
-        first = np.exp(score) * g[k]
-        second, third = first * g[k], first * g[k] * g[k]
-        denominator = 2 * second + third * a[k].sum()
-        alpha = second / np.where(second == 0, 1, denominator)
-        cam += (np.maximum(first, 0) * alpha / (alpha.sum() or 1)).sum() * a[k]
-    return np.maximum(cam, 0) / np.exp(score)
-
-
-WRITTEN_OUT = {
-    "vanilla": vanilla,
-    "smoothgrad": smoothgrad,
-    "gradcam": gradcam,
-    "gradcam_plus_plus": gradcam_plus_plus,
-}
+def written_out(name, model, inputs, target, options):
+    a, g, x = plain.captured(
+        model, model.get_submodule(TARGET_LAYER), inputs, lambda logits: logits.gather(1, target[:, None])
+    )
+    score = lambda logits, i: logits[:, target[i]]  # noqa: E731
+    return {
+        "vanilla": lambda: plain.vanilla(x),
+        "smoothgrad": lambda: plain.smoothgrad(
+            model, inputs, score, options.n_samples, options.noise_level, options.seed
+        ),
+        "gradcam": lambda: plain.gradcam(a, g),
+        "gradcam_plus_plus": lambda: plain.gradcam_plus_plus(a, g),
+        "layercam": lambda: (g.clamp(min=0) * a).sum(dim=1),
+        "scorecam": lambda: scorecam(model, a, inputs, target),
+        "faster_scorecam": lambda: scorecam(model, a, inputs, target, options.channels),
+    }[name]()
 
 
 @every_engine
 @every_map
-def test_against_the_formula_written_out(model, inputs, target, name, engine):
+def test_against_the_formula_written_out(tiny, inputs, target, device, name, engine):
     """A map that is new has no entry yet: write it."""
-    options = Options(n_samples=3, noise_level=0.1, seed=4)
-    raw = drawn(name, model, inputs, target, engine=engine, **vars(options))
-    rows = [WRITTEN_OUT[name](model, inputs[i : i + 1], int(target[i]), options) for i in range(len(inputs))]
-    assert all(row.any() for row in rows), "a network on which something can be seen"
-    close(raw.cpu(), torch.tensor(np.stack(rows)), tolerance_of(name))
+    options = Options(n_samples=3, noise_level=0.1, seed=4, channels=5)
+    expected = written_out(name, build(tiny).double(), inputs.cpu(), target.cpu(), options)
+    assert all(row.any() for row in expected.clamp(min=0)), "a network on which something can be seen"
+    for relu in (True, False):
+        raw = drawn(
+            name, build(tiny).double().to(device), inputs, target, engine=engine, **vars(options) | {"relu": relu}
+        )
+        close(raw.cpu(), expected.clamp(min=0) if relu else expected, tolerance_of(name))
 
 
 def test_vanilla_is_the_difference_quotient(model, inputs, target):
@@ -254,12 +231,11 @@ def test_vanilla_is_the_difference_quotient(model, inputs, target):
 
 @every_engine
 @every_map
-@pytest.mark.parametrize("batch_size", [1, 2, 5, "auto"])
-def test_neighbours_order_and_batch_size_do_not_matter(model, inputs, target, name, engine, batch_size):
-    together = drawn(name, model, inputs, target, engine=engine, batch_size=3)
-    turned = drawn(name, model, inputs.flip(0), target.flip(0), engine=engine, batch_size=batch_size)
+def test_neighbours_order_and_batch_size_do_not_matter(model, inputs, target, name, engine):
+    together = drawn(name, model, inputs, target, engine=engine, batch_size=7)
+    turned = drawn(name, model, inputs.flip(0), target.flip(0), engine=engine, batch_size=2)
     close(turned.flip(0), together, tolerance_of(name))
-    alone = drawn(name, model, inputs[1:2], target[1:2], engine=engine, batch_size=batch_size)
+    alone = drawn(name, model, inputs[1:2], target[1:2], engine=engine)
     close(alone, together[1:2], tolerance_of(name))
 
 
@@ -309,11 +285,11 @@ def test_the_seed_matters_and_the_global_generators_do_not(model, inputs, target
 @every_engine
 @pytest.mark.parametrize("name", AT_LAYER)
 def test_the_layer_matters(model, inputs, target, name, engine):
-    """Three neighbouring layers, three maps: to name the wrong one is the commonest mistake."""
+    """The convolution before, the layer, the pool behind it: to name the wrong one is the commonest mistake."""
     before, at, after = (
-        raw_maps(name, model, inputs, target, target_layer=f"features.{i}", engine=engine) for i in (28, 29, 30)
+        drawn(name, model, inputs, target, target_layer=f"features.{i}", engine=engine) for i in (26, 29, 30)
     )
-    assert (before - at).abs().max() > 1e-3 * at.abs().max()
+    assert likeness(before, at) < 0.95
     assert (before.shape, at.shape, after.shape) == ((3, 4, 4), (3, 4, 4), (3, 2, 2))
 
 
@@ -347,14 +323,18 @@ def likeness(a, b):
 def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engine, monkeypatch):
     """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
     narrow = build(tiny)
-    for layer, factor in ((6, 5e-6), (3, 0.03 if METHODS[name].at_layer else 1)):
+    for layer, factor in ((6, 5e-6), (3, 0.015 if METHODS[name].at_layer else 1)):
         narrow.classifier[layer].weight = nn.Parameter(narrow.classifier[layer].weight * factor)
     narrow = narrow.to(device, torch.float16)
     expected = drawn(name, copy.deepcopy(narrow).double(), inputs.half().double(), target, engine=engine)
     raw = drawn(name, narrow, inputs.half(), target, engine=engine)
     # A network's own ReLUs switch in float16, on a GPU in more places than on a CPU.
-    assert likeness(raw, expected) > 0.95
-    assert 0.9 < raw.double().norm() / expected.norm() < 1.1  # and the scale is taken out again
+    assert relative(raw, expected) < 0.35
     for module in (libraries, one_pass, passes):
         monkeypatch.setattr(module, "SCORE_SCALE", 1.0, raising=False)
-    assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.7
+    assert relative(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.5
+
+
+def relative(actual, expected):
+    """Relative L2."""
+    return float((actual.double() - expected).norm() / expected.norm())
