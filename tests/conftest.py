@@ -19,7 +19,7 @@ settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.ge
 settings.load_profile("suite")
 
 # Before anything of torch_impl is imported: in tests every jaxtyping signature is checked at each call.
-CHECKED = ["maps", "capture", "methods", "stock", "transform"]
+CHECKED = ["maps", "capture", "methods", "stock", "transform", "score"]
 install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.beartype")
 
 import torch  # noqa: E402

@@ -120,12 +120,18 @@ def draw(
     inputs, others = inputs.detach(), [values.detach() for values in others]
 
     def one_piece(rows: list[int]) -> None:
-        capture.progress = progress and (
-            lambda done, of: progress(rows[0] * of // len(rows) + done, count * of // len(rows))
-        )
+        told: list[int] = []
+
+        def tell(done: int, of: int) -> None:
+            """Passes of a map's own, as parts of those that all photographs take."""
+            told.append(done)
+            if progress:
+                progress(rows[0] * of // len(rows) + done, count * of // len(rows))
+
+        capture.progress = tell
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
         capture.others = tuple(taken(values, rows) for values in others)
-        p = capture.take(taken(inputs, rows), chosen, needs, options)
+        p = capture.take(inputs[rows[0] : rows[-1] + 1], chosen, needs, options)
         own = {name: p.noting() if with_stages else p for name in names}
         raw = {name: DRAWN[name].function(own[name]) for name in names}
         # Only now, after everything that may run out of memory: see `micro_batches`.
@@ -139,7 +145,7 @@ def draw(
                 no_gradient[name].put(rows, _all_zero(p, name))
             for quantity, values in (own[name].stages or {}).items():
                 stages.setdefault(f"{name}/{quantity}", Pieces(count)).put(rows, values)
-        if progress and needs:
+        if progress and needs and not told:
             progress(rows[-1] + 1, count)
 
     with own_gradients():
