@@ -1,1 +1,1 @@
-"""Speed and memory of the four maps against what one would write instead, in one run."""
+"""Speed and memory of the maps against what one would write instead, in one run."""

@@ -1,137 +1,204 @@
-"""Who is timed on PyTorch: each draws the same maps of the same photographs with the same weights and classes."""
+"""Who is timed: each draws maps of the same photographs, weights and classes in one call, from decoded pixels to maps on the host.
+
+A framework is imported by the contender that needs it: TensorFlow and PyTorch never meet in one process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from captum.attr import NoiseTunnel, Saliency
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+from parity.contract.methods import DEFAULT, METHODS, REFERENCE
 from parity.contract.network import Network
-from torch_impl import vgg16
-from torch_impl.explainer import Explainer
+from parity.contract.stages import PRECISIONS
 from torch_impl.images import Photograph
-from torch_impl.preprocess import preprocess
 
-Job = Callable[[list[Photograph], list[int], Sequence[str], int], dict[str, np.ndarray]]
-"""(photographs, classes, methods, SmoothGrad samples) → method → maps (N, 224, 224)."""
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Photographs = list[Photograph]
+
+Maps = Mapping[str, np.ndarray]
+"""Map → array (N, …)."""
+
+Draw = Callable[[Photographs, list[int], Sequence[str], int], Maps]
+"""(photographs, their classes, names of maps, SmoothGrad's samples) → the maps."""
+
+GROUPS = {"all": DEFAULT, "cams": tuple(name for name in DEFAULT if METHODS[name].at_layer)}
+"""Jobs of several maps; every map by itself is a job, too."""
+
+JOBS = (*GROUPS, *DEFAULT)
+"""What is timed where nothing else is asked for."""
+
+NOISY = tuple(name for name in DEFAULT if METHODS[name].noisy)
+"""Those of them that take most of the time: SmoothGrad."""
 
 MICRO_BATCH = 4
 """Noisy copies in one pass of stock Captum: all at once, as its README shows, would take 20 times the memory."""
 
 
-def ours(engine: str) -> Callable[[Network, str, str], Job]:
-    """`Explainer.vgg16`, as `attention-maps explain` uses it."""
-
-    def make(network: Network, device: str, precision: str) -> Job:
-        explainer = Explainer.vgg16(network, device=device, precision=precision, engine=engine)
-
-        def run(
-            photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
-        ) -> dict[str, np.ndarray]:
-            return dict(explainer(photographs, classes, methods, n_samples=samples).maps)
-
-        return run
-
-    return make
+def maps_of(job: str) -> tuple[str, ...]:
+    """The maps that a job draws."""
+    return GROUPS.get(job, (job,))
 
 
-def decoded(network: Network, device: str, precision: str) -> Job:
-    """`Explainer.compute`, as runs over large sets use it: from one array of pixels to raw maps on the device."""
+def title_of(job: str) -> str:
+    """A job's name for a reader."""
+    return f"all {len(DEFAULT)} maps" if job == "all" else " and ".join(METHODS[name].title for name in maps_of(job))
+
+
+def ours(engine: str, network: Network, device: str, precision: str) -> Draw:
+    """`Explainer.vgg16`, as `attention-maps explain` uses it: with feature maps on large pages."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    from torch_impl.explainer import Explainer
+
+    explainer = Explainer.vgg16(network, device=device, precision=precision, engine=engine)
+
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
+        return explainer(photographs, classes, maps, n_samples=samples).maps
+
+    return draw
+
+
+def decoded(network: Network, device: str, precision: str) -> Draw:
+    """`Explainer.compute`, as runs over large sets use it: from one array of pixels to raw maps."""
+    from torch_impl.explainer import Explainer
+
     explainer = Explainer.vgg16(network, device=device, precision=precision, engine="shared")
-    stacked: dict[
-        int, np.ndarray
-    ] = {}  # the same photographs each time: putting them together is no part of what is timed
+    stacked: dict[int, np.ndarray] = {}  # by their number: putting them together is no part of what is timed
 
-    def run(
-        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
-    ) -> dict[str, np.ndarray]:
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
         if len(photographs) not in stacked:
             stacked[len(photographs)] = np.stack([p.pixels for p in photographs])
-        explainer.compute(stacked[len(photographs)], classes, methods, n_samples=samples)
-        return {}
+        raw = explainer.compute(stacked[len(photographs)], classes, maps, n_samples=samples).raw
+        return {name: values.cpu().numpy() for name, values in raw.items()}
 
-    return run
-
-
-def _plain_network(network: Network, device: str) -> torch.nn.Module:
-    """torchvision's network as it comes: contiguous, its parameters with gradients."""
-    model = vgg16.build(network).to(device).requires_grad_(True)
-    for module in model.modules():
-        if isinstance(module, torch.nn.ReLU):
-            module.inplace = False  # as the libraries' READMEs advise
-    return model
+    return draw
 
 
-def _inputs(photographs: list[Photograph], device: str) -> torch.Tensor:
-    return preprocess(np.stack([p.pixels for p in photographs]), device=device)
-
-
-def stock(network: Network, device: str, precision: str) -> Job:
+def stock(network: Network, device: str, precision: str) -> Draw:
     """Captum and pytorch-grad-cam as their READMEs call them."""
-    model = _plain_network(network, device)
-    layer = [model.get_submodule(vgg16.TARGET_LAYER)]
+    import pytorch_grad_cam
+    import torch
+    from captum.attr import NoiseTunnel, Saliency
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    def run(
-        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
-    ) -> dict[str, np.ndarray]:
-        inputs = _inputs(photographs, device)
-        target = torch.tensor(classes, device=device)
-        targets = [ClassifierOutputTarget(c) for c in classes]
-        drawn: dict[str, np.ndarray] = {}
-        if "vanilla" in methods:
-            maps = Saliency(model).attribute(inputs.requires_grad_(), target=target).amax(dim=1)
-            drawn["vanilla"] = maps.detach().cpu().numpy()
-        if "smoothgrad" in methods:
-            maps = NoiseTunnel(Saliency(model)).attribute(
-                inputs.requires_grad_(),
-                nt_type="smoothgrad",
-                nt_samples=samples,
-                nt_samples_batch_size=1 if len(inputs) > 1 else MICRO_BATCH,
-                stdevs=0.2,
-                target=target,
-            )
-            drawn["smoothgrad"] = maps.amax(dim=1).detach().cpu().numpy()
-        for name, method in (("gradcam", GradCAM), ("gradcam_plus_plus", GradCAMPlusPlus)):
-            if name in methods:
-                cam = method(model=model, target_layers=layer)
-                drawn[name] = cam(input_tensor=inputs.detach(), targets=targets)
-                cam.activations_and_grads.release()
+    from torch_impl.precision import numerics
+    from torch_impl.stock import CLASSES
+
+    model, layer = _plain_network(network, device)
+
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
+        drawn = {}
+        with numerics(precision):
+            plain = _inputs(photographs, network, device)
+            inputs, target = plain.clone().requires_grad_(), torch.tensor(classes, device=device)
+            for name in maps:
+                if METHODS[name].at_layer:
+                    cam = getattr(pytorch_grad_cam, CLASSES[name])(model=model, target_layers=[layer])
+                    drawn[name] = cam(input_tensor=plain, targets=[ClassifierOutputTarget(c) for c in classes])
+                    cam.activations_and_grads.release()
+                    continue
+                if METHODS[name].noisy:
+                    copies = {"nt_samples": samples, "nt_samples_batch_size": 1 if len(inputs) > 1 else MICRO_BATCH}
+                    tunnel = NoiseTunnel(Saliency(model))
+                    gradients = tunnel.attribute(inputs, nt_type="smoothgrad", stdevs=0.2, target=target, **copies)
+                else:
+                    gradients = Saliency(model).attribute(inputs, target=target)
+                drawn[name] = gradients.amax(dim=1).detach().cpu().numpy()
         return drawn
 
-    return run
+    return draw
 
 
-def torch_cam(network: Network, device: str, precision: str) -> Job:
+TORCH_CAM = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMpp"}
+"""Map → torch-cam's class."""
+
+
+def torch_cam(network: Network, device: str, precision: str) -> Draw:
     """torch-cam as its README calls it, then enlarged as its README does (bilinear, by torchvision)."""
-    from torchcam.methods import GradCAM as Cam
-    from torchcam.methods import GradCAMpp as CamPlusPlus
+    from torchcam import methods
     from torchvision.transforms.functional import resize
 
-    model = _plain_network(network, device)
+    from torch_impl.precision import numerics
 
-    def run(
-        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
-    ) -> dict[str, np.ndarray]:
-        inputs = _inputs(photographs, device)
-        drawn: dict[str, np.ndarray] = {}
-        for name, method in (("gradcam", Cam), ("gradcam_plus_plus", CamPlusPlus)):
-            if name in methods:
-                with method(model, vgg16.TARGET_LAYER) as extractor:
+    model, layer = _plain_network(network, device)
+
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
+        drawn = {}
+        with numerics(precision):
+            inputs = _inputs(photographs, network, device)
+            for name in maps:
+                with getattr(methods, TORCH_CAM[name])(model, layer) as extractor:
                     (cam,) = extractor(classes, model(inputs))
                 drawn[name] = resize(cam, list(inputs.shape[-2:])).detach().cpu().numpy()
         return drawn
 
-    return run
+    return draw
 
 
-CONTENDERS: dict[str, Callable[[Network, str, str], Job]] = {
-    "shared": ours("shared"),
-    "library": ours("library"),
-    "decoded": decoded,
-    "stock": stock,
-    "torch-cam": torch_cam,
+def tf_keras_vis(network: Network, device: str, precision: str) -> Draw:
+    """tf-keras-vis as the lab calls it."""
+    from benchmarks import keras_contender
+
+    return keras_contender.make(network)
+
+
+def _plain_network(network: Network, device: str) -> tuple[nn.Module, nn.Module]:
+    """torchvision's network as it comes, contiguous, its parameters with gradients; and the CAMs' layer."""
+    from torch.nn import ReLU
+
+    from torch_impl.network import build
+
+    model = build(network).to(device).requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, ReLU):
+            module.inplace = False  # as the libraries' READMEs advise
+    return model, model.get_submodule(network.table.modules[network.table.target])
+
+
+def _inputs(photographs: list[Photograph], network: Network, device: str) -> Tensor:
+    from torch_impl.preprocess import preprocess
+
+    return preprocess(np.stack([p.pixels for p in photographs]), input=network.input, device=device)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the table.
+
+    Attributes:
+        make: (network, device, number format) → how it draws.
+        maps: that it draws.
+        precisions: number formats that it can be told to compute in.
+        package: what must be installed for it.
+        exact: whether it claims to draw the reference's maps.
+        kinds: of devices that it is timed on.
+        usual: whether it is timed where nobody is named.
+    """
+
+    make: Callable[[Network, str, str], Draw]
+    maps: tuple[str, ...]
+    precisions: tuple[str, ...]
+    package: str = "torch_impl"
+    exact: bool = False
+    kinds: tuple[str, ...] = ("cpu", "cuda")
+    usual: bool = True
+
+
+_ALL, _FLOAT32 = tuple(PRECISIONS), ("fp32", "tf32")
+
+CONTENDERS = {
+    "shared": Contender(partial(ours, "shared"), REFERENCE, _ALL, exact=True),
+    "library": Contender(partial(ours, "library"), REFERENCE, _ALL, exact=True),
+    "stock": Contender(stock, DEFAULT, _FLOAT32),
+    "torch-cam": Contender(torch_cam, tuple(TORCH_CAM), _FLOAT32, package="torchcam"),
+    "tf-keras-vis": Contender(tf_keras_vis, DEFAULT, ("fp32",), package="tf_keras_vis", kinds=("cpu",)),
+    "decoded": Contender(decoded, REFERENCE, _ALL, usual=False),
 }
+"""Everybody, by name, in the order of the columns."""

@@ -1,238 +1,122 @@
-"""`python -m benchmarks.large`: what a large set costs, in parts that a long run is made of.
+"""What a large set costs, as whole `attention-maps batch` commands over more and more photographs: `python -m benchmarks large`.
 
-    rate     photographs a second of a local run (two CAMs, VGG16), against the bare network's forward passes on decoded tensors
+    rate     a run of both CAMs, VGG16, and the bare network's forward pass beside it
     growth   seconds and memory of runs over 100 to 20,000 photographs; a small network stands in for VGG16
-    ray      two Ray workers of one core each against one local process of two threads, 500 photographs; a quarter-width VGG
+    ray      two Ray workers of one core each beside one local process; a VGG of a quarter of its width
 
-Contenders alternate, and ratios are taken round by round. The photographs are made from scikit-image's and scikit-learn's,
-500×375, JPEG. `--json` keeps every figure.
+A photograph's share is the slope of the line through the commands' seconds; starting is its fixed part.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 
-from parity.contract.architecture import TINY, VGG16, Architecture
+from benchmarks import report
+from benchmarks.commands import Outcome, about, device_of
+from benchmarks.worker import ROOT, WorkerError
 from parity.contract.network import Network, offline, seeded, write
+from parity.contract.vgg import BLOCKS, vgg
 from torch_impl import images
-from torch_impl.batch.command import pending
-from torch_impl.batch.local import run_local
-from torch_impl.batch.plan import Plan
-from torch_impl.batch.resume import survey
-from torch_impl.batch.sources import open_inputs
-from torch_impl.batch.store import Run, Store
-from torch_impl.batch.work import Worker, make_explainer, shapes
-from torch_impl.preprocess import preprocess
 
-ROOT = Path(__file__).resolve().parent.parent
-
-METHODS = ("gradcam", "gradcam_plus_plus")
-
-QUARTER = Architecture(
-    blocks=tuple(tuple(width // 4 for width in block) for block in VGG16.blocks), dense=(1024, 1024), classes=1000
-)
+QUARTER = vgg([[width // 4 for width in block] for block in BLOCKS], dense=(1024, 1024))
 """VGG16 at a quarter of its width: a sixteenth of the work at the same 224×224, so that what surrounds it weighs more."""
+
+TINY = vgg([[8, 8], [8, 8], [16, 16, 16], [16, 16, 16], [16, 16, 16]], dense=(32, 24), classes=10, size=64)
+
+WHAT: dict[str, tuple[Callable[[], Network], list[int], tuple[int, int], list[str]]] = {
+    "rate": (offline, [32, 96], (500, 375), ["local"]),
+    "growth": (lambda: seeded(0, TINY), [100, 1000, 2000, 20000], (100, 75), ["local"]),
+    "ray": (lambda: seeded(0, QUARTER), [250, 750], (500, 375), ["local", "ray"]),
+}
+"""Name → network, numbers of photographs, their size, runners."""
+
+RUNNERS = {"local": [], "ray": ["--runner", "ray", "--workers", "2:2"]}
+
+Row = dict[str, Any]
+"""Of a command: `runner, photographs, seconds, rss_mb` (its process at the largest), `bytes` (of its rows)."""
+
+
+def large(options: argparse.Namespace) -> Outcome:
+    """What a large set costs, as whole batch commands: rate (VGG16), growth (to 20,000 photographs), ray (two workers)."""
+    device, kind = device_of(options.device)
+    network, counts, size, runners = WHAT[options.what]
+    counts, rows, bare = sorted(options.photographs or counts), list[Row](), ""
+    if len(counts) < 2:
+        raise ValueError("--photographs: give at least two numbers, for a line")
+    with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
+        folder = Path(name)
+        write(network(), folder / "network.safetensors")
+        make_photographs(folder / "photographs", counts[-1], size)
+        for count, runner in itertools.product(counts, runners):
+            print(f"… {runner}, {count} photographs", file=sys.stderr, flush=True)
+            rows.append(_batch(folder, device, runner, count))
+    if options.what == "rate":
+        from benchmarks import limit
+        from benchmarks.timing import Bench
+        from torch_impl.batching import AUTO, WITHOUT_GRADIENTS
+
+        batch = AUTO[kind] * WITHOUT_GRADIENTS
+        (took,) = limit.passes(Bench(device, "fp32", at_least=5), network(), [batch]).values()
+        bare = f"\n\nthe bare network's forward pass, {batch} at once: {report.figure(took[1])} s a photograph"
+    return Outcome(f"{about(device)}\n\n{table_of(rows)}{bare}", {"runs": rows})
+
+
+def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """One JPEG of the palace that scikit-learn brings along, under many names."""
+    folder.mkdir()
+    Image.open(images.defaults()[-1]).resize(size).save(folder / "0.jpg", quality=90)
+    for i in range(1, count):
+        os.link(folder / "0.jpg", folder / f"{i}.jpg")
+
+
+def _batch(folder: Path, device: str, runner: str, count: int) -> Row:
+    """Run one command."""
+    out = folder / f"{runner}-{count}"
+    command = ["batch", str(folder / "photographs"), "--limit", str(count), "--device", device, "--quiet"]
+    command += ["--weights", str(folder / "network.safetensors"), "--out", str(out), *RUNNERS[runner]]
+    clock = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "torch_impl", *command], cwd=ROOT)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds, process.returncode = time.perf_counter() - clock, os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise WorkerError(f"the {runner} run of {count} photographs ended with status {process.returncode}")
+    size = sum(path.stat().st_size for path in out.rglob("*.parquet"))
+    took = {"seconds": seconds, "rss_mb": used.ru_maxrss / 1024, "bytes": size}
+    return {"runner": runner, "photographs": count, **took}
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """A row a command; then each runner's line."""
+    body, points = [], dict[str, dict[int, list[float]]]()
+    for row in rows:
+        runner, count = row["runner"], row["photographs"]
+        points.setdefault(runner, {})[count] = [row["seconds"]]
+        figures = map(report.figure, (row["seconds"], row["rss_mb"], row["bytes"] / count))
+        body.append([runner, f"{count:,}", *figures])
+    lines = []
+    for runner, by_count in points.items():
+        fixed, each = (report.figure(report.line(by_count)[key]) for key in ("fixed", "each"))
+        lines.append(f"{runner}: {fixed} s to start, {each} s a photograph")
+    header = ["", "photographs", "seconds", "largest size of the process, MB", "bytes a row"]
+    return "\n\n".join([report.table(header, body, "Whole commands:"), *lines])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure.
+    """`python -m benchmarks.large`, another name of `python -m benchmarks large`."""
+    from benchmarks.__main__ import main as benchmarks
 
-    Args:
-        argv: without the program's name; None: the process's own.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.large", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("rate", "growth", "ray"))
-    parser.add_argument(
-        "--photographs", help="N, or N,N,… for growth (rate: 64, growth: 100,1000,2000,20000, ray: 500)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="of rate and ray (%(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="photographs in one pass (%(default)s)")
-    parser.add_argument("--json", type=Path, help="write every figure here")
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        figures = {"rate": _rate, "growth": _growth, "ray": _ray}[options.what](options, Path(folder))
-    figures |= {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
-    return 0
-
-
-def make_photographs(folder: Path, count: int, *, distinct: int = 60, size: tuple[int, int] = (500, 375)) -> None:
-    """JPEGs out of the installed packages' photographs; beyond `distinct` of them, further names for the same files."""
-    folder.mkdir()
-    originals = [Image.open(path).convert("RGB") for path in images.defaults()]
-    generator = np.random.RandomState(0)
-    for i in range(count):
-        path = folder / f"{i:06d}.jpg"
-        if i >= distinct:
-            os.link(folder / f"{i % distinct:06d}.jpg", path)
-            continue
-        whole = originals[i % len(originals)]
-        width, height = (round(side * generator.uniform(0.6, 1)) for side in whole.size)
-        left, top = generator.randint(0, whole.width - width + 1), generator.randint(0, whole.height - height + 1)
-        whole.crop((left, top, left + width, top + height)).resize(size).save(path, quality=90)
-
-
-def plan_for(network: Network, folder: Path, part_rows: int) -> Plan:
-    """A run of both CAMs over a folder."""
-    return Plan(
-        inputs=(str(folder),),
-        classes=None,
-        root=None,
-        methods=METHODS,
-        shapes=shapes(network, METHODS, "raw"),
-        weights=network.source,
-        fingerprint=network.fingerprint,
-        n_classes=network.architecture.classes,
-        size=network.architecture.size,
-        input=network.input,
-        resize="lab",
-        n_samples=20,
-        noise_level=0.2,
-        seed=0,
-        precision="fp32",
-        engine="shared",
-        resolution="raw",
-        part_rows=part_rows,
-    )
-
-
-def begun(plan: Plan, out: Path) -> tuple[Store, Run, Iterator[Any]]:
-    """A fresh run and its parts."""
-    store = Store(out)
-    out.mkdir()
-    store.begin(plan, {})
-    run = store.read_run()
-    source = open_inputs(list(plan.inputs))
-    return store, run, pending(source, plan.part_rows, survey(source, store, run).todo)
-
-
-def _rate(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    count = int(options.photographs or 64)
-    make_photographs(folder / "photographs", count)
-    plan = plan_for(offline(), folder / "photographs", 256)
-    explainer = make_explainer(offline(), plan, "cpu")
-    items = list(open_inputs([str(folder / "photographs")]))
-    decoded = np.stack([images.load(item.path).pixels for item in items])
-    inputs = preprocess(decoded).contiguous(memory_format=torch.channels_last)
-    size = options.batch_size
-
-    def bare() -> float:
-        clock = time.perf_counter()
-        with torch.inference_mode():
-            for start in range(0, count, size):
-                explainer.model(inputs[start : start + size])
-        return count / (time.perf_counter() - clock)
-
-    def local(number: int) -> float:
-        store, run, parts = begun(plan, folder / f"out{number}")
-        worker = Worker(explainer, plan, size)
-        clock = time.perf_counter()
-        run_local(parts, worker, store, run)
-        return count / (time.perf_counter() - clock)
-
-    explainer.model.eval()
-    bare()
-    rounds = []
-    for number in range(options.rounds):
-        rounds.append({"bare": bare(), "local": local(number)})
-        print(f"bare {rounds[-1]['bare']:.3f}/s  local {rounds[-1]['local']:.3f}/s", flush=True)
-    decode = time.perf_counter()
-    for item in items:
-        images.load(item.path)
-    decode = (time.perf_counter() - decode) / count
-    ratio = [one["local"] / one["bare"] for one in rounds]
-    print(f"local / bare forward: {_spread(ratio)}; decoding {1000 * decode:.1f} ms a photograph; {count} photographs")
-    return {"rounds": rounds, "ratio": ratio, "decode_seconds": decode, "photographs": count}
-
-
-def _growth(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    counts = [int(one) for one in (options.photographs or "100,1000,2000,20000").split(",")]
-    make_photographs(folder / "all", max(counts), size=(100, 75))
-    write(seeded(0, TINY), folder / "tiny.safetensors")
-    found = []
-    for count in counts:
-        out = folder / f"out{count}"
-        given = ["batch", str(folder / "all"), "--limit", str(count), "--out", str(out), "--quiet", "--device", "cpu"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "torch_impl", *given, "--weights", str(folder / "tiny.safetensors")],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"the run of {count} ended with {process.returncode}")
-        seconds = json.loads((out / "summary.json").read_text())["seconds"]
-        bytes_ = sum(path.stat().st_size for path in (out / "rows").iterdir())
-        found.append({"photographs": count, "seconds": seconds, "rss_mb": used.ru_maxrss / 1024, "bytes": bytes_})
-        print(
-            f"{count:>7,} photographs  {seconds:8.2f} s  {1000 * seconds / count:.2f} ms each  "
-            f"peak memory {used.ru_maxrss / 1024:.0f} MB  {bytes_ / count:.0f} bytes a row",
-            flush=True,
-        )
-    return {"runs": found}
-
-
-def _ray(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    from torch_impl.batch.on_ray import Cluster, run_ray
-
-    count = int(options.photographs or 500)
-    make_photographs(folder / "photographs", count)
-    network = seeded(0, QUARTER)
-    plan = plan_for(network, folder / "photographs", 25)
-    explainer = make_explainer(network, plan, "cpu")
-    threads = torch.get_num_threads()
-    rounds = []
-    for number in range(options.rounds):
-        store, run, parts = begun(plan, folder / f"local{number}")
-        clock = time.perf_counter()
-        run_local(parts, Worker(explainer, plan, options.batch_size), store, run)
-        local = count / (time.perf_counter() - clock)
-
-        store, run, parts = begun(plan, folder / f"ray{number}")
-        times: list[tuple[float, int]] = []
-        clock = time.perf_counter()
-        run_ray(
-            parts,
-            network,
-            store,
-            run,
-            Cluster(workers=(2, 2), cpus=1),
-            batch_size=options.batch_size,
-            report=lambda rows, errors, times=times: times.append((time.perf_counter(), rows)),  # type: ignore[misc]
-        )
-        whole = time.perf_counter() - clock
-        # From the first part's end to the last's, so that the actors' start is out of it.
-        rate = sum(rows for _, rows in times[1:]) / (times[-1][0] - times[0][0])
-        rounds.append({"local": local, "ray": rate, "startup": times[0][0] - clock - 25 / (rate / 2), "whole": whole})
-        print(
-            f"local ({threads} threads) {local:.2f}/s  ray (2 × 1 core) {rate:.2f}/s  start-up {rounds[-1]['startup']:.1f} s  "
-            f"{whole:.1f} s in all",
-            flush=True,
-        )
-    ratio = [one["ray"] / one["local"] for one in rounds]
-    print(f"ray / local: {_spread(ratio)}; {count} photographs, VGG16 at a quarter of its width")
-    return {"rounds": rounds, "ratio": ratio, "photographs": count}
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f}, {len(values)} rounds)"
+    return benchmarks(["large", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from parity.report import ParityReport
-from parity.tables import error, is_overlay, share, title
+from parity.tables import error, is_overlay, left_out, part, share, title
 
 MAP_COLOURS = "jet"
 """As the lab draws maps."""
@@ -76,12 +76,15 @@ def difference(report: ParityReport, method: str, i: int, precision: str) -> Sho
         words, mean = f"Difference ≤ {error(largest)}", f"; on average {error(float(finite.mean()))}"
     else:
         words, mean = "No difference" if finite.size == apart.size else "Difference", ""
+    caution = "grey where not finite" if finite.size < apart.size else ""
+    if left_out(f for f in report.figures if f.photograph == i and part(report, f.stage) == method):
+        caution = caution or "every pixel, tied ones too"  # which the verdict leaves out
     what = f"{title(method)} of {report.photographs[i].name}"
     return Shown(
         coloured(apart / largest if largest else apart, DIFFERENCE_COLOURS),
         f"Absolute difference of port ({precision}) and reference, {what}: {words}{mean}",
         words,
-        "grey where not finite" if finite.size < apart.size else "",
+        caution,
     )
 
 

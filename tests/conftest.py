@@ -19,21 +19,26 @@ settings.register_profile("suite", deadline=None, derandomize=bool(os.environ.ge
 settings.load_profile("suite")
 
 # Before anything of torch_impl is imported: in tests every jaxtyping signature is checked at each call.
-CHECKED = ["saliency", "cam", "postprocess", "methods", "stock", "shared_pass", "library_cam"]
+CHECKED = ["maps", "capture", "methods", "stock", "transform"]
 install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.beartype")
 
 import torch  # noqa: E402
 from pretend_cuda import pretended  # noqa: E402
+from tolerances import FLOAT64, FLOAT64_ALPHA  # noqa: E402
 
 from parity.contract.artifact import Artifact  # noqa: E402
+from parity.contract.methods import METHODS, REFERENCE  # noqa: E402
 from parity.contract.network import Network, seeded, write  # noqa: E402
 from parity.contract.vgg import vgg  # noqa: E402
+from torch_impl.capture import ENGINES  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "tiny.safetensors"
 
 TINY = vgg(((8, 8), (8, 8), (16, 16, 16), (16, 16, 16), (16, 16, 16)), dense=(32, 24), classes=10, size=64)
 """Every layer of VGG16, small enough for a test: 4×4 activations at block5_conv3."""
+
+TARGET_LAYER = TINY.modules[TINY.target]
 
 DEVICES = [
     pytest.param("cpu", id="cpu"),
@@ -72,7 +77,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Network:
-    """A VGG of 24,826 random parameters at 64×64, all thirteen convolutions, biases nonzero."""
+    """`TINY` with random weights, biases nonzero."""
     return seeded(0, TINY)
 
 
@@ -87,7 +92,7 @@ def weights(tiny: Network, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def model(tiny: Network, device: torch.device) -> torch.nn.Module:
     """The tiny network in float64."""
-    from torch_impl.vgg16 import build
+    from torch_impl.network import build
 
     return build(tiny).to(device, torch.float64)
 
@@ -143,3 +148,19 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Non
     scale = float(expected.abs().max())
     error = float((actual.to(expected) - expected).abs().max())
     assert error <= tolerance * scale, f"off by {error / scale:.2e} of the largest value, allowed {tolerance:.0e}"
+
+
+every_map = pytest.mark.parametrize("name", REFERENCE)
+every_engine = pytest.mark.parametrize("engine", ENGINES)
+
+
+def drawn(name: str, model: torch.nn.Module, inputs: torch.Tensor, target: torch.Tensor, **options) -> torch.Tensor:
+    """Any map's raw maps on the tiny network; of a noisy one, few copies."""
+    from torch_impl.methods import raw_maps
+
+    return raw_maps(name, model, inputs, target, **{"target_layer": TARGET_LAYER, "n_samples": 2, **options})
+
+
+def tolerance_of(name: str) -> float:
+    """What two float64 computations of a map may differ by."""
+    return FLOAT64 if METHODS[name].float64_limit <= 1e-9 else FLOAT64_ALPHA

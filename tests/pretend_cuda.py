@@ -8,7 +8,6 @@ GPU computes: a test on a real one is still needed.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -81,7 +80,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     owners = {id(leaf.host): leaf for leaf in there}
     real_args, real_kwargs = tree_map(lambda x: x.host if isinstance(x, OnDevice) else x, (args, kwargs))
-    found = func(*real_args, **real_kwargs)
+    results = func(*real_args, **real_kwargs)
     if asked is not None:
         on_device = to_device
     elif func is torch.ops.aten.copy_.default:
@@ -96,7 +95,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return owners[id(value)]
         return OnDevice(value) if on_device else value
 
-    return tree_map(given, found)
+    return tree_map(given, results)
 
 
 _truly_meta: list[bool] = []
@@ -130,8 +129,7 @@ class _Calls(TorchFunctionMode):
             return _moved(func, name, args, kwargs)
         if _is_cuda(kwargs.get("device")):
             kwargs["device"] = torch.device("cpu")
-            found = func(*args, **kwargs)
-            return _on_device(found)
+            return _on_device(func(*args, **kwargs))
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
             _truly_meta.append(True)
             try:
@@ -153,41 +151,27 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, str) and device.startswith("cuda")
 
 
-def _on_device(found: torch.Tensor) -> torch.Tensor:
-    if isinstance(found, OnDevice):
-        return found
-    made = OnDevice(found.detach())
-    return made.requires_grad_(found.requires_grad) if found.requires_grad else made
+def _on_device(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, OnDevice):
+        return tensor
+    made = OnDevice(tensor.detach())
+    return made.requires_grad_() if tensor.requires_grad else made
 
 
 def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     tensor, *rest = args
     if name == "cuda":
         return _on_device(tensor)
-    wanted = kwargs.get("device", next((one for one in rest if isinstance(one, str | torch.device)), None))
+    wanted = kwargs.get("device", next((value for value in rest if isinstance(value, str | torch.device)), None))
     if not _is_cuda(wanted):
         return func(*args, **kwargs)
-    rest = [one for one in rest if not isinstance(one, str | torch.device)]
+    rest = [value for value in rest if not isinstance(value, str | torch.device | bool)]
     kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking")}
-    rest = [one for one in rest if not isinstance(one, bool)]
     kept = func(tensor, *rest, **kwargs) if rest or kwargs else tensor
     return _on_device(kept)
 
 
-class Event:
-    """`torch.cuda.Event`, by the host's clock."""
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.at = 0.0
-
-    def record(self) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, later: Event) -> float:
-        return 1e3 * (later.at - self.at)
-
-
-def _one_alone(device: Any) -> None:
+def _one_device(device: Any) -> None:
     if not isinstance(device, int) and torch.device(device).index is None:
         raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
 
@@ -200,14 +184,11 @@ def pretended() -> Iterator[torch.device]:
         "device_count": lambda: 1,
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
-        "memory_reserved": lambda *_: 0,
         "memory_allocated": lambda *_: 0,
-        "mem_get_info": lambda *_: (2**33, 2**34),
         "get_device_name": lambda *_: "pretended",
-        "set_device": _one_alone,
+        "set_device": _one_device,
         "reset_peak_memory_stats": lambda *_: None,
         "max_memory_allocated": lambda *_: 10**6,
-        "Event": Event,
         "get_rng_state": lambda *_: torch.random.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.random.set_rng_state(state),
     }

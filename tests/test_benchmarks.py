@@ -1,147 +1,227 @@
-"""The benchmark: arithmetic on paper, checks that can say no, and the whole of it on a tiny network."""
+"""The benchmark: arithmetic on paper, checks that can say no, and the whole of it on a tiny network. Nothing here looks at a clock."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+import re
 
 import numpy as np
 import pytest
-from conftest import ROOT, a_cuda_device, run_program
+import torch
+from conftest import ROOT, a_cuda_device, close, run_program
+from tolerances import FLOAT64
 
-from benchmarks import child, limit, report
-from benchmarks.__main__ import machine, main
-from parity.contract.architecture import VGG16, Architecture
-from parity.contract.network import write
-
-
-def test_operations_on_paper():
-    # One 3×3 convolution 3→2 at 4×4, pooled to 2×2; dense 8→5, 5→4, 4→3: 2·(9·3·2·16 + 40 + 20 + 12).
-    small = Architecture(blocks=((2,),), dense=(5, 4), classes=3, size=4)
-    assert limit.flops(small) == 2 * (864 + 72)
-    assert limit.flops(VGG16) == pytest.approx(30.9e9, rel=0.01)  # the literature's 15.5 G multiply-adds
-
-
-def test_operations_of_a_job():
-    forward = limit.flops()
-    assert limit.flops_of("vanilla", 20) == 2 * forward
-    assert limit.flops_of("all", 20) == limit.flops_of("vanilla", 20) + limit.flops_of("smoothgrad", 20)
-    assert forward < limit.flops_of("cams", 20) < 1.01 * forward  # the dense layers' gradient is all that is added
-    assert set(child.METHODS) == set(report.TITLES)
-
-
-def test_a_straight_line_is_found():
-    rows = [{"job": j, "photographs": n, "samples": s, "seconds": 0.5 + 0.1 * n * s} for j, n, s in
-            [("cams", 1, 1), ("cams", 4, 1), ("cams", 9, 1), ("vanilla", 1, 1), ("vanilla", 2, 1), ("smoothgrad", 1, 2),
-             ("smoothgrad", 1, 8)]]  # fmt: skip
-    for line in report.lines([{"rows": rows}]).values():
-        assert line["fixed"] == pytest.approx(0.5)
-        assert line["each"] == pytest.approx(0.1)
-        assert line["off"] == pytest.approx(0, abs=1e-9)
-
-
-def test_a_map_that_is_another_is_noticed(tmp_path):
-    generator = np.random.RandomState(0)
-    maps = {m: generator.uniform(size=(1, 8, 8)) for m in child.METHODS["all"]}
-    np.savez(tmp_path / "tf-keras-vis-all-1.npz", **maps)
-    np.savez(tmp_path / "shared-all-1.npz", **maps)
-    np.savez(tmp_path / "stock-all-1.npz", **{m: generator.uniform(size=(1, 8, 8)) for m in maps})
-    checked = report.checks(tmp_path, ["shared", "stock", "tf-keras-vis"])
-    assert report.sound(checked)  # stock is another map and does not claim to be this one
-    assert min(checked["shared"]["gradcam"]) == pytest.approx(1)
-    assert max(checked["stock"]["gradcam"]) < 0.5
-    for name in ("shared", "tf-keras-vis"):  # a right map in another job does not make up for a wrong one
-        np.savez(tmp_path / f"{name}-cams-1.npz", gradcam=maps["gradcam"])
-    assert report.sound(report.checks(tmp_path, ["shared", "stock", "tf-keras-vis"]))
-    maps["gradcam"] = maps["gradcam"][:, ::-1]
-    np.savez(tmp_path / "shared-all-1.npz", **maps)
-    assert not report.sound(report.checks(tmp_path, ["shared", "stock", "tf-keras-vis"]))
-
-
-def test_a_contender_that_was_never_compared_is_not_sound(tmp_path):
-    assert not report.sound(report.checks(tmp_path, ["shared", "tf-keras-vis"]))
-
-
-@pytest.mark.cuda
-def test_every_contender_on_a_cuda_device(weights, monkeypatch, capsys):
-    jobs = json.dumps([["all", 2, 2], ["smoothgrad", 4, 2], ["cams", 1, 1]])
-    runs, limits = {}, []
-    with a_cuda_device():
-        for name in ("limit", "shared", "library", "decoded", "stock"):
-            command = ["child", name, "--device", "cuda", "--weights", weights, "--jobs", jobs]
-            monkeypatch.setattr("sys.argv", command)
-            assert child.main() == 0
-            (limits if name == "limit" else runs.setdefault(name, [])).append(json.loads(capsys.readouterr().out))
-        here = machine(runs)
-    for (run,) in runs.values():
-        assert [row["job"] for row in run["rows"]] == ["all", "smoothgrad", "cams"]
-        assert all(row["seconds"] > 0 and row["device_peak_mb"] > 0 for row in run["rows"])
-    table = report.speed_table(runs, limits, here, Namespace(device="cuda", weights="tiny", samples=20, rounds=1))
-    assert f"device cuda ({runs['shared'][0]['device']})" in table
-    assert "The lab's SmoothGrad" in table
-    assert "Peak memory on the device" in table
-
-
-def test_the_peak_is_that_of_the_job_alone():
-    child._forget_peak(False)
-    before = child._peak_mb()
-    block = np.ones(40_000_000, np.uint8)
-    assert child._peak_mb() >= before + 39
-    del block
-    child._forget_peak(False)
-    assert child._peak_mb() < before + 30
+from benchmarks import commands, large, limit, on_gpu, report, worker
+from benchmarks.__main__ import COMMANDS, main, parser
+from benchmarks.contenders import CONTENDERS, GROUPS, JOBS, maps_of, title_of
+from benchmarks.convolutions import FORWARD, GRADIENT, Mixed, convolve, turned
+from benchmarks.timing import Bench
+from parity.contract.methods import DEFAULT
+from parity.contract.vgg import VGG16, vgg
 
 
 @pytest.fixture
-def weights(tmp_path, tiny):
-    write(tiny, tmp_path / "tiny.safetensors")
-    return str(tmp_path / "tiny.safetensors")
+def no_clock(monkeypatch):
+    """Every operation is done once, and takes a second."""
+    monkeypatch.setattr(Bench, "seconds", lambda bench, work: work() is not None and 1.0)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(commands, "start", worker.measure)
+
+
+def cells(table):
+    """The rows of a Markdown table, header first, without the rule."""
+    lines = [line for line in table.splitlines() if line.startswith("|") and not line.startswith("|---")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_operations_on_paper():
+    # One 3×3 convolution 3→2 at 4×4, pooled to 2×2; dense 8→5, 5→4, 4→3.
+    forward, head = 2 * (9 * 3 * 2 * 16 + 40 + 20 + 12), 2 * (40 + 20 + 12)
+    small = vgg([[2]], dense=(5, 4), classes=3, size=4)
+    assert limit.operations(["vanilla"], 20, small) == 2 * forward
+    assert limit.operations(GROUPS["cams"], 20, small) == limit.operations(["gradcam"], 20, small) == forward + head
+    assert limit.operations(GROUPS["all"], 20, small) == 2 * (1 + 20) * forward
+    literature = 2 * 2 * 15.5e9  # multiply-adds of VGG16, there and back
+    assert limit.operations(["vanilla"], 20, VGG16) == pytest.approx(literature, rel=0.01)
+
+
+def test_a_straight_line_is_found():
+    fit = report.line({n: [0.5 + 0.1 * n] * 3 for n in (1, 4, 9)})
+    assert [fit["fixed"], fit["each"], fit["off"]] == pytest.approx([0.5, 0.1, 0])
+
+
+def test_a_map_that_is_another_is_noticed(tmp_path):
+    generator, columns = np.random.RandomState(0), ["shared-fp32", "stock-fp32", "tf-keras-vis-fp32"]
+    assert not report.sound(report.checks_of(tmp_path, columns)), "nothing was compared"
+    maps = {name: generator.uniform(size=(1, 8, 8)) for name in DEFAULT}
+    np.savez(tmp_path / "tf-keras-vis-fp32-all-1.npz", **maps)
+    np.savez(tmp_path / "shared-fp32-all-1.npz", **maps)
+    np.savez(tmp_path / "stock-fp32-all-1.npz", **{name: generator.uniform(size=(1, 8, 8)) for name in maps})
+    checks = report.checks_of(tmp_path, columns)
+    assert report.sound(checks)  # stock is another map, and does not claim to be this one
+    assert max(checks["stock-fp32"]["gradcam"]) < 0.5
+    assert [row[0] for row in cells(report.check_table(checks))] == ["", "shared-fp32", "stock-fp32"]
+    for column in ("shared-fp32", "tf-keras-vis-fp32"):  # a right map in another job does not make up for a wrong one
+        np.savez(tmp_path / f"{column}-cams-1.npz", gradcam=maps["gradcam"])
+    nearly = maps["gradcam"] + 0.02 * generator.uniform(size=(1, 8, 8))  # correlates by 0.9998
+    np.savez(tmp_path / "shared-fp32-all-1.npz", **{**maps, "gradcam": nearly})
+    assert not report.sound(report.checks_of(tmp_path, columns))
+
+
+def test_ratios_are_those_of_the_printed_medians():
+    seconds = {"shared": [1.0, 2.0, 4.0], "stock": [3.0, 3.0, 8.0], "torch-cam": [5.0, 5.0, 5.0]}
+    rows = [
+        {"contender": name, "job": job, "photographs": 4, "round": turn, "seconds": value}
+        for name, values in seconds.items()
+        for job in (["cams"] if name == "torch-cam" else ["all", "cams"])
+        for turn, value in enumerate(values)
+    ]
+    printed = cells(report.seconds_table(rows, list(seconds), ""))
+    ratios = cells(report.ratio_table(rows, "shared", ["stock", "torch-cam"]))
+    assert printed[2][2:] == ["2.00 (1.00 to 4.00)", "3.00 (3.00 to 8.00)", "5.00 (5.00 to 5.00)"]
+    assert ratios[2] == [title_of("cams"), "4", "1.50 (1.50 to 3.00)", "2.50 (1.25 to 5.00)"]
+    assert printed[1][4] == ratios[1][3] == "–"  # torch-cam draws CAMs alone
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name != "tf-keras-vis"])
+def test_every_contender_draws_its_maps(name, weights, tmp_path):
+    jobs = [(job, 2, 2) for job in JOBS if set(maps_of(job)) <= set(CONTENDERS[name].maps)]
+    task = worker.Task([(name, "fp32", jobs)], [0, 1], "cpu", weights, str(tmp_path))
+    rows = worker.measure(task)
+    assert [(row["job"], row["round"]) for row in rows] == [(job, turn) for turn in (0, 1) for job, _, _ in jobs]
+    assert all(row["seconds"] > 0 and row["memory_mb"] > 50 for row in rows)
+    for job, _, _ in jobs:
+        with np.load(tmp_path / f"{name}-fp32-{job}-2.npz") as maps:
+            assert set(maps.files) == set(maps_of(job))
+            assert all(maps[m].shape[0] == 2 and np.isfinite(maps[m]).all() and maps[m].max() > 0 for m in maps.files)
+
+
+def test_the_peak_is_that_of_the_job_alone():
+    worker._forget_peak("cpu")
+    before = worker._peak_mb("cpu")
+    block = np.ones(40_000_000, np.uint8)
+    assert worker._peak_mb("cpu") >= before + 39
+    del block
+    worker._forget_peak("cpu")
+    assert worker._peak_mb("cpu") < before + 30
+
+
+@pytest.mark.cuda
+def test_like_beside_like_on_a_cuda_device(weights, monkeypatch, capsys):
+    monkeypatch.setattr(limit, "rate", lambda *_: 1e12)
+    tasks = []
+    monkeypatch.setattr(commands, "start", lambda task: tasks.append(task) or worker.measure(task))
+    given = ["--device", "cuda", "--jobs", "cams,smoothgrad", "--photographs", "2", "--samples", "2", "--rounds", "2"]
+    with a_cuda_device():
+        assert main([*given, "--weights", weights]) == 0
+    assert [{precision for _, precision, _ in task.plan} for task in tasks] == [{"fp32"}, {"tf32"}]
+    assert all([name for name, _, _ in task.plan] == ["shared", "library", "stock", "torch-cam"] for task in tasks)
+    printed = capsys.readouterr().out
+    assert printed.count("seconds, median (lowest to highest) of 2") == printed.count("MB: on a CPU") == 2
+    assert "tf32: seconds" in printed
+
+
+def test_two_operations_give_the_same_numbers():
+    kernel, x = torch.randn(4, 3, 3, 3, dtype=torch.float64), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    close(convolve(x, kernel, turned(kernel), GRADIENT), convolve(x, kernel, turned(kernel), FORWARD), FLOAT64)
+    usual = torch.nn.Conv2d(3, 4, 3, padding=1, dtype=torch.float64).requires_grad_(False)
+    mixed = Mixed(usual, {FORWARD: GRADIENT, GRADIENT: FORWARD})
+    close(mixed(x), usual(x), FLOAT64)
+    upstream = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    close(*(torch.autograd.grad(layer(x.requires_grad_()), x, upstream)[0] for layer in (mixed, usual)), FLOAT64)
+
+
+def test_convolutions_from_end_to_end(weights, no_clock, tmp_path, capsys):
+    assert main(["convolutions", "--photographs", "2", "--weights", weights, "--json", str(tmp_path / "all.json")]) == 0
+    assert len(cells(capsys.readouterr().out)) == 2 * (1 + 2 * 13)  # two layouts, two directions of thirteen layers
+    for result in json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))["convolutions"]:
+        assert max(result["gradients_differ"], result["logits_differ"]) < 1e-5
+
+
+@pytest.mark.keras
 def test_speed_from_end_to_end(tmp_path, weights, capsys):
-    arguments = ["--rounds", "1", "--samples", "2", "--photographs", "1,2", "--jobs", "all,cams", "--weights", weights]
-    assert main([*arguments, "--contenders", "shared,library,stock", "--json", str(tmp_path / "all.json")]) == 0
+    arguments = ["--rounds", "1", "--samples", "2", "--photographs", "1", "--jobs", "all,cams", "--weights", weights]
+    assert main([*arguments, "--contenders", "shared,tf-keras-vis", "--json", str(tmp_path / "all.json")]) == 0
     printed = capsys.readouterr().out
-    for line in (
-        "| all four maps | 1 |",
-        "| Grad-CAM and Grad-CAM++ | 2 |",
-        "GFLOP/s",
-        "times faster the shared engine",
-    ):
-        assert line in printed
-    found = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    assert [row["job"] for row in found["runs"]["shared"][0]["rows"]] == ["all", "cams"] * 2
-    assert min(found["checks"]["library"]["smoothgrad"]) > report.SAME
-    assert max(found["checks"]["stock"]["smoothgrad"]) < report.SAME
-    assert found["machine"]["torch"]
+    assert "GFLOP/s" in printed
+    seconds, ratios, memory = [row for row in cells(printed) if row[0] == title_of("all")]
+    assert (len(seconds), len(ratios), len(memory)) == (5, 3, 4)  # seconds: and the limit; ratios: of the other one
+    written = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+    of_all = {row["contender"]: row["seconds"] for row in written["rows"] if row["job"] == "all"}
+    ours, theirs = of_all["shared"], of_all["tf-keras-vis"]
+    assert (seconds[2], seconds[3]) == (report.figure(ours), report.figure(theirs))
+    assert ratios[2].startswith(report.figure(theirs / ours))
+    assert min(map(min, written["checks"]["fp32"]["shared-fp32"].values())) > report.SAME
 
 
-def test_precision_from_end_to_end(weights, capsys):
-    assert main(["precision", "--rounds", "2", "--samples", "1", "--precision", "bf16", "--weights", weights]) == 0
-    printed = capsys.readouterr().out
-    assert "| fp64 |" in printed
-    row = next(line for line in printed.splitlines() if line.startswith("| bf16 |"))
-    assert 0.5 < float(row.split("|")[5]) < 1  # vanilla saliency: near the float64 map, and not the same
+def test_precision_and_cost_from_end_to_end(weights, in_this_process, tmp_path, capsys):
+    common = ["--rounds", "2", "--weights", weights]
+    assert main(["precision", *common, "--samples", "1", "--precision", "bf16"]) == 0
+    _, exact, narrow = cells(capsys.readouterr().out)
+    assert (exact[0], exact[4:], narrow[0]) == ("fp64", ["1"] * 4, "bf16")
+    assert 0.5 < float(narrow[4]) < 1  # vanilla saliency: near the float64 map, and not the same
+    assert main(["cost", *common, "--rounds", "1", "--plot", str(tmp_path / "cost.svg")]) == 0
+    axes = [row[0].rpartition(" ")[2] for row in cells(capsys.readouterr().out)[1:]]
+    assert axes == ["photographs", "photographs", "samples"]
+    assert "<svg" in (tmp_path / "cost.svg").read_text(encoding="utf-8")
 
 
-def test_passes_from_end_to_end(weights, capsys):
+def test_passes_from_end_to_end(weights, no_clock, capsys):
     assert main(["passes", "--weights", weights]) == 0
-    header, _, *rows = capsys.readouterr().out.splitlines()[3:]
-    assert header == "| | 1 | 2 | 4 | 8 |"
-    assert [row.split("|")[1].strip() for row in rows] == ["fp32", "bf16"]
-    for cell in rows[0].split("|")[2:-1]:
-        both, forward = (float(part) for part in cell.split("/"))
-        assert both > forward > 0
+    header, *rows = cells(capsys.readouterr().out)
+    assert header == ["", "1", "2", "4", "8"]
+    assert [row[0] for row in rows] == ["fp32", "bf16"]
+    assert rows[0][3] == "250.00 / 250.00"  # ms a photograph, four of them in a second
 
 
-def test_a_wrong_command_is_one_line(tmp_path):
-    done = run_program("-m", "benchmarks", "--weights", "nothing", "--rounds", "1", "--contenders", "shared", cwd=ROOT)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == (
-        "benchmarks: error: limit: --weights 'nothing': give offline, offline-random:N or a canonical safetensors file"
-    )
-    assert "Traceback" not in done.stderr
-    assert run_program("-m", "benchmarks", "--photographs", "0", cwd=ROOT).returncode == 2
-    refused = run_program("-m", "benchmarks", "precision", "--device", "auto", cwd=ROOT)
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith("'auto': give cpu, cuda or cuda:1")
+def test_large_sets_on_paper():
+    row = {"runner": "local", "rss_mb": 900}
+    text = large.table_of([{**row, "photographs": n, "seconds": 2 + n / 10, "bytes": 950 * n} for n in (10, 30)])
+    assert cells(text)[2] == ["local", "30", "5.00", "900", "950"]
+    assert "local: 2.00 s to start, 0.100 s a photograph" in text
+
+
+def test_on_gpu_goes_past_a_failing_part(tmp_path, monkeypatch):
+    parts = [("First", ["benchmarks", "--helpless"], ""), ("Second", [], "no"), ("Third", ["benchmarks", "--help"], "")]
+    monkeypatch.setattr(on_gpu, "parts_of", lambda options, folder: parts)
+    out = tmp_path / "results.md"
+    assert main(["on-gpu", "--device", "cpu", "--out", str(out)]) == 1
+    text = out.read_text(encoding="utf-8")
+    assert re.findall(r"^- (\w+: \w+)", text, re.MULTILINE) == ["First: FAILED", "Second: left", "Third: done"]
+    assert "unrecognized arguments: --helpless" in text
+    assert "usage: python -m benchmarks" in text
+    monkeypatch.setattr(on_gpu, "run_part", lambda command, seconds: ("FAILED (status 1) after 9 s", ""))
+    for title, status in (("Parity", 1), (on_gpu.NAMED, 0)):
+        parts[:] = [(title, [], ""), ("Left out", [], "no")]
+        assert main(["on-gpu", "--device", "cpu", "--out", str(out)]) == status
+
+
+def test_on_gpu_runs_commands_that_exist(tmp_path):
+    options = parser().parse_args(["on-gpu", "--device", "cuda", "--out", "x"])
+    parts = list(on_gpu.parts_of(options, tmp_path))
+    assert [title for title, _, missing in parts if missing] == ["Parity", on_gpu.NAMED]
+    ours = [command[1:] for _, command, _ in parts if command[0] == "benchmarks"]
+    assert {parser().parse_args(command).command for command in ours} == COMMANDS.keys() - {"cost", "large", "on-gpu"}
+    assert on_gpu.run_part(["benchmarks"], 0) == ("left out: the time is over", "")
+
+
+def test_a_wrong_command_is_one_line(capsys):
+    for arguments, words in [
+        ("--weights nothing", "--weights 'nothing': give offline, offline-random:N or a canonical safetensors file"),
+        ("--contenders torch-cam --jobs vanilla", "none of torch-cam draws that on cpu in fp32"),
+        ("precision --precision fp64", "give another format than fp64"),
+    ]:
+        assert main(arguments.split()) == 2
+        assert words in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit, match="2"):
+        main(["--photographs", "0"])
+    assert "'0': give a number, 1 or more" in capsys.readouterr().err
+
+
+def test_tensorflow_never_meets_pytorch():
+    """What a contender's process imports before it knows which contender it is."""
+    code = "import sys, benchmarks.worker; print('torch' in sys.modules)"
+    assert run_program("-c", code, cwd=ROOT).stdout.strip() == "False"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 
@@ -9,284 +10,322 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import close
+from conftest import TARGET_LAYER, close, every_engine, every_map, run_program, tolerance_of
 from PIL import Image
-from tolerances import FLOAT32, FLOAT64
+from tolerances import EXACT, FLOAT32, FLOAT64
 from torch import nn
-from torch_impl.cam import LayerError
 
 from parity.contract.classes import ClassError
-from torch_impl import Explainer, images, methods
-from torch_impl.explainer import DeviceError, OutputError, check_output, choose_device
+from parity.contract.methods import LIBRARY, REFERENCE
+from torch_impl import Explainer
+from torch_impl.capture import ENGINES
+from torch_impl.capture.passes import MapError
+from torch_impl.capture.target_layer import LayerError
 from torch_impl.images import ImagesError
-from torch_impl.methods import MapError
-from torch_impl.names import REFERENCE_METHODS
-from torch_impl.preprocess import preprocess
+from torch_impl.methods import finish, raw_maps
+from torch_impl.precision import DeviceError
+
+ALL = (*REFERENCE, *LIBRARY)
 
 
 @pytest.fixture(scope="module")
-def explainer(tiny):
-    return Explainer.vgg16(tiny, device="cpu")
+def pictures():
+    """Two smooth pictures of the tiny network's size."""
+    generator = np.random.RandomState(3)
+    coarse = [Image.fromarray(generator.randint(0, 255, (6, 7, 3), np.uint8)) for _ in range(2)]
+    return [np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC)) for picture in coarse]
+
+
+def explainer_of(tiny, **options):
+    return Explainer.vgg16(tiny, **{"device": "cpu", "precision": "fp64", **options})
 
 
 @pytest.fixture(scope="module")
-def photographs():
-    return images.defaults()[:2]
+def explanation(tiny, pictures):
+    """Every map of both pictures."""
+    return explainer_of(tiny, engine="shared")(pictures, classes=[2, 7], methods=ALL, n_samples=3)
 
 
-@pytest.fixture(scope="module")
-def maps(explainer, photographs):
-    return explainer(photographs, classes=[2, 7], n_samples=3)
+def caffe(pictures):
+    """BGR minus the mean of ImageNet, channels first."""
+    values = np.stack(pictures)[..., ::-1] - np.array([103.939, 116.779, 123.68])
+    return torch.tensor(values.transpose(0, 3, 1, 2).copy())
 
 
-def test_maps_are_those_of_the_functions(explainer, maps):
-    inputs = preprocess(maps.pixels)
-    target = torch.tensor([2, 7])
-    model = explainer.model
-    layer = explainer.target_layer
-    expected = {
-        "vanilla": methods.vanilla(model, inputs, target),
-        "smoothgrad": methods.smoothgrad(model, inputs, target, n_samples=3),
-        "gradcam": methods.gradcam(model, inputs, target, target_layer=layer),
-        "gradcam++": methods.gradcam_plus_plus(model, inputs, target, target_layer=layer),
-    }
-    for name, drawn in expected.items():
-        assert maps[name].dtype == np.float32
-        assert maps[name].min() >= 0
-        assert maps[name].max() <= 1
-        close(torch.from_numpy(maps[name]), drawn, FLOAT32)
+# What it gives
 
 
-def test_logits_classes_and_probabilities(explainer, maps):
+@every_engine
+@pytest.mark.parametrize("batch_size", [1, "auto"])
+def test_maps_are_those_of_the_functions(tiny, pictures, explanation, engine, batch_size):
+    explainer = explainer_of(tiny, engine=engine, batch_size=batch_size)
+    maps = explainer(pictures, classes=[2, 7], methods=ALL, n_samples=3)
+    assert list(maps.maps) == list(ALL)
+    inputs, target = caffe(pictures), torch.tensor([2, 7])
+    for name in ALL:
+        raw = raw_maps(name, explainer.model, inputs, target, target_layer=TARGET_LAYER, n_samples=3)
+        close(torch.from_numpy(maps[name]), finish(raw, (64, 64)).to(torch.float64), tolerance_of(name))
+        assert maps[name].shape == (2, 64, 64)
+        assert 0 <= maps[name].min() <= maps[name].max() <= 1
     with torch.no_grad():
-        logits = explainer.model(preprocess(maps.pixels))
-    assert np.allclose(maps.logits, logits.numpy(), rtol=1e-5)
-    for i, row in enumerate(maps.manifest["photographs"]):
-        assert row["class"] == [2, 7][i]
-        assert row["label"] == f"class {[2, 7][i]}"
-        assert row["probability"] == pytest.approx(float(logits[i].double().softmax(0)[row["class"]]), rel=1e-4)
-        assert [t["class"] for t in row["top5"]] == logits[i].topk(5).indices.tolist()
+        close(torch.from_numpy(maps.logits), explainer.model(inputs), FLOAT64)
+    assert maps.manifest["engine"] == engine
+    for key in ("class", "label", "sha256", "constant_maps"):
+        assert [row[key] for row in maps.manifest["photographs"]] == [
+            row[key] for row in explanation.manifest["photographs"]
+        ]
 
 
-def test_the_top_class_is_explained_by_default(explainer, photographs):
-    found = explainer(photographs, methods="gradcam")
-    assert [p["class"] for p in found.manifest["photographs"]] == found.logits.argmax(axis=1).tolist()
+@pytest.mark.parametrize(("precision", "dtype"), [("fp64", np.float64), ("fp32", np.float32), ("bf16", np.float32)])
+def test_number_formats(tiny, pictures, precision, dtype):
+    maps = explainer_of(tiny, precision=precision)(pictures, 2, "vanilla")
+    assert (maps["vanilla"].dtype, maps.logits.dtype) == (dtype, dtype)
+    assert maps.manifest["precision"] == precision
 
 
-def test_files_arrays_and_pillow_images_are_one(explainer, photographs, maps):
-    with Image.open(photographs[0]) as image:
-        rgb = image.convert("RGB")
-    again = explainer([np.asarray(rgb), rgb, photographs[0]], classes=2, methods=["vanilla", "gradcam++"])
+def test_classes(tiny, pictures, explanation):
+    explainer = explainer_of(tiny, engine="shared")
+    top = explainer(pictures, methods="gradcam")
+    assert [row["class"] for row in top.manifest["photographs"]] == top.logits.argmax(axis=1).tolist()
+    for classes in (2, "2", [2], np.int64(2), [2, 2], np.array([2, 2]), ["2", 2]):
+        maps = explainer(pictures, classes, "gradcam")
+        assert [row["class"] for row in maps.manifest["photographs"]] == [2, 2]
+        close(torch.tensor(maps["gradcam"][0]), torch.tensor(explanation["gradcam"][0]), FLOAT64)
+    with pytest.raises(ClassError, match="class 10 does not exist: give 0 to 9"):
+        explainer(pictures, classes=10)
+    with pytest.raises(ClassError, match="3 classes for 2 photographs"):
+        explainer(pictures, classes=[1, 2, 3])
+
+
+def test_files_arrays_and_pillow_images_are_the_same(tiny, pictures, explanation, tmp_path):
+    image = Image.fromarray(pictures[0])
+    image.save(tmp_path / "a.png")
+    maps = explainer_of(tiny)([pictures[0], image, tmp_path / "a.png"], classes=2, methods=["vanilla", "gradcam++"])
     for i in range(3):
-        assert np.array_equal(again.pixels[i], maps.pixels[0])
-        close(torch.from_numpy(again["vanilla"][i]), torch.from_numpy(maps["vanilla"][0]), FLOAT32)
-        close(torch.from_numpy(again["gradcam_plus_plus"][i]), torch.from_numpy(maps["gradcam++"][0]), FLOAT32)
+        assert np.array_equal(maps.pixels[i], pictures[0])
+        close(torch.tensor(maps["vanilla"][i]), torch.tensor(explanation["vanilla"][0]), FLOAT64)
+    assert maps.manifest["photographs"][2]["name"] == "a.png"
 
 
-def test_float64(tiny, photographs):
-    found = Explainer.vgg16(tiny, device="cpu", precision="fp64")(photographs, classes=2, methods="vanilla")
-    assert found["vanilla"].dtype == np.float64
-    assert found.manifest["precision"] == "fp64"
-
-
-def test_a_manifest_says_where_maps_come_from(maps, tiny, photographs):
-    manifest = json.loads(json.dumps(dict(maps.manifest)))
-    assert manifest["weights"]["fingerprint"] == tiny.fingerprint
-    assert manifest["weights"]["source"] == "seeded:0"
-    assert manifest["photographs"][0]["sha256"] == images.load(photographs[0]).sha256
+def test_the_manifest_says_where_maps_come_from(explanation, tiny):
+    manifest = json.loads(json.dumps(dict(explanation.manifest)))
+    assert manifest["weights"] == {"source": "seeded:0", "remark": "random weights", "fingerprint": tiny.fingerprint}
+    assert manifest["target_layer"] == TARGET_LAYER
     assert manifest["settings"] == {"n_samples": 3, "noise_level": 0.2, "seed": 0, "batch_size": "auto"}
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert set(manifest["seconds"]) >= set(REFERENCE_METHODS)
-    assert manifest["photographs"][0]["credit"].startswith("CC0")
+    assert set(manifest["seconds"]) == {"photographs", "shared", "smoothgrad", *LIBRARY, "finish"}
+    for i, row in enumerate(manifest["photographs"]):
+        logits = torch.tensor(explanation.logits[i])
+        assert (row["class"], row["label"]) == ([2, 7][i], f"class {[2, 7][i]}")
+        assert row["probability"] == pytest.approx(float(logits.softmax(0)[row["class"]]))
+        assert [top["class"] for top in row["top5"]] == logits.topk(5).indices.tolist()
+
+
+def test_compute_gives_raw_maps_of_pixels(tiny, pictures):
+    explainer, pixels = explainer_of(tiny, engine="shared"), np.stack(pictures)
+    drawing = explainer.compute(pixels, [2, 7], REFERENCE, n_samples=2)
+    for name in REFERENCE:
+        raw = raw_maps(
+            name, explainer.model, caffe(pictures), torch.tensor([2, 7]), target_layer=TARGET_LAYER, n_samples=2
+        )
+        close(drawing.raw[name], raw, tolerance_of(name))
+    assert explainer.compute(pixels, methods=[]).target.tolist() == drawing.logits.argmax(dim=1).tolist()
+    with pytest.raises(ClassError, match="class 10 does not exist"):
+        explainer.compute(pixels, [1, 10], "gradcam")
+    with pytest.raises(ClassError, match="3 classes for 2 photographs"):
+        explainer.compute(pixels, [1, 2, 3], "gradcam")
+    with pytest.raises(ValueError, match="no photograph"):
+        explainer.compute(pixels[:0], None, "gradcam")
+    with pytest.raises(ValueError, match="uint8"):
+        explainer.compute(pixels / 255, None, "gradcam")
+    with pytest.raises(ValueError, match="smoothgrad@captum"):
+        explainer.compute(pixels, None, "smoothgrad@captum")
+
+
+@every_engine
+def test_progress_tells_each_pass(tiny, pictures, engine):
+    told = []
+    explainer = explainer_of(tiny, engine=engine, batch_size=2)
+    explainer([*pictures, pictures[0]], 1, n_samples=3, progress=lambda *what: told.append(what))
+    noisy = [("smoothgrad", done, 9) for done in (2, 4, 6, 8, 9)]
+    if engine == "shared":
+        assert told == [("shared", 2, 3), ("shared", 3, 3), *noisy]
+    else:
+        assert [row for row in told if row[0] == "vanilla"] == [("vanilla", 2, 3), ("vanilla", 3, 3)]
+        assert {what for what, _, _ in told} == set(REFERENCE)
+
+
+@every_engine
+@torch.inference_mode()
+def test_an_explainer_made_in_inference_mode(tiny, pictures, engine):
+    maps = explainer_of(tiny, engine=engine)(pictures, 2, n_samples=1)
+    assert all(maps[name].max() > 0.9 for name in REFERENCE)
 
 
 # Any classifier
 
 
+@every_map
 @pytest.mark.parametrize("size", [(96, 96), (64, 112)])
-def test_another_model_with_its_own_transform(photographs, size):
+def test_another_model_with_its_own_transform(pictures, name, size):
     torch.manual_seed(0)
-    resnet = torchvision.models.resnet18(weights=None, num_classes=5).eval()
+    resnet = torchvision.models.resnet18(weights=None, num_classes=5).train()
+    resnet.fc.weight.grad = torch.ones_like(resnet.fc.weight)
     transform = torchvision.transforms.Compose([torchvision.transforms.Resize(size), torchvision.transforms.ToTensor()])
-    before = [p.requires_grad for p in resnet.parameters()]
-    found = Explainer(resnet, target_layer="layer4", preprocess=transform)(photographs, classes=[1, 4], n_samples=2)
-    with Image.open(photographs[0]) as image:
-        inputs = transform(image.convert("RGB"))[None]
-    expected = methods.gradcam(resnet, inputs, torch.tensor([1]), target_layer=resnet.layer4)
-    close(torch.from_numpy(found["gradcam"][:1]), expected, FLOAT32)
-    assert found["smoothgrad"].shape == (2, *size)
-    assert found.pixels.shape == (2, *size, 3)
-    assert found.manifest["weights"]["fingerprint"] is None
-    assert [p.requires_grad for p in resnet.parameters()] == before
-    found.figure("gradcam")
+    before = copy.deepcopy(resnet.state_dict())
+    maps = Explainer(resnet, target_layer=resnet.layer4, preprocess=transform)(pictures, [1, 4], name, n_samples=2)
+    assert all(torch.equal(before[key], value) for key, value in resnet.state_dict().items())  # batch statistics, too
+    assert resnet.training
+    assert resnet.fc.weight.grad.sum() == 5 * 512
+    inputs = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
+    raw = raw_maps(name, resnet, inputs, torch.tensor([1, 4]), target_layer="layer4", n_samples=2)
+    close(torch.from_numpy(maps[name]), finish(raw, size), FLOAT32)
+    assert maps.pixels.shape == (2, *size, 3)
+    assert maps.manifest["weights"]["fingerprint"] is None
+    assert (maps.manifest["target_layer"], maps.manifest["model"]) == ("layer4", "ResNet")
 
 
-def test_a_model_handed_in_stays_where_it_is_and_what_it_is(model, photographs):
-    """Another precision works on a copy."""
-    found = Explainer(model, "features.29", preprocess="caffe", size=64, device="cpu", precision="fp32")(
-        photographs, 2, n_samples=1
-    )
-    assert found["vanilla"].dtype == np.float32
-    assert next(model.parameters()).dtype == torch.float64
+def test_a_model_handed_in_stays_where_it_is_and_what_it_is(model, pictures):
+    """Another number format, or another device, is a copy's."""
+    explainer = Explainer(model, TARGET_LAYER, preprocess="caffe", size=64, device="cpu", precision="fp32")
+    assert explainer(pictures, 2, n_samples=1)["vanilla"].dtype == np.float32
+    kept = next(model.parameters())
+    assert (kept.dtype, kept.device) == (torch.float64, model.features[0].bias.device)
+    assert Explainer(model, TARGET_LAYER).model is model
 
 
-def test_transforms_that_cannot_be_used(tiny, photographs, explainer):
-    with pytest.raises(ValueError, match=r"expected a floating-point tensor \(C, H, W\)"):
-        Explainer(explainer.model, "features.29", preprocess=lambda image: image)(photographs)
+def test_transforms_that_cannot_be_used(tiny, pictures):
+    model = explainer_of(tiny, precision="fp32").model
+    with pytest.raises(ValueError, match=r"preprocess gave Image for .*; expected a floating-point tensor \(C, H, W\)"):
+        Explainer(model, TARGET_LAYER, preprocess=lambda image: image)(pictures)
     to_tensor = torchvision.transforms.ToTensor()
     with pytest.raises(ValueError, match="let it resize to one size"):
-        Explainer(explainer.model, "features.29", preprocess=to_tensor)(photographs)
-
-
-# Errors
-
-
-def test_errors_name_what_is_wrong(explainer, photographs, tiny):
-    with pytest.raises(ClassError, match="class 10 does not exist"):
-        explainer(photographs, classes=10)
-    with pytest.raises(ClassError, match="3 classes for 2 photographs"):
-        explainer(photographs, classes=[1, 2, 3])
-    with pytest.raises(ImagesError, match="no such file"):
-        explainer(["absent.jpg"])
-    with pytest.raises(ValueError, match="no photograph"):
-        explainer([])
-    with pytest.raises(ValueError, match="give a list"):
-        explainer("cat.jpg")
-    with pytest.raises(ValueError, match=r"method 'gradcan' is unknown; did you mean gradcam\?"):
-        explainer(photographs, methods=["gradcan"])
-    with pytest.raises(ValueError, match="seed"):
-        explainer(photographs, seed=-1)
-    with pytest.raises(KeyError, match="gradcam was not drawn"):
-        explainer(photographs, methods="vanilla")["gradcam"]
-    with pytest.raises(LayerError, match="layer4"):
-        Explainer(explainer.model, "layer4")
-    with pytest.raises(ValueError, match="tf32 exists on CUDA"):
-        Explainer.vgg16(tiny, device="cpu", precision="tf32")
-    with pytest.raises(ValueError, match=r"smoothgrad@captum is the library's own call, which does not work in bf16"):
-        Explainer.vgg16(tiny, device="cpu", precision="bf16")(photographs, methods=["smoothgrad@captum"])
-    for device, words in {"tpu": "unknown", "mps": "not supported", "cuda:99": "cuda:99|no CUDA"}.items():
-        with pytest.raises(DeviceError, match=words):
-            choose_device(device)
-
-
-class Broken(nn.Module):
-    """Gives NaN."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
-
-    def forward(self, x):
-        return self.conv(x).mean(dim=(2, 3)) * float("nan")
-
-
-def test_nan_is_refused_not_drawn(photographs):
-    with pytest.raises(MapError, match="not finite"):
-        Explainer(Broken(), "conv")(photographs, classes=0)
+        Explainer(model, TARGET_LAYER, preprocess=to_tensor)([pictures[0], pictures[1][:32]])
 
 
 class Flat(nn.Module):
     """Its score falls with every feature: no positive evidence anywhere."""
 
-    def __init__(self):
+    def __init__(self, factor):
         super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1)
-        nn.init.constant_(self.conv.weight, 0.0)
+        self.conv, self.factor = nn.Conv2d(3, 2, 1), factor
+        nn.init.constant_(self.conv.weight, 0.01)  # positive activations everywhere, and not the same everywhere
         nn.init.constant_(self.conv.bias, 1.0)
-        with torch.no_grad():
-            self.conv.weight[0, 0] = 0.01  # positive activations everywhere, and not the same everywhere
 
     def forward(self, x):
-        return -self.conv(x).relu().mean(dim=(2, 3))
+        return self.factor * self.conv(x).relu().mean(dim=(2, 3))
 
 
-def test_a_constant_map_is_drawn_and_said_to_be(photographs, tmp_path):
-    found = Explainer(Flat(), "conv", size=32)(photographs, classes=0, methods="gradcam")
-    constant = [p["constant_maps"] for p in found.manifest["photographs"]]
-    # G < 0 and A > 0 everywhere: relu(Σ w·A) is 0 everywhere.
-    assert constant == [["gradcam"], ["gradcam"]]
-    assert (found["gradcam"] == 0).all()
-    texts = [t.get_text() for axis in found.figure("gradcam").axes for t in [axis.title]]
-    assert any("no positive evidence" in text for text in texts)
-    found.save(tmp_path / "out")
+def test_a_constant_map_is_drawn_and_said_to_be(pictures, tmp_path):
+    maps = Explainer(Flat(-1), "conv", size=32)(pictures, classes=0, methods="gradcam,vanilla")
+    assert [row["constant_maps"] for row in maps.manifest["photographs"]] == [["gradcam", "vanilla"]] * 2
+    close(torch.tensor(maps["gradcam"]), torch.zeros(2, 32, 32), EXACT)
+    assert any("no positive evidence" in axis.get_title() for axis in maps.figure("gradcam").axes)
+    with pytest.raises(MapError, match=r"the logits of photograph 0, 1 .*not finite"):
+        Explainer(Flat(float("nan")), "conv")(pictures, classes=0)
+
+
+# Errors
+
+
+def test_errors_name_what_is_wrong(tiny, pictures, explanation):
+    explainer = explainer_of(tiny)
+    for wrong, error, words in (
+        (lambda: explainer(["absent.jpg"]), ImagesError, "no such file"),
+        (lambda: explainer([]), ValueError, "no photograph"),
+        (lambda: explainer("cat.jpg"), ValueError, "give a list"),
+        (lambda: explainer(pictures, methods=["gradcan"]), ValueError, r"'gradcan' is unknown; did you mean gradcam\?"),
+        (lambda: explainer(pictures, methods=[]), ValueError, "no method"),
+        (lambda: explainer(pictures, seed=-1), ValueError, "seed"),
+        (lambda: explainer(pictures, n_samples=0), ValueError, "n_samples"),
+        (lambda: explainer(pictures, methods="vanilla")["gradcam"], KeyError, "gradcam was not drawn"),
+        (lambda: Explainer(explainer.model, "layer4"), LayerError, "layer4"),
+        (
+            lambda: Explainer(explainer.model, TARGET_LAYER, preprocess="tf"),
+            ValueError,
+            "preprocessing 'tf' is unknown",
+        ),
+        (lambda: explainer_of(tiny, resize="crop"), ValueError, "resize 'crop' is unknown"),
+        (lambda: explainer_of(tiny, engine="fast"), ValueError, "engine 'fast' is unknown; known: library, shared"),
+        (lambda: explainer_of(tiny, precision="tf32"), ValueError, "tf32 exists on CUDA"),
+        (lambda: explainer_of(tiny, device="tpu"), DeviceError, "'tpu' is unknown"),
+        (lambda: explainer_of(tiny, batch_size=0)(pictures), ValueError, "batch size 0"),
+    ):
+        with pytest.raises(error, match=words):
+            wrong()
 
 
 # Files
 
 
-def test_save_writes_everything(maps, tmp_path):
-    written = maps.save(tmp_path / "a" / "out")
-    names = sorted(p.name for p in written)
-    expected = sorted([*(f"{m}.png" for m in REFERENCE_METHODS), "overview.png", "maps.npz", "manifest.json"])
-    assert names == expected == sorted(os.listdir(tmp_path / "a" / "out"))
+def test_save_writes_everything(explanation, tmp_path):
+    written = explanation.save(tmp_path / "a" / "out")
+    names = [*(f"{name}.png" for name in ALL), "overview.png", "maps.npz", "manifest.json"]
+    assert [path.name for path in written] == names
+    assert sorted(names) == sorted(os.listdir(tmp_path / "a" / "out"))
     with np.load(tmp_path / "a" / "out" / "maps.npz", allow_pickle=False) as file:
-        assert set(file.files) == {*REFERENCE_METHODS, "pixels"}
-        for name in REFERENCE_METHODS:
-            assert np.array_equal(file[name], maps[name])
-        assert np.array_equal(file["pixels"], maps.pixels)
+        assert set(file.files) == {*ALL, "pixels"}
+        assert all(np.array_equal(file[name], explanation[name]) for name in ALL)
+        assert np.array_equal(file["pixels"], explanation.pixels)
     manifest = json.loads((tmp_path / "a" / "out" / "manifest.json").read_text())
-    assert sorted(manifest["files"]) == expected
+    assert (manifest["files"], manifest["colormap"]) == (names, "jet")
 
 
-def test_an_earlier_result_is_replaced_and_other_files_stay(explainer, photographs, maps, tmp_path):
-    out = tmp_path / "out"
-    maps.save(out)
-    (out / "notes.txt").write_text("mine")
-    explainer(photographs, classes=2, methods="gradcam").save(out)
-    assert sorted(os.listdir(out)) == ["gradcam.png", "manifest.json", "maps.npz", "notes.txt", "overview.png"]
+def test_a_full_disk_leaves_the_earlier_result(tiny, pictures, explanation, tmp_path, monkeypatch):
+    maps = explainer_of(tiny)(pictures, 2, "gradcam")
+    maps.save(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
-
-def test_a_folder_that_is_not_ours_is_refused(maps, tmp_path):
-    (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match="holds files that are not a result"):
-        maps.save(tmp_path)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
-    maps.save(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").read_text() == "mine"
-
-
-def test_a_file_in_the_folders_place(maps, tmp_path):
-    (tmp_path / "out").write_text("")
-    with pytest.raises(OutputError, match="is not a folder"):
-        check_output(tmp_path / "out" / "below")
-
-
-def test_a_full_disk_leaves_nothing(maps, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(OSError, match="No space left"):
-        maps.save(tmp_path / "out")
-    assert os.listdir(tmp_path) == []
+    for out in ("out", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            explanation.save(tmp_path / out)
+    assert os.listdir(tmp_path) == ["out"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
-def test_figures_hold_hostile_names(explainer, maps, photographs, tmp_path):
-    name = "$x^{ <b>&\n\x1b[31m" + "y" * 200 + ".png"
-    try:
-        os.link(photographs[0], tmp_path / name)
-    except OSError:
-        name = "$x^{ <b>&\n\x1b[31m" + "y" * 100 + ".png"
-        (tmp_path / name).write_bytes(photographs[0].read_bytes())
-    explainer([tmp_path / name], classes=2, methods="gradcam").save(tmp_path / "out")
+def test_figures_hold_hostile_names_and_make_pages(tiny, pictures, tmp_path):
+    name = "$x^{ <b>&\n\x1b[31m" + "y" * 100 + ".png"
+    Image.fromarray(pictures[0]).save(tmp_path / name)
+    maps = explainer_of(tiny)([tmp_path / name] * 26, classes=2, methods="gradcam")
+    names = {path.name for path in maps.save(tmp_path / "out")}
+    assert {"overview.png", "overview-2.png", "overview-3.png"} <= names
     assert (tmp_path / "out" / "overview.png").stat().st_size > 5000
 
 
-def test_many_photographs_make_pages(explainer, photographs, tmp_path):
-    found = explainer([photographs[0]] * 26, classes=2, methods="gradcam")
-    names = {p.name for p in found.save(tmp_path / "out")}
-    assert {"overview.png", "overview-2.png", "overview-3.png"} <= names
+# The process
 
 
-def test_batch_sizes_give_the_same_maps(tiny, photographs):
-    found = [
-        Explainer.vgg16(tiny, device="cpu", precision="fp64", batch_size=size)(photographs, classes=2, n_samples=3)
-        for size in (1, 5, "auto")
-    ]
-    for name in REFERENCE_METHODS:
-        for other in found[1:]:
-            close(
-                torch.from_numpy(other[name]),
-                torch.from_numpy(found[0][name]),
-                FLOAT64 * 1000 if "plus" in name else FLOAT64,
-            )
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_process_is_left_as_it_was(tmp_path, engine, monkeypatch):
+    """By the import, the constructor and a call: environment, threads, switches, signals, warnings, generators."""
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    code = f"""
+import os, random, signal, sys, warnings
+import numpy as np, torch
+from torch import nn
+{"import captum.attr, pytorch_grad_cam" if engine == "library" else ""}
+
+def state():
+    numbers = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    switches = [torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.get_default_dtype(),
+                torch.backends.cuda.matmul.fp32_precision, torch.get_num_threads(), torch.is_grad_enabled()]
+    process = [dict(os.environ), os.getcwd(), os.umask(18), signal.getsignal(signal.SIGTERM), list(warnings.filters)]
+    os.umask(process[2])
+    return [numbers, switches, process, sys.excepthook, sys.stdout]
+
+before = state()
+from torch_impl import Explainer
+model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
+torch.set_rng_state(torch.tensor(before[0][2], dtype=torch.uint8))  # the model's own weights are drawn by PyTorch
+explainer = Explainer(model, "0", size=16, engine="{engine}")
+explainer([np.zeros((16, 16, 3), np.uint8) + np.arange(16, dtype=np.uint8)[:, None]], 1, n_samples=1)
+for was, now in zip(before, state(), strict=True):
+    assert was == now, (was, now)
+"""
+    result = run_program("-c", code, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert os.listdir(tmp_path) == []

@@ -1,152 +1,149 @@
-"""Each map as a function of tensors, the libraries' own maps, and the figures."""
+"""Each map as a function of tensors, by its row of the table; and the libraries' own maps, untouched."""
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import torch
 from captum.attr import NoiseTunnel, Saliency
-from conftest import close
-from pytorch_grad_cam import GradCAM, GradCAMPlusPlus
+from conftest import TARGET_LAYER, close, drawn, every_engine, every_map, tolerance_of
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-from tolerances import FLOAT64, NORMALIZE
-from torch_impl.vgg16 import TARGET_LAYER
+from tolerances import EXACT, FLOAT64, NORMALIZE
 
-from torch_impl import figure, methods
-from torch_impl.figure import ColormapError, checked_colormap, method_figure, overview_figures
-from torch_impl.methods import METHODS, MapError, Settings, finish, raw_maps
-from torch_impl.names import STOCK_METHODS, canonical_name, is_cam
+from parity.contract.methods import LIBRARY, METHODS, REFERENCE, Options, canonical_name, canonical_names, in_order
+from torch_impl import Explainer, methods
+from torch_impl.maps.registry import DRAWN
+from torch_impl.methods import finish, raw_maps
+from torch_impl.stock import CLASSES, NARROW, check_narrow
 
-
-def test_every_method_stays_in_range(model, inputs, target):
-    for name in METHODS:
-        raw = raw_maps(name, model, inputs, target, Settings(target_layer=TARGET_LAYER, n_samples=2))
-        assert raw.shape[0] == 3
-        assert (raw >= 0).all()
-        drawn = finish(raw, (64, 64))
-        assert drawn.shape == (3, 64, 64)
-        assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
+OPTIONS = ("n_samples", "noise_level", "seed")
 
 
-def test_scaling_the_score_changes_the_finished_maps_by_normalizes_constant_at_most(model, inputs, target):
-    before = {
-        "vanilla": methods.vanilla(model, inputs, target),
-        "smoothgrad": methods.smoothgrad(model, inputs, target, n_samples=2),
-        "gradcam": methods.gradcam(model, inputs, target, target_layer=TARGET_LAYER),
-    }
-    smallest = min(
-        float((m.amax(dim=(1, 2)) - m.amin(dim=(1, 2))).min())
-        for m in (
-            raw_maps(name, model, inputs, target, Settings(target_layer=TARGET_LAYER, n_samples=2)) for name in before
-        )
-    )
+def own(name):
+    """The keywords that a map's function needs or takes."""
+    row = METHODS[name]
+    return {"target_layer": TARGET_LAYER} if row.at_layer else {"n_samples": 2} if row.noisy else {}
+
+
+@every_map
+def test_the_function_of_a_map(model, inputs, target, name):
+    function = getattr(methods, name)
+    maps = function(model, inputs, target, **own(name), batch_size=2)
+    close(maps, finish(drawn(name, model, inputs, target, engine="shared"), (64, 64)), tolerance_of(name))
+    assert (maps.amin(), maps.dtype) == (0, torch.float64)
+    assert 0.9 < maps.amax() < 1
+
+
+@every_map
+def test_its_signature_and_its_words(name):
+    function, row = getattr(methods, name), METHODS[name]
+    parameters = inspect.signature(function).parameters
+    expected = ["target_layer"] * row.at_layer + [*OPTIONS] * row.noisy + ["batch_size"]
+    assert list(parameters) == ["model", "inputs", "target", *expected]
+    for option, value in vars(Options()).items():
+        assert option not in parameters or parameters[option].default == value
+    assert function.__name__ == name in dir(methods)
+    assert function.__doc__.startswith(row.title)
+    assert "Source: arXiv" in function.__doc__
+    assert "Matches: tf-keras-vis" in function.__doc__
+
+
+@every_map
+def test_keywords_that_do_not_belong_to_a_map(model, inputs, target, name):
+    function = getattr(methods, name)
+    unknown = "n_samples" if METHODS[name].at_layer else "target_layer"
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument '{unknown}'"):
+        function(model, inputs, target, **{**own(name), unknown: 1})
+    if METHODS[name].at_layer:
+        with pytest.raises(TypeError, match="needs target_layer"):
+            function(model, inputs, target)
+    with pytest.raises(AttributeError, match="no attribute 'gradcan'"):
+        methods.gradcan  # noqa: B018
+
+
+@every_engine
+@pytest.mark.parametrize("name", ["vanilla", "smoothgrad", "gradcam"])  # those that are linear in the score
+def test_scaling_the_score_moves_a_finished_map_by_normalizes_constant_at_most(model, inputs, target, name, engine):
+    before = drawn(name, model, inputs, target, engine=engine)
     for parameter in model.classifier[6].parameters():
         parameter.data *= 5
-    after = {
-        "vanilla": methods.vanilla(model, inputs, target),
-        "smoothgrad": methods.smoothgrad(model, inputs, target, n_samples=2),
-        "gradcam": methods.gradcam(model, inputs, target, target_layer=TARGET_LAYER),
-    }
-    for name in before:
-        assert (after[name] - before[name]).abs().max() <= NORMALIZE / smallest
+    after = drawn(name, model, inputs, target, engine=engine)
+    close(after, 5 * before, FLOAT64)
+    smallest = (before.amax(dim=(1, 2)) - before.amin(dim=(1, 2))).min()
+    assert (finish(after, (64, 64)) - finish(before, (64, 64))).abs().max() <= NORMALIZE / smallest
 
 
-@pytest.mark.parametrize(("name", "engine"), [("gradcam", GradCAM), ("gradcam++", GradCAMPlusPlus)])
-def test_stock_cams_are_the_librarys_own(model, inputs, target, name, engine):
-    x = inputs.clone().requires_grad_()
+@pytest.mark.parametrize(
+    "wrong", [{"n_samples": 0}, {"noise_level": -0.1}, {"noise_level": float("nan")}, {"seed": -1}]
+)
+def test_settings_out_of_range(model, inputs, target, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        raw_maps("smoothgrad", model, inputs, target, **wrong)
+
+
+# The libraries' own maps
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_stock_cams_are_the_librarys_own_and_not_ours(model, inputs, target, name):
+    raw = drawn(f"{name}@pytorch-grad-cam", model, inputs, target)
+    ours = finish(drawn(name, model, inputs, target), (64, 64))
+    assert (raw.to(ours) - ours).abs().max() > 1e-2
     model.requires_grad_(True)
-    expected = engine(model=model, target_layers=[model.features[29]])(
-        input_tensor=x, targets=[ClassifierOutputTarget(int(c)) for c in target]
-    )
-    drawn = raw_maps(f"{name}@pytorch-grad-cam", model, inputs, target, Settings(target_layer=TARGET_LAYER))
-    assert np.allclose(drawn.cpu().numpy(), expected, atol=1e-6)
+    engine = getattr(pytorch_grad_cam, CLASSES[name])(model=model, target_layers=[model.features[29]])
+    targets = [ClassifierOutputTarget(category) for category in target.tolist()]
+    expected = engine(input_tensor=inputs.clone().requires_grad_(), targets=targets)
+    close(raw.cpu(), torch.from_numpy(expected), EXACT)
 
 
-def test_stock_smoothgrad_is_captums_own(model, inputs, target):
-    torch.manual_seed(3)
-    x = inputs.clone().requires_grad_()
-    expected = NoiseTunnel(Saliency(model)).attribute(
-        x, nt_type="smoothgrad", nt_samples=3, nt_samples_batch_size=1, stdevs=0.2, target=target
-    )
-    settings = Settings(n_samples=3, noise_level=0.2, seed=3)
-    close(raw_maps("smoothgrad@captum", model, inputs, target, settings), expected.amax(dim=1), FLOAT64)
+@pytest.mark.parametrize("batch_size", [1, "auto"])
+def test_stock_smoothgrad_is_captums_own(model, inputs, target, batch_size):
+    rows = []
+    for i in range(3):
+        torch.manual_seed(3)
+        options = {"nt_type": "smoothgrad", "nt_samples": 3, "nt_samples_batch_size": 1, "stdevs": 0.2}
+        leaf = inputs[i : i + 1].clone().requires_grad_()
+        rows.append(NoiseTunnel(Saliency(model)).attribute(leaf, target=target[i : i + 1], **options).amax(dim=1))
+    options = {"n_samples": 3, "noise_level": 0.2, "seed": 3, "batch_size": batch_size}
+    close(drawn("smoothgrad@captum", model, inputs, target, **options), torch.cat(rows), FLOAT64)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", STOCK_METHODS)
-def test_stock_maps_of_narrow_tensors_are_refused(model, inputs, target, name, dtype):
-    with pytest.raises(ValueError, match=r"does not work in .*16: give precision fp32"):
-        raw_maps(name, model.to(dtype), inputs.to(dtype), target, Settings(target_layer=TARGET_LAYER))
+@pytest.mark.parametrize("name", LIBRARY)
+def test_stock_maps_stay_in_range_and_need_wide_numbers(tiny, model, inputs, target, name):
+    raw = drawn(name, model, inputs, target)
+    assert (raw >= 0).all()
+    assert finish(raw, (64, 64)).shape == (3, 64, 64)
+    for precision in NARROW:
+        words = f"{name} is the library's own call, which does not work in {precision}: give precision fp32"
+        with pytest.raises(ValueError, match=words):
+            check_narrow(["vanilla", name], precision)
+        with pytest.raises(ValueError, match=words):
+            Explainer.vgg16(tiny, device="cpu", precision=precision)([np.zeros((64, 64, 3), np.uint8)], 1, name)
+    check_narrow(LIBRARY, "fp32")
+    check_narrow(REFERENCE, "bf16")
 
 
-def test_stock_and_port_are_different_maps(model, inputs, target):
-    settings = Settings(target_layer=TARGET_LAYER, n_samples=2)
-    for name in ("gradcam", "gradcam_plus_plus"):
-        ours = finish(raw_maps(name, model, inputs, target, settings), (64, 64))
-        theirs = finish(raw_maps(f"{name}@pytorch-grad-cam", model, inputs, target, settings), (64, 64))
-        assert (ours - theirs.to(ours)).abs().max() > 1e-2
+# The table
 
 
-def test_not_finite_is_refused_and_named(model, inputs, target, monkeypatch):
-    raw = torch.ones(3, 4, 4)
-    raw[1, 2, 2] = float("inf")
-    monkeypatch.setitem(METHODS, "vanilla", lambda *_: raw)
-    with pytest.raises(MapError, match=r"photograph 1 \(counted from 0\)"):
-        raw_maps("vanilla", model, inputs, target, Settings())
-
-
-def test_finish_of_float16_is_float32():
-    assert finish(torch.ones(1, 2, 2, dtype=torch.float16), (4, 4)).dtype == torch.float32
+def test_every_row_is_drawn():
+    assert set(DRAWN) == set(METHODS) == {*REFERENCE, *LIBRARY}
 
 
 def test_names():
     assert canonical_name(" GradCAM++ ") == "gradcam_plus_plus"
     assert canonical_name("gradcam++@pytorch-grad-cam") == "gradcam_plus_plus@pytorch-grad-cam"
-    assert [is_cam(n) for n in ("vanilla", "gradcam", "smoothgrad@captum")] == [False, True, False]
-    with pytest.raises(ValueError, match="did you mean smoothgrad"):
+    assert canonical_names("gradcam++, vanilla,gradcam_plus_plus") == ("gradcam_plus_plus", "vanilla")
+    assert in_order(reversed(REFERENCE)) == REFERENCE
+    for row in METHODS.values():
+        assert {canonical_name(spelling) for spelling in (row.name, *row.aliases)} == {row.name}
+    with pytest.raises(ValueError, match=r"'smothgrad' is unknown; did you mean smoothgrad\? \(known: vanilla, "):
         canonical_name("smothgrad")
-
-
-# Figures
-
-
-def pixels_and_maps(n):
-    generator = np.random.RandomState(0)
-    return generator.randint(0, 256, (n, 8, 8, 3), dtype=np.uint8), generator.uniform(0, 1, (n, 8, 8))
-
-
-def test_saliency_stands_alone_and_a_cam_lies_over_its_photograph():
-    pixels, maps = pixels_and_maps(3)
-    for method, pictures in {"vanilla": 1, "gradcam": 2}.items():
-        drawn = method_figure(method, pixels, maps, ["a", "b", "c"])
-        axes = [axis for axis in drawn.axes if axis.images]
-        assert len(axes) == 3
-        for i, axis in enumerate(axes):
-            assert len(axis.images) == pictures
-            shown = axis.images[-1]
-            assert np.array_equal(shown.get_array(), maps[i])
-            assert shown.get_clim() == (0, 1)
-            assert shown.get_cmap().name == "jet"
-            assert shown.get_alpha() == (0.5 if method == "gradcam" else None)
-
-
-def test_the_overview_has_a_row_for_each_photograph():
-    pixels, maps = pixels_and_maps(2)
-    (page,) = overview_figures(pixels, {"vanilla": maps, "gradcam": maps}, ["one 0.5", "two $x$"], colormap="cividis")
-    assert len(page.axes) == 6
-    assert [axis.get_title() for axis in page.axes[::3]] == ["one 0.5", "two $x$"]
-    assert page.axes[1].images[0].get_cmap().name == "cividis"
-    assert len(overview_figures(*(x[[0] * 30] for x in (pixels,)), {"vanilla": maps[[0] * 30]}, ["x"] * 30)) == 3
-
-
-def test_unknown_colormap():
-    assert checked_colormap("viridis") == "viridis"
-    with pytest.raises(ColormapError, match=r"'jett'.*cividis"):
-        checked_colormap("jett")
-
-
-def test_nothing_is_shown():
-    import inspect
-
-    source = inspect.getsource(figure)
-    assert "pyplot" not in source
+    with pytest.raises(ValueError, match="unknown"):
+        canonical_name("smoothgrad@captum", among=REFERENCE)
+    for nothing in ([], ""):
+        with pytest.raises(ValueError, match="method"):
+            canonical_names(nothing)

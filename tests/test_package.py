@@ -14,11 +14,14 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_program
+from conftest import GOLDEN, ROOT, run_program
 
+from parity.contract.artifact import Artifact
+from parity.contract.network import write
 from torch_impl import __version__
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -32,14 +35,13 @@ COMMANDS = {
 LARGEST = 25_000_000
 """Bytes of a distribution: what people still download without a thought."""
 
-NEEDED = (
-    "torch_impl/py.typed",
-    "parity/py.typed",
-    "keras_ref/py.typed",
-    "parity/contract/data/vgg16_offline.safetensors",
-    "parity/contract/data/imagenet_classes.txt",
-    "parity/contract/data/LICENSE",
-)
+SHIPPED = {
+    path.relative_to(ROOT).as_posix()
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+"""Every file of the packages: modules, weights, labels, licences, templates, style."""
 
 
 @pytest.fixture(scope="session")
@@ -61,37 +63,31 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_the_weights_and_the_licences_and_no_test(distributions):
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(distributions):
     _, wheel = distributions
     assert wheel.stat().st_size < LARGEST
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     info = f"attention_maps-{__version__}.dist-info"
-    modules = {
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if "__pycache__" not in path.parts
-    }
-    assert modules <= names
-    assert set(NEEDED) <= names
+    assert SHIPPED - names == set()
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/parity/contract/data/LICENSE"} <= names
     assert {name.split("/")[0] for name in names} == {*PACKAGES, info}, "nothing else lands in site-packages"
 
 
 @pytest.mark.slow
-def test_sdist_holds_what_is_built_and_read_and_no_test(distributions):
+def test_the_sdist_holds_what_is_built_and_read_and_no_test(distributions):
     sdist, _ = distributions
     assert sdist.stat().st_size < LARGEST
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {*NEEDED, "LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "docs/overview.jpg"} <= names
+    read = {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml", "docs/overview.jpg"}
+    assert (SHIPPED | read) - names == set()
     outside = [name for name in names if name.startswith(("tests", "benchmarks", "out", "."))]
     assert outside == []
 
 
 @pytest.mark.slow
-def test_installed_wheel_runs_its_commands_from_an_empty_folder(distributions, tmp_path):
+def test_the_installed_wheel_runs_its_commands_from_an_empty_folder(distributions, tmp_path):
     """The wheel in an environment of its own; PyTorch and the rest are this environment's, which is 5 GB less to fetch."""
     _, wheel = distributions
     venv.create(tmp_path / "environment", with_pip=False)
@@ -124,7 +120,7 @@ def test_installed_wheel_runs_its_commands_from_an_empty_folder(distributions, t
     assert explained.returncode == 0, explained.stderr
     assert (empty / "maps" / "overview.png").stat().st_size > 0
     judged = run(
-        "attention-parity", "--reference", str(ROOT / "tests" / "golden" / "tiny.npz"), "--no-ladder",
+        "attention-parity", "--reference", str(GOLDEN), "--no-ladder",
         "--weights", _tiny_weights(empty), "--precision", "fp64", "--out", "parity",
     )  # fmt: skip
     assert judged.returncode == 0, judged.stdout + judged.stderr
@@ -134,10 +130,7 @@ def test_installed_wheel_runs_its_commands_from_an_empty_folder(distributions, t
 
 
 def _tiny_weights(folder: Path) -> str:
-    from parity.contract.artifact import Artifact
-    from parity.contract.network import write
-
-    network = Artifact.read(ROOT / "tests" / "golden" / "tiny.npz").network
+    network = Artifact.read(GOLDEN).network
     assert network is not None
     write(network, folder / "tiny.safetensors")
     return "tiny.safetensors"
@@ -147,13 +140,7 @@ def test_version_has_one_place():
     assert PYPROJECT["project"]["dynamic"] == ["version"]
     assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "torch_impl._version.__version__"}
     # Every literal that says this version in the packages: the one.
-    literals = [
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and node.value == __version__
-    ]
+    literals = [path for path, node in _nodes() if isinstance(node, ast.Constant) and node.value == __version__]
     assert literals == ["torch_impl/_version.py"]
 
 
@@ -168,11 +155,6 @@ def test_commands_exist(command, module):
     assert PYPROJECT["project"]["scripts"][command] == f"{module}:main"
 
 
-def test_extras():
-    extras = PYPROJECT["project"]["optional-dependencies"]
-    assert {"keras", "ray", "docs", "test"} <= set(extras)
-
-
 def test_every_import_is_a_stated_dependency():
     """A package that happens to be there because another needs it may be gone tomorrow."""
     stated = {
@@ -181,25 +163,35 @@ def test_every_import_is_a_stated_dependency():
         for line in lines
     }
     owners = importlib.metadata.packages_distributions()
-    unstated = {}
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for name in _imported(path):
-                if name in sys.stdlib_module_names or name in PACKAGES or name not in owners:
-                    continue
-                if not stated & {owner.lower() for owner in owners[name]}:
-                    unstated[name] = path.relative_to(ROOT).as_posix()
+    unstated = {
+        name: path
+        for path, node in _nodes()
+        for name in _imported(node) - sys.stdlib_module_names - {*PACKAGES}
+        if name in owners and not stated & {owner.lower() for owner in owners[name]}
+    }
     assert unstated == {}
 
 
-def _imported(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.split(".")[0])
-    return found
+def test_only_the_command_line_sets_switches_of_the_whole_process():
+    """A library leaves the process as it found it; `test_explainer` looks at the process itself."""
+    library = [path for path in SHIPPED if re.match(r"torch_impl/(?!batch/).*\.py$", path)]  # batch is a command's
+    words = r"environ(\[[^]]*\] *=|\.(setdefault|update|pop))|putenv|mallopt|ctypes|set_num_threads|set_start_method"
+    setting = [path for path in library if re.search(words, (ROOT / path).read_text(encoding="utf-8"))]
+    assert setting == ["torch_impl/__main__.py"]
+
+
+def _nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Everything in every module of the packages, with the module's path."""
+    for path in sorted(path for path in SHIPPED if path.endswith(".py")):
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            yield path, node
+
+
+def _imported(node: ast.AST) -> set[str]:
+    """The packages that a statement imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name.split(".")[0] for alias in node.names}
+    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module and not node.level else set()
 
 
 WITHOUT = """
@@ -217,7 +209,7 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=False)
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
-        ("keras_ref", ["--weights", "seeded:0", "--out", "reference.npz"]),
+        ("keras_ref", ["--weights", "seeded:0", "--out", "reference.safetensors"]),
         ("parity", ["--weights", "seeded:0", "--out", "report"]),
     ],
 )

@@ -245,6 +245,7 @@ def test_a_table_that_counts_what_the_verdict_leaves_out_says_so(good: ParityRep
     ladder = (*good.ladder, Rung("vanilla", "plain", (0.5, 0.5)))
     text = page.render(replace(good, figures=figures, ladder=ladder))
     assert "Counts every pixel. The verdict leaves out 9.5 % of them" in words_of(article(text, 1, "Vanilla saliency"))
+    assert "every pixel, tied ones too" in words_of(article(text, 1, "Vanilla saliency"))
     assert "leaves out" not in words_of(article(text, 0, "Vanilla saliency") + article(text, 1, "SmoothGrad"))
     assert "Every pixel counts" in words_of(section(text, "ladder"))
     assert "Every pixel counts" not in words_of(section(text, "context"))  # that has no vanilla saliency

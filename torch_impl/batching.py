@@ -144,6 +144,8 @@ def _fits(work: Callable[[list[Item]], None], piece: list[Item]) -> bool:
     try:
         work(piece)
         return True
+    except OutOfMemoryError:  # passes within this one have said what to do
+        raise
     except (torch.OutOfMemoryError, MemoryError):
         pass
     except RuntimeError as error:  # neither the CPU allocator's nor CUDA's libraries' have a class of their own

@@ -50,8 +50,8 @@ def check_output(folder: str | os.PathLike[str], *, overwrite: bool = False) -> 
 def replace(out: Path, names: Sequence[str], write: Callable[[Path], None], *, overwrite: bool = False) -> None:
     """Put files into a folder, all of them or none; files of an earlier result that are not among them go.
 
-    A folder that holds our result alone is exchanged whole. Where others' files lie in it, ours are moved in one by one,
-    the manifest last.
+    A folder that holds our result alone is exchanged whole. Where others' files lie in it, or where it cannot be renamed,
+    ours are moved in one by one, the manifest last.
 
     Args:
         out: the folder; made if it is not there.
@@ -64,25 +64,40 @@ def replace(out: Path, names: Sequence[str], write: Callable[[Path], None], *, o
         OSError: as the file system says.
     """
     earlier = check_output(out, overwrite=overwrite)
-    existing = next(p for p in (out.absolute().parent, *out.absolute().parents) if p.is_dir())
+    inside = out.is_dir() and not _exchangeable(out, earlier)
+    existing = out if inside else next(p for p in out.absolute().parents if p.is_dir())
     # The same file system as the result, so that what is complete is moved into place, never copied.
     with tempfile.TemporaryDirectory(dir=existing, prefix=".part-") as staging:
         new = Path(staging, "new")
         new.mkdir()
         write(new)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if not out.exists():
-            new.rename(out)
-        elif (
-            {entry.name for entry in out.iterdir()} <= earlier and not out.is_symlink() and out.resolve() != Path.cwd()
-        ):
-            out.rename(Path(staging, "old"))
-            new.rename(out)
-        else:
-            for name in names:
-                os.replace(new / name, out / name)
-            for name in earlier - set(names):
-                (out / name).unlink(missing_ok=True)
+        if not inside:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _exchange(out, new, Path(staging, "old"))
+            return
+        for name in names:
+            os.replace(new / name, out / name)
+    for name in earlier - set(names):
+        (out / name).unlink(missing_ok=True)
+
+
+def _exchangeable(out: Path, earlier: set[str]) -> bool:
+    """Whether a folder may be renamed: ours alone, no link, no mounted volume, nobody's working directory."""
+    fixed = out.is_symlink() or out.is_mount() or out.resolve() == Path.cwd()
+    renamable = os.access(out.absolute().parent, os.W_OK | os.X_OK)
+    return renamable and not fixed and {entry.name for entry in out.iterdir()} <= earlier
+
+
+def _exchange(out: Path, new: Path, old: Path) -> None:
+    """Put `new` into the place of `out`; whatever goes wrong on the way, `out` is what it was."""
+    try:
+        if out.exists():
+            out.rename(old)
+        new.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
 
 
 def _earlier_result(out: Path) -> set[str] | None:

@@ -74,7 +74,7 @@ def captum_smoothgrad(
         inputs: preprocessed.
         target: class indices.
         noise_level: taken as σ itself, in units of the preprocessed input, as Captum does.
-        n_samples: noisy copies of each image, one image at a time in memory.
+        n_samples: noisy copies of each image, one of each at a time in memory.
         seed: of PyTorch's generator, which is put back afterwards.
 
     Returns:
@@ -98,7 +98,6 @@ def captum_smoothgrad(
 
 def _stock_cam(method: str) -> Function:
     def function(p: Pass) -> Maps:
-        assert p.capture.layer is not None
         p.capture.attend()
         return pytorch_grad_cam_map(method, p.capture.model, p.inputs, p.target, p.capture.layer)
 
@@ -111,7 +110,14 @@ for _method in CLASSES:
 
 @drawn("smoothgrad@captum")
 def _smoothgrad(p: Pass) -> Maps:
-    o = p.options
-    return captum_smoothgrad(
-        p.capture.model, p.inputs, p.target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
-    )
+    """Photograph by photograph, each from the seed: a batch's noise would depend on its size."""
+    o, maps = p.options, []
+    for i in range(len(p.inputs)):
+        p.capture.attend([i])
+        image, target = p.inputs[i : i + 1], p.target[i : i + 1]
+        maps.append(
+            captum_smoothgrad(
+                p.capture.model, image, target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
+            )
+        )
+    return torch.cat(maps)

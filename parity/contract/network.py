@@ -60,13 +60,6 @@ class Network:
     input: str
     remark: str = ""
 
-    @cached_property
-    def architecture(self):  # type: ignore[no-untyped-def]
-        """Temporary, while the move lasts."""
-        from parity.contract.architecture import Architecture
-
-        return Architecture.of({name: tuple(array.shape) for name, array in self.tensors.items()})
-
     @property
     def about(self) -> dict[str, str]:
         """What a file remembers beside the tensors; `restored` reads it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +112,15 @@ def draw(
     results = {name: Pieces(count) for name in ("logits", "target", *names)}
     no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
     stages: dict[str, Pieces] = {}
-    capture.progress = progress
 
     def one_piece(rows: list[int]) -> None:
+        capture.progress = progress and (
+            lambda done, of: progress(rows[0] * of // len(rows) + done, count * of // len(rows))
+        )
         chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
         capture.others = tuple(taken(values, rows) for values in others)
         p = capture.take(taken(inputs, rows), chosen, needs, options)
-        own = {name: replace(p, stages={} if with_stages else None) for name in names}
+        own = {name: p.noting() if with_stages else p for name in names}
         raw = {name: DRAWN[name].function(own[name]) for name in names}
         # Only now, after everything that may run out of memory: see `micro_batches`.
         results["target"].put(rows, p.target)

@@ -37,7 +37,6 @@ class Libraries(Capture):
         if "input_gradients" in needs:
             filled["input_gradients"] = self.input_gradients(inputs, target)
         if "activations" in needs or "gradients" in needs:
-            assert self.layer is not None
             activations, gradients = self._at_layer(self.layer, inputs, target, "gradients" in needs)
             filled["activations"] = self.feature_maps(activations.to(inputs.device), inputs)
             if gradients is not None:

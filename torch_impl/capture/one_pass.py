@@ -47,7 +47,7 @@ class OnePass(Capture):
             captured.append(activations)
             return in_place_of(output, activations.clone())  # what follows may work in place
 
-        handle = self.layer.register_forward_hook(capture) if at_layer and self.layer else None
+        handle = self.layer.register_forward_hook(capture) if at_layer else None
         try:
             logits = self.model(leaf) if backward else self.logits_alone(leaf)
         finally:

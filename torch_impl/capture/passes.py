@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from parity.contract.methods import Options
 from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
-from torch_impl.capture.layout import FeatureLayout, arranged, layout_of, told_by
+from torch_impl.capture.layout import FeatureLayout, LayerError, arranged, layout_of, told_by
 from torch_impl.precision import SCORE_SCALE, at_least_fp32
 from torch_impl.score import Classifier
 
@@ -33,7 +34,7 @@ class MapError(ArithmeticError):
     """A map or a logit is not finite; the message says which and what to do."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(eq=False, kw_only=True)
 class Pass:
     """See the module. A map finds here what it asked for; the rest may be None.
 
@@ -58,6 +59,12 @@ class Pass:
     gradients: FeatureMaps = field(default=None)  # type: ignore[assignment]
     input_gradients: Images = field(default=None)  # type: ignore[assignment]
     stages: dict[str, Tensor] | None = None
+
+    def noting(self) -> Pass:
+        """The same pass, for a map whose own stages are wanted."""
+        noting = copy.copy(self)
+        noting.stages = {}
+        return noting
 
     def keep(self, **stages: Callable[[], Tensor]) -> None:
         """Note a map's own stages, (N, …) each, under their names in `parity.contract.methods`; made only where wanted."""
@@ -85,7 +92,8 @@ class Capture(ABC):
     def __init__(
         self, model: Classifier, layer: nn.Module | None, batch_size: BatchSize = "auto", layout: FeatureLayout = None
     ) -> None:
-        self.model, self.layer, self.batch_size, self.layout = model, layer, batch_size, layout
+        self.model, self.batch_size, self.layout = model, batch_size, layout
+        self._layer = layer
         self.progress: Progress | None = None
         self.others: tuple[Tensor, ...] = ()
         self.formats: set[str] = set()
@@ -95,6 +103,17 @@ class Capture(ABC):
                 if told_by(module):
                     module.register_forward_hook(self._listen)
             layer.register_forward_hook(self._note_layout)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer that class activation maps are drawn on.
+
+        Raises:
+            LayerError: none was named.
+        """
+        if self._layer is None:
+            raise LayerError("this map is drawn on a layer of the model: name one as target_layer")
+        return self._layer
 
     @abstractmethod
     def take(self, inputs: Images, target: Target | Choose, needs: Collection[str], options: Options) -> Pass:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from parity.contract.methods import FASTER_CHANNELS
-from torch_impl.arrays import Cams, FeatureMaps, Images
+from torch_impl.arrays import Cams, FeatureMaps
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.gradcam import class_activation_map
 from torch_impl.maps.postprocess import normalize, upsample
@@ -102,7 +102,7 @@ def _probabilities(p: Pass, channels: Channels) -> Float[Tensor, "N m"]:
     return probabilities
 
 
-def _seen_through(p: Pass, channels: Channels, row: int, place: int) -> Images:
+def _seen_through(p: Pass, channels: Channels, row: int, place: int) -> Float[Tensor, "1 C H W"]:
     """A picture (1, C, H, W) times the mask of one of its channels; place −1: an empty mask."""
     picture = p.inputs[row : row + 1]
     if place < 0:
