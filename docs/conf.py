@@ -50,6 +50,7 @@ html_theme_options = {
     "dark_css_variables": {"color-brand-primary": "#8ec5ff", "color-brand-content": "#8ec5ff"},
 }
 
+
 def _mathml(translator: HTML5Translator, node: nodes.Element, display: str) -> None:
     """A formula as MathML, which browsers draw by themselves; its LaTeX stays as the text for copying and for old readers."""
     source = node.astext()
@@ -98,7 +99,10 @@ def _attribute(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
     """Napoleon takes "what: how" for a type and its description."""
     types = [line for line in lines if line.startswith(":type: ")]
     if what in ("attribute", "data", "property") and types:
-        lines[:] = [f"{types[0].removeprefix(':type: ')}: {lines[0]}", *(line for line in lines[1:] if line not in types)]
+        lines[:] = [
+            f"{types[0].removeprefix(':type: ')}: {lines[0]}",
+            *(line for line in lines[1:] if line not in types),
+        ]
 
 
 def setup(app: Sphinx) -> None:
