@@ -19,6 +19,7 @@ release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 language = "en"
+default_role = "code"  # `x` in a docstring
 
 # A reference that leads nowhere, within these packages, is an error; other projects' inventories would need the internet.
 nitpicky = True
@@ -35,7 +36,6 @@ napoleon_custom_sections = [("Yields", "returns_style")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
@@ -49,8 +49,6 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1b5e9b", "color-brand-content": "#1b5e9b"},
     "dark_css_variables": {"color-brand-primary": "#8ec5ff", "color-brand-content": "#8ec5ff"},
 }
-
-_LINE = re.compile(r"^(Source|Matches|Differs): ", flags=re.MULTILINE)
 
 
 def _mathml(translator: HTML5Translator, node: nodes.Element, display: str) -> None:
@@ -72,53 +70,43 @@ def _block(translator: HTML5Translator, node: nodes.Element) -> None:
     _mathml(translator, node, "block")
 
 
-def _prose(text: str) -> str:
-    """A line of a docstring → reST: `code` as a literal; |x| and n**2 are meant as they stand."""
-    parts = re.split(r"(``[^`]+``|(?<![:\w`])`[^`\n]+`(?![`_]))", text)
-    for i, part in enumerate(parts):
-        if i % 2 == 0:
-            parts[i] = re.sub(r"(?<!\\)([|*])", r"\\\1", part)
-        elif not part.startswith("``"):
-            parts[i] = f"`{part}`"
-        if i % 2 and parts[i + 1][:1].isalnum():
-            parts[i] += "\\ "  # `Photograph`s
-    return "".join(parts)
+_CODE_OR_SIGN = re.compile(r"(?P<code>``[^`]+``|`[^`]+`)(?P<ending>\w?)|(?P<sign>[|*])")
+
+
+def _prose(line: str) -> str:
+    """|x| and n**2 stand as they are; `Photograph`s is a word."""
+
+    def escaped(match: re.Match[str]) -> str:
+        if match["sign"]:
+            return "\\" + match["sign"]
+        return match["code"] + ("\\ " + match["ending"] if match["ending"] else "")
+
+    return _CODE_OR_SIGN.sub(escaped, line)
 
 
 def _docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Our docstrings, Google sections with Markdown's `code` → what napoleon and reST read."""
-    found: list[str] = []
-    said = False  # the line before was Source, Matches or Differs
-    code: int | None = None  # indentation of the block of code that we are in
-    for i, line in enumerate(lines):
-        indent = len(line) - len(line.lstrip())
-        starts = bool(line.strip()) and indent >= 4 and (
-            (what == "module" and not "".join(lines[max(i - 1, 0) : i]).strip())
-            or (i > 0 and lines[i - 1].strip() == "Example:")
-        )  # fmt: skip
-        if code is not None and line.strip() and indent < code:
-            code = None
-            if found[-1].strip():
-                found.append("")
-        if starts and code is None:
-            code = indent
-            opening = " " * (indent if i and lines[i - 1].strip() == "Example:" else 0) + "::"
-            found += [opening, ""]
-        inner = " " * 4 if code and found and "Example:" in lines else ""
-        if code is not None:
-            found.append(inner + line if line.strip() else line)
-        elif said and indent and line.strip():  # the rest of such a line
-            found[-1] += " " + _prose(line.strip())
-        elif _LINE.match(line):
-            said = True
-            found += ["", _LINE.sub(r"**\1:** ", _prose(line))]
-        else:
-            said = False
-            found.append(_prose(line))
-    lines[:] = found
+    """What our docstrings write without reST: Source, Matches and Differs are fields, and code is code."""
+    code = what == "module"  # whose only indented lines are code
+    text = "\n".join(line if code and line.startswith("    ") else _prose(line) for line in lines)
+    text = re.sub(r"^(Source|Matches|Differs): ", r":\1: ", text, flags=re.MULTILINE)
+    text = re.sub(r"^Example:$", "Example::\n", text, flags=re.MULTILINE)
+    if code:
+        text = re.sub(r"\n\n(?=    )", "\n\n::\n\n", text)
+    lines[:] = text.split("\n")
+
+
+def _attribute(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Napoleon takes "what: how" for a type and its description."""
+    types = [line for line in lines if line.startswith(":type: ")]
+    if what in ("attribute", "data", "property") and types:
+        lines[:] = [
+            f"{types[0].removeprefix(':type: ')}: {lines[0]}",
+            *(line for line in lines[1:] if line not in types),
+        ]
 
 
 def setup(app: Sphinx) -> None:
     """Register the renderer of formulas and the reading of docstrings."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-docstring", _docstring, priority=10)  # before napoleon, so that sections are untouched
+    app.connect("autodoc-process-docstring", _attribute, priority=900)  # after it

@@ -211,7 +211,12 @@ def faster_scorecam(p: Pass) -> Stages:
     if m > count:
         raise KerasRefError(f"--channels {m}: the target layer has {count} feature maps")
     channels = tf.math.top_k(tf.math.reduce_std(tf.constant(p.activations), (0, 1)), m).indices.numpy()
-    return {"faster_scorecam/channels": channels, **_score_weighted("faster_scorecam", p, channels, m)}
+    # Asked for all of them, the library leaves them in their own order.
+    stages = _score_weighted("faster_scorecam", p, channels if m < count else np.arange(count), m)
+    if m == count:
+        ordered = ("faster_scorecam/scores", "faster_scorecam/weights")
+        stages |= {name: stages[name][channels] for name in ordered}
+    return {"faster_scorecam/channels": channels, **stages}
 
 
 def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None) -> Stages:

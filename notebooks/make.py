@@ -86,10 +86,13 @@ Keras's names stand beside torchvision's: `block5_conv3`, whose output after the
 
 Имена слоёв Keras стоят рядом с именами torchvision: `block5_conv3`, чей выход после ReLU читают обе CAM, — это `features.29`.""",
     ),
-    Code("""from torch_impl import Explainer, vgg16
+    Code("""from torch_impl import Explainer
+from torch_impl.network import summary
+from torch_impl.weights import load_network
 
-explainer = Explainer.vgg16(weights=WEIGHTS, device=device)
-print(vgg16.summary(explainer.network.architecture))"""),
+network = load_network(WEIGHTS)
+explainer = Explainer.vgg16(network, device=device)
+print(summary(network.table))"""),
     Text(
         en="""## Four photographs
 
@@ -130,10 +133,10 @@ The score is the logit of the photograph's own class, given by its label or its 
 Оценка — это логит собственного класса фотографии, заданного названием или номером. Рядом — что думает сама сеть.""",
     ),
     Code("""classes = ["Egyptian cat", "espresso", "tripod", "palace"]
-looked = explainer(photographs, classes, methods="gradcam")
-for one in looked.manifest["photographs"]:
-    best = one["top5"][0]
-    print(f"{one['name']:12}  {one['label']:14} logit {one['logit']:6.2f}  p {one['probability']:.2f}   top-1: {best['label']}")"""),
+maps = explainer(photographs, classes, methods="gradcam")
+for row in maps.manifest["photographs"]:
+    best = row["top5"][0]
+    print(f"{row['name']:12}  {row['label']:14} logit {row['logit']:6.2f}  p {row['probability']:.2f}   top-1: {best['label']}")"""),
     Text(
         en="""## Vanilla saliency
 
@@ -181,6 +184,22 @@ A weight for each place instead of one mean. Five different maps go by this name
     Code("""maps = explainer(photographs, classes, methods="gradcam++")
 maps.figure("gradcam++")"""),
     Text(
+        en="""## The whole family
+
+Three more maps of tf-keras-vis, which the lab did not draw, beside its four, on one photograph. LayerCAM weighs each place by its own
+gradient. Score-CAM needs no gradient: it shows the network the photograph through each of the 512 feature maps, which takes half a minute a
+photograph on a CPU; Faster-ScoreCAM takes the ten feature maps that vary most. (All 512: `methods="scorecam"`.)""",
+        ru="""## Всё семейство
+
+Ещё три карты из tf-keras-vis, которых в лабораторной работе не было, — рядом с её четырьмя, на одной фотографии. LayerCAM взвешивает каждую
+точку её собственным градиентом. Score-CAM обходится без градиента: сети показывают фотографию сквозь каждую из 512 карт признаков, и на
+процессоре это полминуты на фотографию; Faster-ScoreCAM берёт лишь десять карт признаков с наибольшим разбросом. (Все 512:
+`methods="scorecam"`.)""",
+    ),
+    Code("""family = ["vanilla", "smoothgrad", "gradcam", "gradcam++", "layercam", "faster_scorecam"]
+maps = explainer(photographs[:1], classes[:1], family, n_samples=SAMPLES, noise_level=NOISE)
+maps.overview()[0]"""),
+    Text(
         en="""## Are they the same maps?
 
 The lab lacked this cell. Where TensorFlow is installed, Keras and tf-keras-vis draw one photograph's maps now, in a process of their own, with
@@ -202,16 +221,17 @@ import tempfile
 
 from parity import assert_parity
 
-network, reference = explainer.network, pathlib.Path(tempfile.mkdtemp(), "reference.npz")
+weights, reference = network, pathlib.Path(tempfile.mkdtemp(), "reference.safetensors")
 if importlib.util.find_spec("tf_keras_vis") and WEIGHTS == "offline":
-    asked = ["--weights", WEIGHTS, "--classes", "285", "--methods", "vanilla,gradcam,gradcam++", "--floor", "--out", str(reference)]
-    subprocess.run([sys.executable, "-m", "keras_ref", *asked, "--quiet", str(images.defaults()[0])], check=True)
+    options = ["--weights", WEIGHTS, "--classes", "285", "--methods", "vanilla,gradcam,gradcam++,layercam", "--floor"]
+    command = [sys.executable, "-m", "keras_ref", *options, "--quiet", "--out", str(reference), str(images.defaults()[0])]
+    subprocess.run(command, check=True)
 else:  # its weights are inside
     folders = [pathlib.Path.cwd(), *pathlib.Path.cwd().parents]
-    found = [one / "tests" / "golden" / "tiny.npz" for one in folders if (one / "tests" / "golden" / "tiny.npz").is_file()]
-    assert found, "open this notebook in a checkout of the project, or install the extra: pip install 'attention-maps[keras]'"
-    network, reference = None, found[0]
-report = assert_parity("parity.port:candidate", reference, network=network)
+    golden = [file for folder in folders if (file := folder / "tests" / "golden" / "tiny.safetensors").is_file()]
+    assert golden, "open this notebook in a checkout of the project, or install the extra: pip install 'attention-maps[keras]'"
+    weights, reference = None, golden[0]
+report = assert_parity("torch_impl.candidate:candidate", reference, network=weights)
 print(report.as_table())"""),
     Text(
         en="""## What the libraries' plain calls would have drawn

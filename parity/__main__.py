@@ -202,6 +202,7 @@ def _make_reference(options: argparse.Namespace, folder: Path, path: Path) -> li
         "samples": options.samples or SAMPLES,
         "noise": options.noise,
         "seed": options.seed,
+        "channels": options.channels,
         "classes": ",".join(options.classes) if options.classes else None,
         "methods": ",".join(methods.in_order(options.methods)) or None,
         "input": options.input,
@@ -230,6 +231,7 @@ def given_reference(options: argparse.Namespace, reference: Artifact) -> list[Pi
         ("--samples", options.samples, settings.options.n_samples),
         ("--noise", options.noise, settings.options.noise_level),
         ("--seed", options.seed, settings.options.seed),
+        ("--channels", options.channels, settings.options.channels or methods.FASTER_CHANNELS),
         ("--input", options.input, settings.input),
     ):
         if wanted is not None and wanted != held:

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT, TINY_NPZ
+from conftest import ROOT
 
 PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"])
 LANGUAGES = {"sh", "python"}
@@ -94,20 +94,14 @@ for line, language, text, page in json.load(sys.stdin):
 
 
 def furnish(folder: Path) -> None:
-    """What the pages' examples speak of: a cat, some holidays, a network, a reference."""
+    """What the pages' examples speak of: a cat, and some holidays."""
     import skimage
-
-    from parity.contract.architecture import TINY
-    from parity.contract.network import seeded, write
-
-    pictures = Path(skimage.__file__).parent / "data"
     from PIL import Image
 
+    pictures = Path(skimage.__file__).parent / "data"
     Image.open(pictures / "chelsea.png").convert("RGB").save(folder / "cat.jpg", quality=95)
     (folder / "holidays").mkdir()
     shutil.copy(pictures / "rocket.jpg", folder / "holidays")
-    shutil.copy(TINY_NPZ, folder / "reference.npz")
-    write(seeded(0, TINY), folder / "tiny.safetensors")
     tools = folder / ".bin"
     tools.mkdir()
     modules = {
@@ -221,6 +215,16 @@ def test_the_search_finds_and_needs_no_network(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     for word in ("smoothgrad", "cividi", "tensorflow"):  # stems: the index has no endings
         assert word in index.lower()
+
+
+def test_refusals_are_quoted_word_for_word():
+    """The words in a column of the page are those of the code."""
+    page = (ROOT / "docs" / "your-own-model.md").read_text(encoding="utf-8")
+    said = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "torch_impl").rglob("*.py"))
+    said = re.sub(r'"\s*\n\s*f?"', "", said)  # a message goes on in the next line
+    quoted = re.findall("“(.+?)”", page.partition("## What is refused")[2])
+    assert len(quoted) > 10
+    assert [words for words in quoted if words not in said] == []
 
 
 def test_links_between_the_pages_and_the_readme():

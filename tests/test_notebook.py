@@ -66,7 +66,7 @@ def test_the_labs_order_and_public_names_only():
         if cell.cell_type == "markdown" and line.startswith("#")
     ]
     wanted = ["Devices", "VGG16", "Four photographs", "Linear output", "A score for each photograph", "Vanilla saliency", "SmoothGrad",
-              "Grad-CAM", "Grad-CAM++", "Are they the same maps?", "What the libraries' plain calls would have drawn"]  # fmt: skip
+              "Grad-CAM", "Grad-CAM++", "The whole family", "Are they the same maps?", "What the libraries' plain calls would have drawn"]  # fmt: skip
     assert [title.lstrip("# ") for title in titles][2:] == wanted
     assert not re.search(r"\b(import|from) _|\._[a-z]|import \*", "\n".join(code(book)))
 
@@ -117,12 +117,12 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
         pytest.skip("needs TensorFlow; without it the other test does the same")
     book = executed(tmp_path, monkeypatch)
     drawn = pictures(book)
-    assert len(drawn) == 6  # photographs, four maps, the plain calls
+    assert len(drawn) == 7  # photographs, four maps, the family, the plain calls
     assert all(min(picture.shape[:2]) > 150 and picture.std() > 10 for picture in drawn)
     text = printed(book)
     assert "4 photographs × 2 samples" in text
     assert "block5_conv3" in text
-    assert verdicts(text) == {"fp64": 4, "fp32": 4}  # the network and three maps
+    assert verdicts(text) == {"fp64": 5, "fp32": 5}  # the network and four maps
 
 
 @pytest.mark.slow
@@ -135,5 +135,5 @@ def test_it_runs_where_there_is_no_tensorflow(tmp_path, monkeypatch):
         "u.find_spec = lambda name, *a: None if name == 'tf_keras_vis' else find(name, *a)\n"
     )
     book = executed(FOLDER, monkeypatch, PYTHONPATH=f"{hidden}:{ROOT}")
-    assert len(pictures(book)) == 6
+    assert len(pictures(book)) == 7
     assert verdicts(printed(book)) == {"fp64": 5, "fp32": 5}
