@@ -240,7 +240,7 @@ def test_the_dialect_that_was_is_refused_with_the_same_in_sql(finished, python, 
         "exists(FROM glob('/*'))",
         "exists(FROM read_csv('http://127.0.0.1:1/a.csv'))",
         "exists(FROM sqlite_scan('{file}', 'a'))",
-        "exists(FROM secret)",
+        "exists(FROM selected)",  # a variable of the function that asks
         "index = getenv('HOME')",
         "'\ud800' = label",
         "\0",

@@ -39,8 +39,8 @@ def register(commands: Any) -> None:
         "batch",
         help="maps of a large set, into Parquet",
         description="Explain a set of any size: one row a photograph and class, in Parquet. Run the same command again "
-        "to go on after whatever stopped it. INPUT: photographs; folders, with those in them; globs in quotes; .csv, .tsv "
-        "or .parquet of paths and classes; .tar (WebDataset); .parquet with image bytes.",
+        "to go on after whatever stopped it. INPUT: photographs; folders, with those in them; globs in quotes; .csv, "
+        ".tsv or .parquet of paths and classes; .tar (WebDataset); .parquet with image bytes.",
         epilog="Exit status: 0 all rows explained; 2 stopped, one line says why; 3 all done, some photographs could "
         "not be read (their rows say why); 130 interrupted. Finished parts always stay.",
     )

@@ -153,7 +153,7 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarra
     plain = pa.schema([column for column in pq.read_schema(files[0]) if column.name not in run.plan.methods])
     if (sql := in_sql(conditions[0], plain.names)) is not None:
         raise WhereError(f"--where {conditions[0]!r}: write it in SQL: {sql}")
-    with duckdb.connect(config={"enable_external_access": "false", "python_enable_replacements": "false"}) as database:
+    with duckdb.connect(config={"enable_external_access": "false"}) as database:
         database.register("rows", pyarrow.dataset.dataset(files, schema=plain, format="parquet"))
         database.execute("SET lock_configuration = true")
         selected = database.table("rows")
