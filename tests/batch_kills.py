@@ -31,7 +31,7 @@ def start(weights: str, photographs: str, out: Path) -> int:
 
 
 def work(weights: str, photographs: str, out: Path) -> int:
-    given = ["batch", photographs, "--out", str(out), "--weights", weights, "--methods", METHODS]
+    given = ["batch", photographs, "--out", str(out), "--weights", weights, "--methods", METHODS, "--loaders", "1"]
     return main([*given, "--part-rows", PART_ROWS, "--device", "cpu", "--batch-size", "2", "--quiet"])
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +28,7 @@ def make_photographs(folder: Path, count: int, *, seed: int = 0) -> None:
 
 def batch(weights: str, *arguments: object, quiet: bool = True) -> int:
     """`batch ARGUMENTS`, in this process; the exit status."""
-    given = ["batch", *(["--quiet"] if quiet else []), "--weights", weights, "--device", "cpu"]
+    given = ["batch", *(["--quiet"] if quiet else []), "--weights", weights, "--device", "cpu", "--loaders", "0"]
     return main([*given, *map(str, arguments)])
 
 
@@ -50,34 +48,20 @@ def identity(out: Path) -> str:
 
 def bits(out: Path) -> bytes:
     """Every number of every row, bit by bit, but for the seconds."""
-    found = table(out)
+    rows = table(out)
     digest = hashlib.sha256()
-    for name in found.column_names:
-        column = found[name]
+    for name in rows.column_names:
         if name == "seconds":
             continue
-        storage = [getattr(chunk, "storage", chunk) for chunk in column.chunks]
-        for chunk in storage:
-            values = chunk.flatten().to_numpy() if hasattr(chunk.type, "list_size") else None
-            digest.update(values.tobytes() if values is not None else repr(chunk.to_pylist()).encode())
+        for chunk in rows[name].chunks:
+            storage = getattr(chunk, "storage", chunk)
+            values = storage.flatten().to_numpy() if hasattr(storage.type, "list_size") else None
+            digest.update(values.tobytes() if values is not None else repr(storage.to_pylist()).encode())
     return digest.digest()
 
 
 def same_logits(a: StoredMaps, b: StoredMaps) -> None:
     """Equal up to float32's rounding, which is relative to the largest logit that the same sums give."""
-    first, second = (one.rows["logit"].to_numpy() for one in (a, b))
+    first, second = (stored.rows["logit"].to_numpy() for stored in (a, b))
     assert np.array_equal(np.isnan(first), np.isnan(second))  # rows with errors
     assert float(np.nanmax(np.abs(first - second))) <= FLOAT32 * float(np.nanmax(np.abs(first)))
-
-
-class Killer:
-    """A locator that ends the process that unpacks it, as a decoder's crash does."""
-
-    def __reduce__(self):
-        return _kill, (os.getpid(),)
-
-
-def _kill(parent: int) -> Killer:
-    if os.getpid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return Killer()

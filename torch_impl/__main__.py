@@ -20,20 +20,17 @@ from parity.contract.command import (
     listed,
     map_options,
     methods,
-    noise_level,
     run,
 )
-from parity.contract.lookup import lookup
 from parity.contract.methods import DEFAULT, LIBRARY
 from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
 from parity.contract.text import printable
-from torch_impl import __version__
+from torch_impl import __version__, options
 from torch_impl.batch import command as batch_commands
 from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
-    from torch_impl.explainer import Explainer
     from torch_impl.explanation import Explanation
 
 PROGRAM = "attention-maps"
@@ -67,13 +64,7 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--weights", metavar="SOURCE", help="default: VGG16, without loading any weights")
     summary.set_defaults(run=_summary)
     _convert_parser(commands)
-    types = {
-        "samples": integer(1, 100_000),
-        "noise": noise_level,
-        "seed": integer(0, 2**32 - 1),
-        "batch_size": auto_or(integer(1, 65536)),
-    }
-    batch_commands.register(commands, types, weights_option)
+    batch_commands.register(commands)
     return top
 
 
@@ -107,8 +98,8 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         help=f"default: {','.join(DEFAULT)} (gradcam++ is the same as gradcam_plus_plus); for comparison also "
         f"{', '.join(LIBRARY)}",
     )
-    weights_option(explain)
-    explainer_option(explain)
+    options.weights_option(explain)
+    options.explainer_option(explain)
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
     add(
         "--resize",
@@ -134,21 +125,7 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--quiet", action="store_true", help="print errors only")
     add("--out", required=True, metavar="DIR", help="folder for the results; an earlier result in it is replaced")
     explain.set_defaults(run=_explain)
-
-
-def explainer_option(command: argparse.ArgumentParser) -> None:
-    """Add `--explainer` and `--labels`."""
-    command.add_argument(
-        "--explainer",
-        metavar="MODULE:NAME",
-        help="a network of your own: a function without arguments that returns a torch_impl.Explainer; in place of --weights, "
-        "--input, --resize, --device, --precision, --batch-size, --engine",
-    )
-    command.add_argument(
-        "--labels",
-        metavar="FILE|imagenet",
-        help="the classes' labels, a line each; default: ImageNet's, where they are the network's",
-    )
+    options.remember_defaults(explain)
 
 
 def _convert_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -166,17 +143,6 @@ def _convert_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     convert.add_argument("--overwrite", action="store_true", help="replace OUT")
     convert.add_argument("--quiet", action="store_true", help="print errors only")
     convert.set_defaults(run=_convert)
-
-
-def weights_option(command: argparse.ArgumentParser) -> None:
-    """Add `--weights`."""
-    command.add_argument(
-        "--weights",
-        default="auto",
-        metavar="SOURCE",
-        help="auto (default: imagenet where it is cached, else offline), imagenet (torchvision's), keras (the lab's own), "
-        "offline (embedded), offline-random:N, seeded:N, or a file: .pt, .pth, .safetensors, .h5, .weights.h5, .keras",
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,7 +181,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     classes = _classes_for(arguments.classes, len(paths))
     progress = Progress(quiet=arguments.quiet)
     try:
-        explainer = explainer_of(arguments)
+        explainer = options.explainer_of(arguments)
         photographs, refused = images.load_all(
             paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad
         )
@@ -242,57 +208,6 @@ def _explain(arguments: argparse.Namespace) -> int:
     for error in refused:
         print(f"{PROGRAM}: left out: {error}", file=sys.stderr)
     return IN_PART if refused else DONE
-
-
-def explainer_of(arguments: argparse.Namespace) -> Explainer:
-    """The explainer that a command's options ask for: VGG16 with some weights, or a network of the user's own."""
-    from torch_impl.explainer import Explainer
-
-    labels = labels_of(arguments.labels)
-    if arguments.explainer is None:
-        return Explainer.vgg16(
-            arguments.weights,
-            input=arguments.input,
-            resize=arguments.resize,
-            device=arguments.device,
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
-            engine=arguments.engine,
-            labels=labels,
-            progress=not arguments.quiet,
-        )
-    usual = parser().parse_args([arguments.command, "--out", arguments.out])
-    replaced = ("weights", "input", "resize", "device", "precision", "batch_size", "engine")
-    if given := [name for name in replaced if getattr(arguments, name) != getattr(usual, name)]:
-        option = given[0].replace("_", "-")
-        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
-    explainer = lookup(arguments.explainer, "--explainer")()
-    if not isinstance(explainer, Explainer):
-        raise ValueError(
-            f"--explainer {arguments.explainer}: it returned {type(explainer).__name__}, not a torch_impl.Explainer"
-        )
-    if labels is not None:
-        explainer.labels = labels
-    return explainer
-
-
-def labels_of(option: str | None) -> tuple[str, ...] | None:
-    """The option `--labels`: a label for each class; None where it was not given.
-
-    Raises:
-        ValueError: the file holds none.
-        OSError: as the file system says.
-    """
-    if option is None:
-        return None
-    if option == "imagenet":
-        from parity.contract.classes import labels
-
-        return labels()
-    lines = tuple(line.strip() for line in Path(option).read_text(encoding="utf-8").splitlines())
-    if not any(lines):
-        raise ValueError(f"--labels {option!r}: the file is empty: give a label a line, in the order of the classes")
-    return lines
 
 
 def _classes_for(classes: list[str] | None, count: int) -> list[str] | None:

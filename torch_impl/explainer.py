@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.contract.methods import DEFAULT, REFERENCE, Options, canonical_names
+from parity.contract.methods import DEFAULT, Options, canonical_names
 from parity.contract.network import INPUTS, Network
 from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
 from torch_impl.arrays import Images, Target
@@ -136,6 +136,7 @@ class Explainer:
         self.batch_size, self.engine, self.weights = batch_size, engine, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
+        self.single = False  # whether the network has one output: known once it has run
         self._memory_format = _memory_format(model)
 
     @classmethod
@@ -244,7 +245,7 @@ class Explainer:
             finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
             seconds["finish"] = time.perf_counter() - clock
         assert drawn.logits is not None
-        single = bool(capture.model.single)
+        single = self.single
         outputs = self._outputs(drawn, single)
         answers = photograph_rows(read, drawn, self.labels, single=single, outputs=outputs)
         logits = drawn.logits[:, 1:] if single else drawn.logits
@@ -254,7 +255,7 @@ class Explainer:
     def compute(
         self,
         pixels: np.ndarray,
-        target: Sequence[int] | None = None,
+        target: Sequence[int | None] | None = None,
         methods: str | Sequence[str] = DEFAULT,
         *,
         n_samples: int = 20,
@@ -266,8 +267,8 @@ class Explainer:
 
         Args:
             pixels: uint8 (N, H, W, 3), RGB, of the network's size.
-            target: the class of each; None: each one's top-1.
-            methods: of the reference's.
+            target: the class of each; None: its top-1.
+            methods: as of a call; none: logits alone.
             n_samples: SmoothGrad's noisy copies.
             noise_level: SmoothGrad's σ as a fraction of each image's range.
             seed: of SmoothGrad's noise.
@@ -281,14 +282,13 @@ class Explainer:
             ValueError: no photograph, pixels that are not uint8 (N, H, W, 3), or an unknown method.
             MapError: a value is not finite.
         """
-        names = canonical_names(methods, REFERENCE) if len(methods) else ()
+        names = canonical_names(methods) if len(methods) else ()
         options = Options(n_samples, noise_level, seed, channels)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
             inputs = self._inputs(pixels)
-            classes: list[int | str] | None = None if target is None else [int(value) for value in target]
-            chosen = choose(classes, len(pixels), self.labels)
+            chosen = choose(target, len(pixels), self.labels)
             return self._draw(self._opened(inputs), inputs, chosen, names, options, {}, None)
 
     def _opened(self, inputs: Images) -> Capture:
@@ -330,6 +330,7 @@ class Explainer:
             raw |= drawn.raw
             no_gradient |= drawn.no_gradient
         assert isinstance(target, Tensor)
+        self.single = bool(capture.model.single)
         return Drawn(target, raw, no_gradient, logits)
 
     def _outputs(self, drawn: Drawn, single: bool) -> str:

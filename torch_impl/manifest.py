@@ -70,6 +70,11 @@ def photograph_rows(
     return rows
 
 
+def program_versions() -> dict[str, str]:
+    """Of this package and of everything that a map depends on."""
+    return {"attention-maps": __version__, **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow")}
+
+
 def _constant(drawn: Drawn, name: str, i: int) -> str:
     """Why a map is constant, or ""."""
     return constant_reason(drawn.raw[name][i], name in drawn.no_gradient and bool(drawn.no_gradient[name][i]))
@@ -120,9 +125,6 @@ def manifest(
         "threads": torch.get_num_threads(),
         "precision": explainer.precision,
         "model_computes_in": sorted(capture.formats - {str(explainer.dtype).removeprefix("torch.")}),
-        "versions": {
-            "attention-maps": __version__,
-            **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow"),
-        },
+        "versions": program_versions(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }

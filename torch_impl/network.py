@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 
 import torch
@@ -87,3 +88,17 @@ def summary(table: LayerTable) -> str:
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
     rule = "─" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:], rule, f"Total parameters: {table.parameters:,}"])
+
+
+def fingerprint_of(model: nn.Module) -> str:
+    """sha256 over names, shapes and values of any model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(
+                tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                if tensor.ndim
+                else str(tensor.item()).encode()
+            )
+    return digest.hexdigest()

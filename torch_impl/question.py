@@ -77,11 +77,11 @@ def _class(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
 
 
-def choose(classes: list[int | str] | None, count: int, names: Sequence[str] | None) -> ChooseRows:
+def choose(classes: Sequence[int | str | None] | None, count: int, names: Sequence[str] | None) -> ChooseRows:
     """How the explained classes are chosen once the logits say how many classes there are.
 
     Args:
-        classes: one for all maps, or one for each; None: the top-1.
+        classes: one for all maps, or one for each; None: the top-1, of all or of one.
         count: of maps.
         names: of the classes: see `classes.names_of`.
 
@@ -92,8 +92,13 @@ def choose(classes: list[int | str] | None, count: int, names: Sequence[str] | N
         return lambda logits, rows: logits.argmax(dim=1)
 
     def chosen(logits: Logits, rows: list[int]) -> Target:
-        indices = imagenet.per_photograph(classes, count, logits.shape[1], names)
-        return torch.tensor([indices[row] for row in rows], device=logits.device)
+        given = [0 if value is None else value for value in classes]
+        indices = imagenet.per_photograph(given, count, logits.shape[1], names)
+        target = torch.tensor([indices[row] for row in rows], device=logits.device)
+        if None not in classes:
+            return target
+        top = torch.tensor([classes[row % len(classes)] is None for row in rows], device=logits.device)
+        return torch.where(top, logits.argmax(dim=1), target)
 
     return chosen
 

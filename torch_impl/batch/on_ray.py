@@ -1,4 +1,4 @@
-"""The same work on a Ray cluster: Ray Data hands parts to a pool of actors, and each actor writes the parts it has done.
+"""The same work on a Ray cluster: Ray Data hands out the numbers of parts, and each actor writes the parts it has done.
 
 A part is done by one actor from reading to writing, so its rows do not depend on who does it or in which order. What comes
 back to the driver is a few numbers a part. Where an actor or a node dies, Ray starts another and gives it the part again;
@@ -8,24 +8,24 @@ checkpointing (`ray.data.checkpoint`) would note down, the parts themselves say 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-import pickle
 import platform
 import signal
-import sys
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from parity.contract.lookup import lookup
 from parity.contract.network import Network
-from torch_impl.batch.plan import Part, RunError
-from torch_impl.batch.store import GO_ON, Run, Store
+from parity.contract.text import one_line
+from torch_impl.batch.run import GO_ON, ROWS, Run, RunError
 
 INSTALL = "pip install 'attention-maps[ray]'"
 
@@ -34,47 +34,30 @@ TRIES = 4
 its worker would be tried for ever."""
 
 BLOCKS = 5000
-"""Pieces that the listing is handed over in: beyond a few thousand, Ray's own bookkeeping would be the work."""
-
-_MB = 2**20
+"""Pieces that the parts' numbers are handed over in: beyond a few thousand, Ray's own bookkeeping would be the work."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to run, and on how much of it.
+    """How much of a cluster to use, and what for.
 
     Attributes:
-        address: of a cluster that runs, `auto` for the one of this machine; None: a cluster is started here for the run.
         workers: actors, the least and the most; the pool grows within these. None: as many as the resources hold.
         cpus: of one actor: its threads.
         gpus: of one actor; a fraction shares a GPU between several. None: one where the cluster has any.
+        device: of each actor: `auto`, `cpu`, `cuda`.
+        batch_size: photographs in one pass, or "auto".
+        processes: that decode, in each actor; "auto": one a thread where it has a GPU, else none.
+        strict: stop at the first photograph that cannot be explained.
     """
 
-    address: str | None = None
     workers: tuple[int, int] | None = None
     cpus: int = 1
     gpus: float | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an actor must know beside the plan.
-
-    Attributes:
-        folder: of the run, absolute; the same for every node.
-        device: `auto`, `cpu`, `cuda`.
-        batch_size: photographs in one pass, or "auto".
-        processes: that decode, in each actor.
-        strict: stop at the first bad photograph.
-        threads: of PyTorch.
-    """
-
-    folder: str
-    device: str
-    batch_size: int | str
-    processes: int
-    strict: bool
-    threads: int
+    device: str = "auto"
+    batch_size: int | str = "auto"
+    processes: int | str = "auto"
+    strict: bool = False
 
 
 def require_ray() -> Any:
@@ -93,230 +76,194 @@ def require_ray() -> Any:
 
 
 def run_ray(
-    parts: Iterable[Part],
-    network: Network,
-    store: Store,
     run: Run,
+    numbers: Sequence[int],
+    network: Network | None,
     cluster: Cluster,
     *,
-    device: str = "auto",
-    batch_size: int | str = "auto",
-    processes: int = 0,
-    strict: bool = False,
-    report: Callable[[int, int], None] | None = None,
-    ready: Callable[[], None] | None = None,
-) -> None:
+    address: str | None = None,
+    report: Callable[[int, int], object] = lambda rows, errors: None,
+) -> Counter[str]:
     """Explain parts on a cluster.
 
     Args:
-        parts: streamed; held compressed, some 30 bytes a photograph.
-        network: handed to the actors through Ray's object store, so that no node needs the weights' file.
-        store: the run's folder, locked; on a file system that all nodes share.
-        run: the run.
-        cluster: where.
-        device: of each actor.
-        batch_size: photographs in one pass.
-        processes: that decode, in each actor.
-        strict: stop at the first bad photograph.
-        report: called with (rows, errors) of each part.
-        ready: called when the first part is there.
+        run: its folder, locked; on a file system that all nodes share.
+        numbers: of the parts.
+        network: handed to the actors through Ray's object store, so that no node needs the weights' file; None: the plan's
+            explainer is made on each node.
+        cluster: how much of it.
+        address: of a cluster that runs, `auto` for the one of this machine; None: a cluster is started here for the run.
+        report: called with (rows, rows with an error among them) of each part.
+
+    Returns:
+        Kinds of errors, counted.
 
     Raises:
         RunError: Ray is missing or cannot be reached; an actor cannot work (a message of its own); parts fail for good.
     """
     ray = require_ray()
-    listing = [
-        {"number": part.number, "part": zlib.compress(pickle.dumps(part, pickle.HIGHEST_PROTOCOL))} for part in parts
-    ]
-    if not listing:
-        return
-    with _connected(ray, cluster, network):
-        resources = ray.cluster_resources()
-        gpus = cluster.gpus
-        if gpus is None:
-            gpus = 1.0 if resources.get("GPU", 0) >= 1 and device != "cpu" else 0.0
-        if device.startswith("cuda") and not gpus:
-            raise RunError(f"device {device!r}: this Ray cluster has no GPUs; give --device cpu or auto")
-        most = _capacity(resources, cluster.cpus, gpus)
-        if most < 1:
-            raise RunError(
-                f"an actor needs {cluster.cpus} CPU{'s' * (cluster.cpus != 1)} and {gpus:g} GPUs, and this Ray cluster has "
-                f"{resources.get('CPU', 0):g} and {resources.get('GPU', 0):g} in all: ask for less"
-            )
-        least, most = cluster.workers or (min(most, len(listing)), min(most, len(listing)))
-        settings = Settings(
-            folder=str(store.folder.absolute()),
-            device=("cuda" if gpus else "cpu") if device == "auto" else device.partition(":")[0],
-            batch_size=batch_size,
-            processes=processes,
-            strict=strict,
-            threads=cluster.cpus,
-        )
-        arguments = {"run": run, "settings": settings, "network": [ray.put(network)]}
-        data = ray.data.from_items(listing, override_num_blocks=min(len(listing), BLOCKS)).map_batches(
+    errors: Counter[str] = Counter()
+    with _connected(ray, address, network):
+        cluster, (least, most) = _fitted(cluster, ray.cluster_resources())
+        pool = ray.data.ActorPoolStrategy(min_size=min(least, len(numbers)), max_size=min(most, len(numbers)))
+        blocks = min(len(numbers), BLOCKS)
+        data = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=blocks).map_batches(
             Actor,
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(least, len(listing)), max_size=max(1, min(most, len(listing)))
-            ),
+            compute=pool,
             num_cpus=cluster.cpus,
-            num_gpus=gpus or None,
-            fn_constructor_kwargs=arguments,
+            num_gpus=cluster.gpus or None,
+            fn_constructor_args=(str(run.folder.absolute()), run.said["id"], cluster, [ray.put(network)]),
         )
         try:
             for done in data.iter_rows():
-                if ready:
-                    ready()
-                    ready = None
                 if done["failure"]:
-                    raise RunError(str(done["failure"]))
-                if report:
-                    report(int(done["rows"]), int(done["errors"]))
+                    raise RunError(done["failure"])
+                counted = Counter(json.loads(done["errors"]))
+                errors += counted
+                report(int(done["rows"]), counted.total())
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray gave up ({_why(error)}); {GO_ON}") from None
+    return errors
 
 
 class Actor:
-    """One worker of the pool: a network on a device, and a loader. Its errors are rows too, for the driver to tell."""
+    """One worker of the pool. What goes wrong comes back as a `failure`, for the driver to tell."""
 
-    def __init__(self, run: Run, settings: Settings, network: list[Any]) -> None:
+    def __init__(self, folder: str, run_id: str, cluster: Cluster, network: list[Any]) -> None:
         import ray
         import torch
 
-        from torch_impl.batch.work import Worker, make_explainer, micro_batch
+        from torch_impl.batch.worker import Worker
+        from torch_impl.explainer import Explainer
 
-        torch.set_num_threads(settings.threads)
-        self.run, self.settings = run, settings
-        self.store = Store(settings.folder)
-        self.failure = ""
+        torch.set_num_threads(cluster.cpus)
+        self.run, self.processes, self.failure = Run(folder), int(cluster.processes), ""
         try:
-            if self.store.read_run().id != run.id:
+            if self.run.said["id"] != run_id:
                 raise RunError("another run's")
         except RunError:
-            self.failure = (
-                f"{self.store.shown} on node {platform.node()} is not the folder of this run: "
-                "--out must be on a file system that all nodes share"
-            )
+            where = f"{self.run.shown} on node {platform.node()}"
+            self.failure = f"{where} is not the folder of this run: --out must be on a file system that all nodes share"
             return
         try:
-            explainer = make_explainer(ray.get(network[0]), run.plan, settings.device)
-            size = micro_batch(explainer, run.plan, settings.batch_size)
-            self.worker = Worker(explainer, run.plan, size, automatic=settings.batch_size == "auto")
-        except ValueError as error:
-            self.failure = str(error)
+            plan = self.run.plan
+            explainer = (
+                lookup(plan.explainer, "--explainer")()
+                if plan.explainer
+                else Explainer.vgg16(
+                    ray.get(network[0]),
+                    input=plan.input,
+                    resize=plan.resize,
+                    device=cluster.device,
+                    precision=plan.precision,
+                    batch_size=cluster.batch_size,
+                    engine=plan.engine,
+                )
+            )
+            self.worker = Worker(explainer, plan, strict=cluster.strict)
+        except (ValueError, ArithmeticError, RuntimeError) as error:
+            self.failure = one_line(error)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Do one part, and say how it went."""
-        numbers = [int(number) for number in batch["number"]]
-        rows = errors = 0
+        number = int(batch["number"][0])
+        rows, errors = 0, Counter[str]()
         if not self.failure:
             try:
-                for packed in batch["part"]:
-                    written = self._done(pickle.loads(zlib.decompress(packed)))
-                    rows, errors = rows + written[0], errors + written[1]
-            except (ValueError, OSError) as error:
-                self.failure = str(error)
-            except RuntimeError as error:
-                if not type(error).__module__.startswith("torch_impl"):
-                    raise
-                self.failure = str(error)
-        return {"number": numbers, "rows": [rows], "errors": [errors], "failure": [self.failure]}
+                rows, errors = self.done(number)
+            except (ValueError, OSError, RuntimeError) as error:
+                self.failure = one_line(error)
+        return {"rows": [rows], "errors": [json.dumps(errors)], "failure": [self.failure]}
 
-    def _done(self, part: Part) -> tuple[int, int]:
-        from torch_impl.batch.loading import Loader
-        from torch_impl.batch.work import explained
+    def done(self, number: int) -> tuple[int, Counter[str]]:
+        """Do a part, unless a worker has that died later, and say its rows and errors.
 
-        there = self.store.read_written(part.number, self.run.id)
-        if there is not None and there.digest == part.digest and not there.passing:
-            return there.rows, sum(there.errors.values())  # by a worker that died later, with others of its block to do
-        tries = self.store.begun(part.number)
-        if tries > TRIES:
+        Raises:
+            RunError: it has lost too many workers; or, where none may, a photograph cannot be explained.
+        """
+        tries = self.run.folder / ROWS / f".part-{number:06d}.tries"
+        with tries.open("ab") as file:
+            file.write(b".")
+            begun = file.tell()
+        if begun > TRIES:
             raise RunError(
-                f"part {part.number} ({part.items[0].path!r} and {len(part.items) - 1} more) has lost its worker {TRIES} times: "
-                f"too little memory for it, or for its neighbours on the node? {GO_ON}"
+                f"part {number} has lost its worker {TRIES} times: too little memory for it, or for its neighbours on the "
+                f"node? {GO_ON}"
             )
-        # Its worker may have died of a photograph: from the second time on, a process of its own decodes them.
-        processes = max(self.settings.processes, int(tries > 1))
-        loader: Loader[tuple[Part, bool]] = Loader(self.run.plan.size, self.run.plan.resize, processes=processes)
-        with loader:
-            ((_, rows),) = explained([part], self.worker, loader, strict=self.settings.strict)
-        about = self.worker.about() | {"runner": "ray"}
-        written = self.store.write_part(self.run.id, part, rows, self.run.plan, about)
-        self.store.ended(part.number)
-        return written.rows, sum(written.errors.values())
+        # From the second time on, a process of its own decodes: the worker may have died of a photograph.
+        table = self.worker.part(self.run.listing, number, self.processes, careful=begun > 1)
+        errors = self.run.write_part(number, table, self.worker.about() | {"runner": "ray"})
+        tries.unlink()
+        return table.num_rows, errors
 
 
-def _capacity(resources: dict[str, float], cpus: int, gpus: float) -> int:
-    """How many actors the cluster holds at once."""
+def _fitted(cluster: Cluster, resources: dict[str, float]) -> tuple[Cluster, tuple[int, int]]:
+    """With device, GPUs and processes of this cluster where "auto" was asked for; the least and most actors.
+
+    Raises:
+        RunError: not one fits.
+    """
+    cpus, there = cluster.cpus, resources.get("GPU", 0)
+    gpus = float(there >= 1 and cluster.device != "cpu") if cluster.gpus is None else cluster.gpus
+    if cluster.device.startswith("cuda") and not gpus:
+        raise RunError(f"device {cluster.device!r}: this Ray cluster has no GPUs; give --device cpu or auto")
     held = int(resources.get("CPU", 0) // cpus)
-    if gpus:
-        held = min(held, int(resources.get("GPU", 0) / gpus + 1e-9))
-    return held
+    held = min(held, int(there / gpus + 1e-9)) if gpus else held
+    if held < 1:
+        raise RunError(
+            f"an actor needs {cpus} CPU{'s' * (cpus != 1)} and {gpus:g} GPUs, and this Ray cluster has "
+            f"{resources.get('CPU', 0):g} and {there:g} in all: ask for less"
+        )
+    device = ("cuda" if gpus else "cpu") if cluster.device == "auto" else cluster.device.partition(":")[0]
+    processes = (cpus if gpus else 0) if cluster.processes == "auto" else cluster.processes
+    return replace(cluster, gpus=gpus, device=device, processes=processes), cluster.workers or (held, held)
 
 
 @contextmanager
-def _connected(ray: Any, cluster: Cluster, network: Network) -> Iterator[None]:
+def _connected(ray: Any, address: str | None, network: Network | None) -> Iterator[None]:
     """A cluster for the time of the run, quiet, and with a bounded object store where it is ours."""
     if ray.is_initialized():
         yield  # the caller's own, and left as it is
         return
-    weights = sum(array.nbytes for array in network.tensors.values())
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster.address:
-        options["address"] = cluster.address
-    else:
-        # The weights, and room for the listing; parts do not pass through it.
-        options |= {"include_dashboard": False, "object_store_memory": 256 * _MB + 2 * weights}
+    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:  # room for the weights; parts do not pass through it
+        weights = sum(array.nbytes for array in network.tensors.values()) if network else 0
+        options |= {"include_dashboard": False, "object_store_memory": 256 * 2**20 + 2 * weights}
     before = signal.getsignal(signal.SIGTERM)
     with _quiet():
         try:
             ray.init(**options)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without a word
         except Exception as error:  # whatever it is that does not start, it is not a row's fault
-            where = f"at {cluster.address!r}" if cluster.address else "on this machine"
+            where = f"at {address!r}" if address else "on this machine"
             raise RunError(f"no Ray cluster {where}: {_why(error)}") from None
-        with _ours(ray, before):
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
             yield
-
-
-@contextmanager
-def _ours(ray: Any, before: Any) -> Iterator[None]:
-    """The cluster just connected to, without bars and logs, left when the run ends."""
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without a word
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Ray's C++ parts, which write to the process's standard error by themselves, from the terminal; ours is seen."""
-    try:
-        shared = sys.stderr.fileno() == 2
-    except (AttributeError, OSError, ValueError):
-        shared = False
-    if not shared or os.environ.get("ATTENTION_MAPS_TRACEBACK"):
+    if os.environ.get("ATTENTION_MAPS_TRACEBACK"):
         yield
         return
-    ours, kept = sys.stderr, os.dup(2)
-    sys.stderr = open(os.dup(kept), "w", buffering=1, encoding=ours.encoding, errors="backslashreplace")  # noqa: SIM115
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.close()
-        sys.stderr = ours
-        os.dup2(kept, 2)
-        os.close(kept)
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing, open(kept, "w", buffering=1, errors="backslashreplace") as ours:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            with redirect_stderr(ours):
+                yield
+        finally:
+            os.dup2(kept, 2)
 
 
 def _why(error: BaseException) -> str:
     """The last line of what Ray says, which is the cause; the rest is its traceback."""
-    cause = getattr(error, "cause", None)
-    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()] or [type(error).__name__]
-    return "".join(c if c.isprintable() else "?" for c in lines[-1])[:300]
+    lines = str(getattr(error, "cause", None) or error).strip().splitlines() or [type(error).__name__]
+    return one_line(lines[-1])

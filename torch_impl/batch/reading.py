@@ -1,21 +1,27 @@
-"""A run's rows as arrays."""
+"""A run's rows as arrays, and which of them: one dialect for `read_maps(where=…)` and `show --where`, SQL by DuckDB."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.parquet as pq
 
-from torch_impl.batch.plan import Plan, RunError
-from torch_impl.batch.store import ROWS, Store, schema
-from torch_impl.batch.where import parse
-from torch_impl.names import canonical_name
+from parity.contract.methods import canonical_name
+from parity.contract.text import one_line
+from torch_impl.batch.run import ROWS, Plan, Run, RunError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+EXAMPLE = "class = 282 AND probability > 0.5"
+
+
+class WhereError(ValueError):
+    """An expression that selects nothing sensible; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,12 @@ class StoredMaps:
             raise KeyError(f"{method} was not read; read: {', '.join(self.maps)}")
         return self.maps[name]
 
+    def first(self, count: int) -> StoredMaps:
+        """The first so many rows."""
+        return StoredMaps(
+            {name: maps[:count] for name, maps in self.maps.items()}, self.rows.slice(0, count), self.plan
+        )
+
 
 def read_maps(
     folder: str | os.PathLike[str],
@@ -60,83 +72,152 @@ def read_maps(
     Args:
         folder: the run's `--out`.
         methods: None: all that the run has; an empty list: the rows alone.
-        where: rows, such as `class == 282 and probability > 0.5`; see `where`.
+        where: rows, as SQL: `class = 282 AND probability > 0.5`, `label LIKE '%cat%'`, `error IS NOT NULL`.
         limit: the first so many of them.
 
     Raises:
-        RunError: no run there, or a damaged part.
+        RunError: no run there, no part of it yet, or a damaged one.
         WhereError: `where` is no such expression.
         ValueError: a method that the run has not.
     """
-    import pyarrow as pa
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: give 1 or more")
+    return stored_maps(Run(folder), methods, where, limit=limit)
 
-    store = Store(folder)
-    plan = store.read_run().plan
+
+def stored_maps(
+    run: Run, methods: str | Sequence[str] | None, where: str | None, *, limit: int | None, explained: bool = False
+) -> StoredMaps:
+    """As `read_maps`; with `explained`, only rows without an error."""
+    plan = run.plan
     asked = plan.methods if methods is None else [methods] if isinstance(methods, str) else methods
     names = list(dict.fromkeys(canonical_name(method) for method in asked))
     if missing := [name for name in names if name not in plan.methods]:
-        raise ValueError(f"{missing[0]} is not in {store.shown}; it has {', '.join(plan.methods)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}: give 1 or more")
-    wanted = pa.schema([schema(plan).field(name) for name in columns(plan, names)])
-    found = pa.Table.from_batches(list(_first(row_batches(store, plan, names, where), limit)), schema=wanted)
-    maps = {name: _values(found, name, plan) for name in names}
-    kept = [name for name in found.column_names if name not in names]
-    return StoredMaps(maps, found.select(kept), plan)
+        raise ValueError(f"{missing[0]} is not in {run.shown}; it has {', '.join(plan.methods)}")
+    rows = pa.concat_tables(list(rows_where(run, names, where, limit=limit, explained=explained)))
+    maps = {name: _values(rows, name, plan) for name in names}
+    return StoredMaps(maps, rows.drop_columns(names), plan)
 
 
-def row_batches(store: Store, plan: Plan, methods: Sequence[str] = (), where: str | None = None) -> Iterator[Any]:
-    """A run's rows, streamed as Arrow record batches, in the order of the listing.
+def rows_where(
+    run: Run, methods: Sequence[str], where: str | None, *, limit: int | None = None, explained: bool = False
+) -> Iterator[pa.Table]:
+    """A run's rows, part by part, in the order of the listing; at least one table, which may be empty.
 
     Args:
-        store: the run's folder.
-        plan: of the run.
+        run: the run.
         methods: whose maps to read beside the other columns.
         where: see `read_maps`.
+        limit: the first so many rows.
+        explained: only those without an error.
 
     Raises:
-        RunError: a damaged part.
-        WhereError: see `read_maps`.
+        RunError, WhereError: as `read_maps`.
     """
-    import pyarrow as pa
-    import pyarrow.dataset
-
-    condition = parse(where) if where is not None else None
-    wanted = columns(plan, methods)
-    files = [str(store.part_path(number)) for number in store.part_numbers()]
+    plan, numbers = run.plan, run.part_numbers()
+    if not numbers:
+        raise RunError(f"{run.shown}: no rows yet")
+    conditions = ([] if where is None else [where]) + ["error IS NULL"] * explained
     try:
-        data = pyarrow.dataset.dataset(files, schema=schema(plan), format="parquet")
-        # Little ahead: a reader that stops after a few rows has not read the rest.
-        yield from data.to_batches(columns=wanted, filter=condition, batch_readahead=1, fragment_readahead=1)
+        columns = [
+            name
+            for name in pq.read_schema(run.part_path(numbers[0])).names
+            if name not in plan.methods or name in methods
+        ]
+        chosen = _chosen(run, conditions, limit) if conditions else None
+        if chosen is not None:
+            numbers = sorted(set((chosen // plan.part_rows).tolist())) or numbers[:1]
+        left = limit
+        for number in numbers:
+            with pq.ParquetFile(run.part_path(number)) as file:
+                rows = file.read(columns)
+            if chosen is not None:
+                rows = rows.filter(pc.is_in(rows["index"], pa.array(chosen)))
+            yield rows.slice(0, left)
+            left = None if left is None else left - min(left, rows.num_rows)
+            if left == 0:
+                return
     except (pa.ArrowException, OSError) as error:
-        line = " ".join(str(error).split())[:300]
-        raise RunError(f"{ascii(str(store.folder / ROWS))}: rows cannot be read ({line})") from None
+        raise RunError(f"{ascii(str(run.folder / ROWS))}: rows cannot be read ({one_line(error)})") from None
 
 
-def columns(plan: Plan, methods: Sequence[str] = ()) -> list[str]:
-    """The columns of a run, of its maps these only."""
-    return [name for name in schema(plan).names if name not in plan.methods or name in methods]
+def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarray:
+    """The indices of the rows for which all conditions hold, in order.
+
+    An expression sees the rows and nothing else: no file, no network, no variable of Python's.
+
+    Raises:
+        WhereError: one is no such expression.
+    """
+    import duckdb
+
+    files = [str(run.part_path(number)) for number in run.part_numbers()]
+    plain = pa.schema([column for column in pq.read_schema(files[0]) if column.name not in run.plan.methods])
+    if (sql := in_sql(conditions[0], plain.names)) is not None:
+        raise WhereError(f"--where {conditions[0]!r}: write it in SQL: {sql}")
+    with duckdb.connect(config={"enable_external_access": "false", "python_enable_replacements": "false"}) as database:
+        database.register("rows", pyarrow.dataset.dataset(files, schema=plain, format="parquet"))
+        database.execute("SET lock_configuration = true")
+        selected = database.table("rows")
+        try:
+            for condition in conditions:
+                selected = selected.filter(condition)  # takes a single expression, and no statement
+            selected = selected.project('"index"').order('"index"')
+            if limit is not None:
+                selected = selected.limit(limit)
+            return np.asarray(selected.fetchnumpy()["index"], np.int64)
+        except (duckdb.Error, ValueError, RuntimeError) as error:
+            raise WhereError(
+                f"--where {conditions[0]!r}: {one_line(str(error).partition('LINE 1')[0])}; such as: {EXAMPLE}"
+            ) from None
 
 
-def _first(batches: Iterator[Any], limit: int | None) -> Iterator[Any]:
-    count = 0
-    for batch in batches:
-        if limit is not None and count + batch.num_rows >= limit:
-            yield batch.slice(0, limit - count)
-            return
-        count += batch.num_rows
-        yield batch
+_PYTHON = re.compile(
+    r"""(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]*)"|(?P<none>(?:\bis\s+not\s|\bis\s|==|!=)\s*None)\b|\bin\s*\[(?P<list>[^\]]*)\]"""
+    r"""|(?P<equal>==)|(?P<sign>&&?|(?<!\|)\|(?!\|))|\b(?P<word>and|or|not)\b"""
+)
+"""What an expression of the dialect that was, Python's, has and SQL has not; and the words that SQL writes large."""
 
 
-def _values(found: pa.Table, method: str, plan: Plan) -> np.ndarray:
+def in_sql(condition: str, columns: Collection[str]) -> str | None:
+    """An expression in the dialect that was, Python's, as SQL; None: it is none.
+
+    Args:
+        condition: an expression.
+        columns: names that may stand in double quotes.
+    """
+    was_python = False
+
+    def translated(match: re.Match[str]) -> str:
+        nonlocal was_python
+        kind, text = match.lastgroup, match[0]
+        if kind == "text" or (kind == "quoted" and match["quoted"] in columns):
+            return text
+        if kind == "word":
+            return text.upper()
+        was_python = True
+        if kind == "quoted":
+            return "'" + match["quoted"].replace("'", "''") + "'"
+        if kind == "list":
+            return f"IN ({_PYTHON.sub(translated, match['list'])})"
+        if kind == "none":
+            return "IS NOT NULL" if "not" in text or "!" in text else "IS NULL"
+        return {"=": "=", "&": "AND", "|": "OR"}[text[0]]
+
+    sql = _PYTHON.sub(translated, condition)
+    return sql if was_python else None
+
+
+def _values(rows: pa.Table, method: str, plan: Plan) -> np.ndarray:
     """What the kept maps stand for: float32 (N, h, w)."""
-    values = np.empty((found.num_rows, *plan.shapes[method]), np.float32)
+    values = np.empty((rows.num_rows, *rows.schema.field(method).type.shape), np.float32)
     start = 0
-    for batch in found.select([method, f"{method}_low", f"{method}_high"]).to_batches():
-        kept = batch.column(0).to_numpy_ndarray()
+    for batch in rows.select([method, f"{method}_low", f"{method}_high"]).to_batches():
+        kept, low, high = batch.columns
+        maps = kept.to_numpy_ndarray()
         if plan.resolution == "raw":
-            low, high = (batch.column(i).to_numpy(zero_copy_only=False)[:, None, None] for i in (1, 2))
-            kept = low + kept * (high - low)  # in float64
-        values[start : start + len(kept)] = kept
-        start += len(kept)
+            least, most = (ends.to_numpy(zero_copy_only=False)[:, None, None] for ends in (low, high))
+            maps = least + maps * (most - least)  # in float64
+        values[start : start + len(maps)] = maps
+        start += len(maps)
     return values

@@ -1,0 +1,95 @@
+"""Options that say which network is explained, as `explain` and `batch` take them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parity.contract.lookup import lookup
+
+if TYPE_CHECKING:
+    from torch_impl.explainer import Explainer
+
+REPLACED = ("weights", "input", "resize", "device", "precision", "batch_size", "engine")
+"""What `--explainer` says by itself."""
+
+
+def weights_option(command: argparse.ArgumentParser) -> None:
+    """Add `--weights`."""
+    command.add_argument(
+        "--weights",
+        default="auto",
+        metavar="SOURCE",
+        help="auto (default: imagenet where it is cached, else offline), imagenet (torchvision's), keras (the lab's own), "
+        "offline (embedded), offline-random:N, seeded:N, or a file: .pt, .pth, .safetensors, .h5, .weights.h5, .keras",
+    )
+
+
+def explainer_option(command: argparse.ArgumentParser) -> None:
+    """Add `--explainer` and `--labels`."""
+    command.add_argument(
+        "--explainer",
+        metavar="MODULE:NAME",
+        help="a network of your own: a function without arguments that returns a torch_impl.Explainer; in place of --weights, "
+        "--input, --resize, --device, --precision, --batch-size, --engine",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE|imagenet",
+        help="the classes' labels, a line each; default: ImageNet's, where they are the network's",
+    )
+
+
+def remember_defaults(command: argparse.ArgumentParser) -> None:
+    """Note which options of `REPLACED` were left as they are: called when all options are there."""
+    command.set_defaults(usual={name: command.get_default(name) for name in REPLACED})
+
+
+def explainer_of(arguments: argparse.Namespace) -> Explainer:
+    """The explainer that a command's options ask for: VGG16 with some weights, or a network of the user's own."""
+    from torch_impl.explainer import Explainer
+
+    labels = labels_of(arguments.labels)
+    if arguments.explainer is None:
+        return Explainer.vgg16(
+            arguments.weights,
+            input=arguments.input,
+            resize=arguments.resize,
+            device=arguments.device,
+            precision=arguments.precision,
+            batch_size=arguments.batch_size,
+            engine=arguments.engine,
+            labels=labels,
+            progress=not arguments.quiet,
+        )
+    if given := [name for name in REPLACED if getattr(arguments, name) != arguments.usual[name]]:
+        option = given[0].replace("_", "-")
+        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
+    explainer = lookup(arguments.explainer, "--explainer")()
+    if not isinstance(explainer, Explainer):
+        raise ValueError(
+            f"--explainer {arguments.explainer}: it returned {type(explainer).__name__}, not a torch_impl.Explainer"
+        )
+    if labels is not None:
+        explainer.labels = labels
+    return explainer
+
+
+def labels_of(option: str | None) -> tuple[str, ...] | None:
+    """The option `--labels`: a label for each class; None where it was not given.
+
+    Raises:
+        ValueError: the file holds none.
+        OSError: as the file system says.
+    """
+    if option is None:
+        return None
+    if option == "imagenet":
+        from parity.contract.classes import labels
+
+        return labels()
+    lines = tuple(line.strip() for line in Path(option).read_text(encoding="utf-8").splitlines())
+    if not any(lines):
+        raise ValueError(f"--labels {option!r}: the file is empty: give a label a line, in the order of the classes")
+    return lines
