@@ -37,7 +37,7 @@ PIXELS = np.random.RandomState(1).randint(0, 256, (2, 8, 8, 3)).astype(np.uint8)
 RANDOM = np.random.RandomState(0)
 NUMBERS = {
     stage.name: RANDOM.standard_normal((2, *stage.shape))
-    for stage in stages.stages(MICRO, DEFAULT, 3, SAMPLE)
+    for stage in stages.stages(MICRO, DEFAULT, Options(n_samples=3), SAMPLE)
     if stage.name != "pixels"
 }
 """What is given of every stage, in every precision."""

@@ -9,11 +9,14 @@ import pytest
 import torch
 from conftest import close, run_program
 from tolerances import FLOAT64, FLOAT64_ALPHA
-from torch_impl.cam import grad_cam_plus_plus
-from torch_impl.vgg16 import TARGET_LAYER, build
 
 from parity.contract.network import offline, offline_random
+from parity.contract.vgg import VGG16
 from torch_impl import Explainer, images, methods
+from torch_impl.network import build
+from torch_impl.preprocess import preprocess
+
+TARGET_LAYER = VGG16.modules[VGG16.target]
 
 BOXES = {"chelsea.png": (0.05, 0.0, 1.0, 1.0), "coffee.png": (0.1, 0.1, 0.75, 0.9)}
 """Where the cat's head and the cup with its saucer lie: (left, top, right, bottom) as fractions of the picture."""
@@ -86,19 +89,23 @@ def test_identities_on_the_full_network(network, device):
     """In float64: order and batch do not matter, a constant on every logit changes nothing, ±100 logits are right."""
     model = build(network()).double().to(device)
     pixels = np.stack([images.load(p).pixels for p in images.defaults()[:2]])
-    inputs = images.preprocess(pixels, dtype=torch.float64, device=device)
+    inputs = preprocess(pixels, dtype=torch.float64, device=device)
     target = torch.tensor([285, 967], device=device)
     plain = methods.vanilla(model, inputs, target)
     close(methods.vanilla(model, inputs.flip(0), target.flip(0), batch_size=1).flip(0), plain, FLOAT64)
     zero = methods.smoothgrad(model, inputs[:1], target[:1], noise_level=0.0, n_samples=1)
     close(zero, plain[:1], FLOAT64)
-    before = grad_cam_plus_plus(model, inputs, target, target_layer=TARGET_LAYER)
+
+    def plus_plus() -> torch.Tensor:
+        return methods.raw_maps("gradcam++", model, inputs, target, target_layer=TARGET_LAYER)
+
+    before = plus_plus()
     bias = model.get_submodule("classifier.6").bias
     with torch.no_grad():
         score = model(inputs).gather(1, target[:, None])
     for offset in (-100.0, 200.0):
         bias.data += offset
-        close(grad_cam_plus_plus(model, inputs, target, target_layer=TARGET_LAYER), before, FLOAT64_ALPHA)
+        close(plus_plus(), before, FLOAT64_ALPHA)
         with torch.no_grad():
             moved = model(inputs).gather(1, target[:, None]) - score
         assert ((moved < -99) if offset < 0 else (moved > 99)).all()
@@ -122,12 +129,11 @@ def test_the_network_matters_for_grad_cam_plus_plus():
 @pytest.mark.slow
 @pytest.mark.keras
 def test_the_port_is_the_reference_on_the_full_network(tmp_path):
-    """Keras and PyTorch, float64 and float32, on the network on which a wrong Grad-CAM++ shows; native weights beside it."""
+    """Keras and PyTorch, float64 and float32, on the network on which a wrong Grad-CAM++ shows."""
     photographs = [str(p) for p in images.defaults()[:2]]
     result = run_program(
         "-m", "parity", *photographs, "--weights", "offline-random:0", "--samples", "1", "--no-ladder",
-        "--out", "out", cwd=tmp_path, timeout=900, TORCH_HOME=str(tmp_path), KERAS_HOME=str(tmp_path),
-        ATTENTION_MAPS_KERAS_URL="http://127.0.0.1:9/absent.h5",
+        "--out", "out", cwd=tmp_path, timeout=900,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -136,6 +142,5 @@ def test_the_port_is_the_reference_on_the_full_network(tmp_path):
     for method in ("network", "vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus"):
         assert words[method, "fp64"] == "the same function"
         assert words[method, "fp32"] == "the same up to rounding"
-    assert "the official keras weights cannot be had here" in result.stdout
     assert (tmp_path / "out" / "report.html").stat().st_size < 10e6
-    assert (tmp_path / "out" / "reference.npz").stat().st_size < 16e6
+    assert (tmp_path / "out" / "reference.safetensors").stat().st_size < 16e6
