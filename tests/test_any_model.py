@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from parity.contract.methods import REFERENCE
 from torch_impl import Explainer, methods
 from torch_impl.capture import ENGINES
+from torch_impl.capture.layout import LayerError
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 
@@ -217,6 +218,79 @@ def test_networks_of_their_own(network, engine):
     check(model, engine, layer=layer, wanted=wanted, **cam)
     if not isinstance(model.fc, Adapter):
         check(model.train(), engine, layer=layer, wanted=wanted, **cam)
+
+
+# Layouts
+
+
+class ConvNeXtBlock(nn.Module):
+    """As its authors write it: channels last within, by a function that no module tells of."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.norm, self.pointwise = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.pointwise(self.norm(self.depthwise(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class Vision(nn.Module):
+    """Patches of 4×4 to a ConvNeXt block, or to tokens behind others."""
+
+    def __init__(self, width=8, others=None):
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, width, 4, stride=4), ConvNeXtBlock(width)
+        self.others = None if others is None else nn.Parameter(torch.randn(1, others, width))
+        self.tokens, self.fc = nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x):
+        maps = self.block(self.stem(x))
+        if self.others is None:
+            return self.fc(maps.mean((2, 3)))
+        return self.fc(
+            self.tokens(torch.cat([self.others.expand(len(x), -1, -1), maps.flatten(2).transpose(1, 2)], 1))
+            .relu()
+            .mean(1)
+        )
+
+
+def last(a):
+    return a.permute(0, 3, 1, 2)
+
+
+LAYOUTS = {
+    # name: (network, layer, size, options, feature maps of its output, or what is said)
+    "depthwise": (Vision, "block.depthwise", (12, 16), {}, lambda a: a),
+    "inner norm": (Vision, "block.norm", (12, 16), {}, last),
+    "pointwise": (Vision, "block.pointwise", (12, 16), {}, last),
+    "square, inner norm": (lambda: Vision(4), "block.norm", (16, 16), {}, last),
+    "square, the block": (lambda: Vision(4), "block", (16, 16), {}, "nothing says which axis is which"),
+    "square, the block, said": (lambda: Vision(4), "block", (16, 16), {"feature_layout": "nchw"}, lambda a: a),
+    "the block": (Vision, "block", (12, 16), {}, "the layers before it give nhwc, its shape says otherwise"),
+}
+for others in (0, 1, 2, 4, 5):  # a class token; a distilled one; registers
+
+    def grid(a):
+        return a[:, -12:].transpose(1, 2).reshape(2, -1, 3, 4)
+
+    build = functools.partial(Vision, others=others)
+    said = grid if others < 2 else f"{12 + others} tokens make no grid of the picture's proportions"
+    LAYOUTS[f"tokens behind {others}"] = (build, "tokens", (12, 16), {"feature_layout": "tokens"}, said)
+    LAYOUTS[f"tokens behind {others}, said"] = (build, "tokens", (12, 16), {"feature_layout": (3, 4)}, grid)
+
+
+@by_both
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, engine):
+    build, layer, size, options, maps = LAYOUTS[layout]
+    torch.manual_seed(1)
+    model, x = build().double().eval(), pictures(size=size)
+    if isinstance(maps, str):
+        with pytest.raises(LayerError, match=maps):
+            check(model, engine, ("gradcam",), x, layer, {}, **options)
+    else:
+        check(model, engine, ("gradcam",), x, layer, by_autograd(model, layer, x, maps), **options)
 
 
 # Inputs and surroundings

@@ -8,6 +8,7 @@ import torch
 import torchvision.models as tv
 from conftest import close
 from tolerances import FLOAT64, FLOAT64_ALPHA
+from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
@@ -32,9 +33,21 @@ def efficientnet(**k):
     return tv.EfficientNet(settings, dropout=0.2, last_channel=48, **k)
 
 
+def vgg(num_classes):
+    model = tv.vgg11_bn(num_classes=num_classes, init_weights=False)
+    model.classifier = nn.Sequential(
+        nn.Linear(512 * 7 * 7, 16), nn.ReLU(True), nn.Dropout(), nn.Linear(16, num_classes)
+    )
+    return model
+
+
+def resnet(**k):
+    return tv.ResNet(tv.resnet.BasicBlock, [1, 1, 1, 1], **k)
+
+
 NETWORKS = {
     # name: (network, size, layer that is found when none is given, its layout)
-    "resnet18": (tv.resnet18, 64, "layer4", "nchw"),
+    "resnet": (resnet, 64, "layer4", "nchw"),
     "densenet": (lambda **k: tv.DenseNet(8, (2, 3), 16, **k), 64, "features", "nchw"),
     "mobilenet_v3_small": (tv.mobilenet_v3_small, 64, "features", "nchw"),
     "efficientnet": (efficientnet, 64, "features", "nchw"),
@@ -43,7 +56,7 @@ NETWORKS = {
     "squeezenet1_1": (tv.squeezenet1_1, 96, "classifier.2", "nchw"),
     "googlenet": (lambda **k: tv.googlenet(init_weights=False, **k), 64, "inception5b", "nchw"),
     "inception_v3": (lambda **k: tv.inception_v3(init_weights=False, **k), 107, "Mixed_7c", "nchw"),
-    "vgg11_bn": (tv.vgg11_bn, 64, "features.27", "nchw"),
+    "vgg11_bn": (vgg, 64, "features.27", "nchw"),
 }
 
 

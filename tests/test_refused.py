@@ -336,7 +336,7 @@ WRONG = {
         "preprocess fails on 'array 1': ZeroDivisionError: division by zero",
     ),
     "NaN": ({"preprocess": lambda image: torch.full((3, 8, 8), torch.nan)}, "the inputs hold NaN"),
-    "score": ({"score": lambda output: output["x"]}, "score= fails on the model's output"),
+    "score": ({"score": lambda output: output.scores}, "score= fails on the model's output"),
     "scores": ({"score": lambda output: output}, "score= gave (1, 5) for 1 photographs"),
     "layout": (
         {"feature_layout": lambda maps: maps[99]},

@@ -45,13 +45,14 @@ def told_by(module: nn.Module) -> str:
     return "nhwc" if isinstance(module, _CHANNELS_LAST) else ""
 
 
-def layout_of(shape: Sequence[int], told: str, inputs: Sequence[int]) -> str:
+def layout_of(shape: Sequence[int], told: str, inputs: Sequence[int], *, sure: bool = True) -> str:
     """The layout of a layer's output, from the modules before it and from the picture's own shape.
 
     Args:
         shape: of the output, (N, …).
         told: by the last module that says: see `told_by`; "" where none does.
         inputs: shape of the network's inputs (N, C, H, W).
+        sure: whether nothing can have moved the axes since: else the shape must say the same, and nothing else.
 
     Raises:
         LayerError: it cannot be told, or the two contradict each other; the message names the option.
@@ -61,11 +62,14 @@ def layout_of(shape: Sequence[int], told: str, inputs: Sequence[int]) -> str:
     if len(shape) != 4:
         raise LayerError(f"the target layer's output is {tuple(shape)}; a class activation map needs (N, K, h, w)")
     fitting = [layout for layout, grid in (("nchw", shape[2:]), ("nhwc", shape[1:3])) if _fits(grid, inputs[-2:])]
-    if told and (told in fitting or not fitting):
+    if told and (fitting == [told] or (sure and (told in fitting or not fitting))):
         return told
     if not told and len(fitting) == 1:
         return fitting[0]
-    what = f"the layers before it give {told}, its shape says otherwise" if told else "nothing says which axis is which"
+    against = told and fitting and told not in fitting
+    what = (
+        f"the layers before it give {told}, its shape says otherwise" if against else "nothing says which axis is which"
+    )
     raise LayerError(f"the target layer's output is {tuple(shape)}, and {what}: {ADVICE}")
 
 
@@ -119,6 +123,16 @@ def arranged(output: Tensor, layout: FeatureLayout, inputs: Sequence[int]) -> Fe
     return maps
 
 
+def _patches(grid: tuple[int, int], picture: Sequence[int]) -> bool:
+    """Whether square patches, side by side, make a grid (h, w) of the picture; of a square picture, any square grid."""
+    (h, w), (height, width) = grid, picture
+    if height == width:
+        return h == w
+    return any(
+        (height // p, width // p) == grid or (-(-height // p), -(-width // p)) == grid for p in range(1, height + 1)
+    )
+
+
 def _grid(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
     """(h, w) of so many tokens, one of which may be the class's.
 
@@ -127,7 +141,7 @@ def _grid(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
     """
     for count in (tokens, tokens - 1):
         for h in range(1, count + 1):
-            if count % h == 0 and _fits((h, count // h), picture) and count > 1:
+            if count % h == 0 and count > 1 and _patches((h, count // h), picture):
                 return h, count // h
     raise LayerError(
         f"{tokens} tokens make no grid of the picture's proportions, with or without a class token: give "

@@ -101,6 +101,9 @@ class Capture(ABC):
         self.formats: set[str] = set()
         self.double: Double | None = None
         self._told = self._told_at_layer = ""
+        self._all_told: set[str] = set()
+        self._last_told: object = None
+        self._sure = True
         if layer is not None and layout is None:
             for module in model.modules():
                 if told_by(module):
@@ -167,7 +170,7 @@ class Capture(ABC):
         """
         self.formats.add(str(output.dtype).removeprefix("torch."))
         if self.layout is None:
-            self.layout = layout_of(output.shape, self._told_at_layer, inputs.shape)
+            self.layout = layout_of(output.shape, self._told_at_layer, inputs.shape, sure=self._sure)
         return arranged(output, self.layout, inputs.shape).to(at_least_fp32(inputs.dtype))
 
     def in_batches(
@@ -203,10 +206,14 @@ class Capture(ABC):
 
     def _listen(self, module: nn.Module, args: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
-            self._told = told_by(module)
+            self._told, self._last_told = told_by(module), output
+            self._all_told.add(self._told)
 
     def _note_layout(self, module: nn.Module, args: object, output: object) -> None:
+        """What was told last holds for the layer's output if it is that very output, or if nobody told otherwise before."""
         self._told_at_layer = self._told
+        self._sure = output is self._last_told or self._all_told == {"nchw"}
+        self._last_told = None  # it is memory
 
 
 def scaled_score(logits: Logits, target: Target) -> Tensor:

@@ -133,20 +133,21 @@ def found_layer(model: nn.Module, inputs: Images) -> nn.Module:
     """
     double = Double(model)
     originals = {id(double.of(module)): module for module in unwrapped(model).modules()}
-    outputs: list[tuple[nn.Module, Tensor, str]] = []
+    outputs: list[tuple[nn.Module, Tensor, str, bool]] = []
     passive: set[int] = set()
-    told = ""
+    told, last_told, all_told = "", None, set[str]()
 
     def note(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        nonlocal told
+        nonlocal told, last_told
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        if output.ndim == 4:
-            told = told_by(module) or told
+        if output.ndim == 4 and (says := told_by(module)):
+            told, last_told = says, output
+            all_told.add(says)
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if isinstance(module, _PASSIVE) and (given is None or given.data_ptr() != output.data_ptr()):
             passive.add(output.data_ptr())
-        outputs.append((module, output, told))
+        outputs.append((module, output, told, output is last_told or all_told == {"nchw"}))
 
     for module in double.model.modules():
         module.register_forward_hook(note)
@@ -160,15 +161,15 @@ def found_layer(model: nn.Module, inputs: Images) -> nn.Module:
 
 
 def _chosen(
-    outputs: list[tuple[nn.Module, Tensor, str]],
+    outputs: list[tuple[nn.Module, Tensor, str, bool]],
     passive: set[int],
     logits: object,
     inputs: Images,
     originals: dict[int, nn.Module],
 ) -> nn.Module:
     advice = "give target_layer=, the name of a layer with feature maps"
-    runs = [id(module) for module, _, _ in outputs]
-    for module, output, told in reversed(outputs):
+    runs = [id(module) for module, *_ in outputs]
+    for module, output, told, sure in reversed(outputs):
         if runs.count(id(module)) != 1 or output is logits or not output.requires_grad or output.data_ptr() in passive:
             continue
         if output.ndim == 3 and output.shape[1] > 1:
@@ -176,7 +177,7 @@ def _chosen(
         if output.ndim != 4 or isinstance(module, _PASSIVE) or type(module).__name__ == "Permute":
             continue
         try:
-            layout = layout_of(output.shape, told, inputs.shape)
+            layout = layout_of(output.shape, told, inputs.shape, sure=sure)
         except LayerError:
             continue
         h, w = output.shape[2:] if layout == "nchw" else output.shape[1:3]
