@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import warnings
 from collections.abc import Iterator
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from parity.contract.keras_files import from_keras, to_keras
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.network import Network
 from parity.contract.text import one_line
+from parity.contract.versions import versions
 from parity.contract.vgg import VGG16
 
 INSTALL = 'install them with: pip install "attention-maps[keras]"'
@@ -58,11 +57,9 @@ def load_frameworks(precision: str) -> None:
     tf.get_logger().setLevel("ERROR")
 
 
-def versions() -> dict[str, str]:
+def program_versions() -> dict[str, str]:
     """What computed: Python, the libraries, the platform."""
-    packages = ("numpy", "keras", "tensorflow", "tf-keras-vis", "scipy", "Pillow")
-    libraries = {name: metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **libraries, "platform": platform.platform()}
+    return versions("numpy", "keras", "tensorflow", "tf-keras-vis", "scipy", "Pillow")
 
 
 def flags() -> dict[str, str | int | bool]:

@@ -112,7 +112,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
-        versions=model.versions(),
+        versions=model.program_versions(),
         flags=model.flags(),
         warnings=remarks,
         seconds=seconds,

@@ -12,28 +12,25 @@ first one that is off names the bug.
 
 from __future__ import annotations
 
-import importlib
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from parity.contract import network as networks
 from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
 from parity.contract.layers import Layer, LayerTable
+from parity.contract.lookup import LookupFailedError, lookup
 from parity.contract.methods import Options
 from parity.contract.network import Network
 from parity.contract.noise import unit_noise
 from parity.contract.recorder import Recorder
 from parity.contract.stages import Stage
+from parity.contract.versions import versions
 
 Stages = Mapping[str, np.ndarray] | Iterable[tuple[int, str, np.ndarray]]
 Candidate = Callable[["Job"], Stages]
@@ -148,20 +145,10 @@ def load(name: str) -> Candidate:
     Raises:
         CandidateError: no such module or function.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise CandidateError(f"candidate {name!r}: give module:function, or an artifact's path")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        candidate: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise CandidateError(f"candidate {name!r}: {error}; run it from the folder that holds the module") from None
-    for part in attribute.split("."):
-        candidate = getattr(candidate, part, None)
-    if not callable(candidate):
-        raise CandidateError(f"candidate {name!r}: {module_name} has no function {attribute}")
-    return candidate  # type: ignore[no-any-return]
+        return lookup(name, "candidate")
+    except LookupFailedError as error:
+        raise CandidateError(str(error)) from error
 
 
 def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], settings: JobSettings) -> Artifact:
@@ -196,7 +183,7 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
         return recorder.artifact(
             program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
             photographs=photographs,
-            versions=_versions(),
+            versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
             flags=flags,
             seconds={job.precision: time.perf_counter() - started},
         )
@@ -230,13 +217,3 @@ def _triples(answer: object, count: int) -> Iterator[tuple[int, str, np.ndarray]
                 "give {stage: array}, or (photograph, stage, array) one by one"
             )
         yield triple
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Drawing
 
+from parity.contract.text import printable
 from parity.criterion import Figure
 from parity.pictures import Picture, Shown, address
 from parity.report import ParityReport
-from parity.tables import error, gathered, largest, part, printable, sized, title
+from parity.tables import error, gathered, largest, part, sized, title
 
 INK, MUTED, LINE, BLUE, RED, ROSE = "#1b1b1f", "#55585e", "#d3d6db", "#0b50c4", "#a3150f", "#fdebe9"
 

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from parity import charts, pictures, tables
+from parity.contract.text import printable
 from parity.criterion import (
     DESCRIBED,
     DIFFERENT,
@@ -26,7 +27,7 @@ from parity.criterion import (
     Divergence,
 )
 from parity.report import ANOTHER_CLASS, ANOTHER_SEED, ILL_CONDITIONED, RANDOM_WEIGHTS, ParityReport
-from parity.tables import KINDS, Cell, error, is_overlay, numbered, printable, title
+from parity.tables import KINDS, Cell, error, is_overlay, numbered, title
 
 ILL_FLOOR = 1e-3
 """A raw map whose own float32 in the reference is this far from its float64 (relative L2) is ill-conditioned there."""

@@ -97,11 +97,6 @@ def left_out(figures: Iterable[Figure]) -> float:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def printable(text: str) -> str:
-    """The text, with what cannot be printed shown as an escape."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def error(value: float, none: str = "–") -> str:
     """An error or limit: scientific, one decimal; words where it is no number."""
     if math.isnan(value):

@@ -24,7 +24,7 @@ def lookup(name: str, what: str) -> Callable[..., Any]:
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        raise LookupFailedError(f"{what} {name!r}: give module:name")
+        raise LookupFailedError(f"{what} {name!r}: give module:function")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
