@@ -122,7 +122,7 @@ def first_alone(report: ParityReport) -> ParityReport:
     )
 
 
-EMPTY = ParityReport((), np.zeros((0, 8, 8, 3), np.uint8), (), (), (), (), None, {}, {})
+EMPTY = ParityReport((), np.zeros((0, 8, 8, 3), np.uint8), (), (), (), (), {}, {})
 
 KINDS = ["good", "bad", "hostile", "one", "empty"]
 
