@@ -103,7 +103,7 @@ def target(device: torch.device) -> torch.Tensor:
     return torch.tensor([2, 7, 5], device=device)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Networks this small are slower on two threads than on one."""
     before = torch.get_num_threads()
