@@ -1,4 +1,4 @@
-"""Four attention maps of a PyTorch classifier, as tf-keras-vis draws them: vanilla saliency, SmoothGrad, Grad-CAM, Grad-CAM++.
+"""Attention maps of a PyTorch classifier, as tf-keras-vis draws them: saliency, SmoothGrad, Grad-CAM(++), LayerCAM, Score-CAM.
 
 from torch_impl import Explainer
 maps = Explainer.vgg16()(["cat.jpg"], classes=["Egyptian cat"])

@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     top = Parser(
         prog=PROGRAM,
-        description="Attention maps of a PyTorch VGG16, as tf-keras-vis draws them: vanilla saliency, SmoothGrad, "
-        "Grad-CAM, Grad-CAM++.",
+        description="Attention maps of a PyTorch VGG16, or of a network of your own, as tf-keras-vis draws them: vanilla "
+        "saliency, SmoothGrad, Grad-CAM, Grad-CAM++, LayerCAM, Score-CAM, Faster-ScoreCAM.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions and the device, and exit")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

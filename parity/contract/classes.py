@@ -54,7 +54,8 @@ def index(value: int | str, n_classes: int = 1000, names: Sequence[str] | None =
     text = str(value).strip()
     if re.fullmatch(r"[+-]?[0-9]{1,100}", text):  # Python itself refuses thousands of digits, in its own words
         if not 0 <= int(text) < n_classes:
-            raise ClassError(f"class {text} does not exist: give 0 to {n_classes - 1}, or a label")
+            label = ", or a label" if names_of(n_classes, names) else ""
+            raise ClassError(f"class {text} does not exist: give 0 to {n_classes - 1}{label}")
         return int(text)
     known = names_of(n_classes, names)
     if not known:
