@@ -90,7 +90,7 @@ def test_the_columns(finished):
         "error": text,
     }
     said = json.loads(schema.metadata[b"attention-maps"])
-    assert (said["number"], said["device"], said["runner"], said["threads"]) == (1, "cpu", "local", 1)
+    assert (said["number"], said["device"], said["runner"]) == (1, "cpu", "local")
     assert pq.read_metadata(finished / "rows" / "part-000001.parquet").row_group(0).column(0).compression == "ZSTD"
     assert sorted(path.name for path in finished.iterdir()) == [
         ".lock",

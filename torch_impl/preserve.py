@@ -104,7 +104,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     tensors = [*model.parameters(), *model.buffers()]
     if any(map(nn.parameter.is_lazy, tensors)):
         raise ModelError("the model has lazy layers without weights yet: run it once before it is explained")
-    if any(values.is_meta for values in tensors):
+    if any(values.device.type == "meta" for values in tensors):
         raise ModelError(
             "the model has weights without values (on the meta device: not loaded yet, or offloaded): load them into memory first"
         )

@@ -97,7 +97,7 @@ def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None, *, 
     except ValueError as error:
         raise WeightsError(f"not the weights of a VGG16{looks}: {error}") from None
     counts = [len(block) for block in blocks_of(table)]
-    if vgg16 and counts != [len(block) for block in BLOCKS]:
+    if (vgg16 or looks) and counts != [len(block) for block in BLOCKS]:
         raise WeightsError(
             f"not the weights of a VGG16{looks}: blocks of {counts} convolutions, expected 2, 2, 3, 3, 3"
         )
