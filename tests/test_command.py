@@ -105,12 +105,12 @@ def test_arguments_that_are_refused(parse: Callable[[str], Any], texts: tuple[st
         assert words in str(caught.value)
 
 
-def test_smoothgrads_options(capsys: Any) -> None:
+def test_the_maps_options(capsys: Any) -> None:
     parser = command.Parser(prog="p")
-    command.smoothgrad_options(parser, n_samples=4)
-    assert vars(parser.parse_args([])) == {"samples": 4, "noise": 0.2, "seed": 0}
-    asked = parser.parse_args(["--samples", "1", "--noise", "0", "--seed", "4294967295"])
-    assert vars(asked) == {"samples": 1, "noise": 0.0, "seed": 4294967295}
+    command.map_options(parser, n_samples=4)
+    assert vars(parser.parse_args([])) == {"samples": 4, "noise": 0.2, "seed": 0, "channels": None}
+    asked = parser.parse_args(["--samples", "1", "--noise", "0", "--seed", "4294967295", "--channels", "5"])
+    assert vars(asked) == {"samples": 1, "noise": 0.0, "seed": 4294967295, "channels": 5}
     with pytest.raises(SystemExit, match="2"):
         parser.parse_args(["--seed", "4294967296"])
     assert (
@@ -118,5 +118,5 @@ def test_smoothgrads_options(capsys: Any) -> None:
         == "p: error: argument --seed: '4294967296': give a number from 0 to 4294967295; see p --help\n"
     )
     unset = command.Parser()
-    command.smoothgrad_options(unset, unset=True)
+    command.map_options(unset, unset=True)
     assert set(vars(unset.parse_args([])).values()) == {None}

@@ -32,11 +32,11 @@ def test_the_fingerprint_is_over_names_shapes_and_values(tiny: Network, copied: 
         digest.update(f"{name} {array.shape}\n".encode() + array.astype("<f4").tobytes())
     assert tiny.fingerprint == digest.hexdigest()
     backwards = dict(reversed(copied.items()))
-    assert checked(backwards, source="x", input="torchvision", remark="y").fingerprint == tiny.fingerprint
+    assert checked(backwards, size=64, source="x", input="torchvision", remark="y").fingerprint == tiny.fingerprint
     strided = {name: np.asfortranarray(array).astype(">f8") for name, array in copied.items()}
-    assert checked(strided, source="x", input="caffe").fingerprint == tiny.fingerprint
+    assert checked(strided, size=64, source="x", input="caffe").fingerprint == tiny.fingerprint
     copied["classifier.6.bias"].view(np.uint32)[-1] ^= 1
-    assert checked(copied, source="x", input="caffe").fingerprint != tiny.fingerprint
+    assert checked(copied, size=64, source="x", input="caffe").fingerprint != tiny.fingerprint
 
 
 @pytest.mark.filterwarnings("error")
@@ -60,15 +60,15 @@ def test_one_bad_number_is_seen_and_named(copied: dict[str, np.ndarray], name: s
         flat = copied[name].reshape(-1)
         flat[: np.size(value)] = value
     if not words:
-        assert checked(copied, source="x", input="caffe").tensors[name] is value
+        assert checked(copied, size=64, source="x", input="caffe").tensors[name] is value
         return
     with pytest.raises(WeightsError, match=rf"^x: .*{words}"):
-        checked(copied, source="x", input="caffe")
+        checked(copied, size=64, source="x", input="caffe")
 
 
 def test_an_unknown_preprocessing_is_refused(copied: dict[str, np.ndarray]) -> None:
     with pytest.raises(WeightsError, match="caffe, torchvision"):
-        checked(copied, source="x", input="imagenet")
+        checked(copied, size=64, source="x", input="imagenet")
 
 
 def test_seeded_networks_are_the_same_everywhere() -> None:
@@ -162,7 +162,7 @@ def test_a_canonical_file_that_lies_is_refused_with_its_path(
     copied: dict[str, np.ndarray], tmp_path: Path, metadata: dict[str, str], change: dict[str, Any], expected: str
 ) -> None:
     path = tmp_path / "line\nbreak.safetensors"
-    save_file(copied | change, path, {"format": network.FORMAT, **metadata})
+    save_file(copied | change, path, {"format": network.FORMAT, "size": "64", **metadata})
     with pytest.raises(WeightsError) as caught:
         network.read(path)
     message = str(caught.value)

@@ -139,8 +139,8 @@ def test_compute_gives_raw_maps_of_pixels(tiny, pictures):
         explainer.compute(pixels[:0], None, "gradcam")
     with pytest.raises(ValueError, match="uint8"):
         explainer.compute(pixels / 255, None, "gradcam")
-    with pytest.raises(ValueError, match="smoothgrad@captum"):
-        explainer.compute(pixels, None, "smoothgrad@captum")
+    with pytest.raises(ValueError, match="method 'gradcan' is unknown"):
+        explainer.compute(pixels, None, "gradcan")
 
 
 @every_engine

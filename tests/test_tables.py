@@ -77,7 +77,7 @@ TABLES = st.builds(
 
 @given(table=TABLES)
 def test_a_table_is_known_from_its_shapes_and_survives_json(table: LayerTable) -> None:
-    assert vgg_of(table.tensors) == table
+    assert vgg_of(table.tensors, table.size[0]) == table
     assert LayerTable.from_json(json.loads(json.dumps(table.as_json()))) == table
     assert table.parameters == sum(int(np.prod(shape)) for shape in table.tensors.values())
     assert vgg(blocks_of(table), (table["fc1"].shape[0], table["fc2"].shape[0]), table.classes, table.size[0]) == table
@@ -99,7 +99,7 @@ def test_each_missing_tensor_is_noticed(name: str) -> None:
 def test_differences_are_named_in_the_order_of_the_computation() -> None:
     wrong = TINY.tensors | {"features.10.bias": (1,), "features.2.bias": (1,), "classifier.0.bias": (1,)}
     with pytest.raises(ValueError, match=r"features\.2\.bias has shape \(1,\), expected \(8,\)"):
-        vgg_of(wrong)
+        vgg_of(wrong, 64)
 
 
 NAMES = st.one_of(
