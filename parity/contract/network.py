@@ -87,7 +87,7 @@ def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None, *, 
     Raises:
         WeightsError: it is another network; names the first difference.
     """
-    if size is not None and size < SMALLEST:
+    if vgg16 and size is not None and size < SMALLEST:
         raise WeightsError(f"pictures of {size} pixels: a VGG16's five poolings need at least {SMALLEST}")
     looks = next((f" (it looks like {network})" for name, network in LOOKS.items() if name in shapes), "")
     if shapes and not looks and "features.0.weight" not in shapes:
