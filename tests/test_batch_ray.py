@@ -159,7 +159,7 @@ def test_a_part_that_kills_its_workers_is_given_up(weights, here, monkeypatch):
     monkeypatch.setattr(worker, "carefully_loaded", lambda *args: used.append(args) or carefully(*args))
     tries = out / "rows" / ".part-000001.tries"
     expected = bits(out)
-    assert actor.done(1) == (3, {"text, not a photograph": 1})
+    assert actor.done(1) == (3, {"not a photograph that can be read": 1})
     assert (used, tries.exists()) == ([], False)
     tries.write_bytes(b".")  # and then it died
     actor.done(1)
