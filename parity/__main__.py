@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,7 +28,6 @@ from parity.port import ENGINES
 from parity.reference import check_installed, run
 
 if TYPE_CHECKING:
-    from parity.child import Answer
     from parity.report import ParityReport, PixelsRow
 
 _PROGRAM = "attention-parity"
@@ -148,38 +148,31 @@ def _compared(options: argparse.Namespace) -> int:
 
 
 def _judged(options: argparse.Namespace, reference: Artifact, path: Path, rows: list[PixelsRow]) -> ParityReport:
+    from parity.child import answer, in_child
     from parity.comparison import compare
 
     if options.candidate and Path(options.candidate).is_file():
         theirs = Artifact.read(options.candidate)
         return compare(reference, dict.fromkeys(theirs.precisions, theirs), pixels_rows=rows)
-    answers = {precision: _answer(options, path, precision) for precision in options.precision}
-    return compare(
-        reference,
-        {precision: answer.artifact for precision, answer in answers.items()},
-        pixels_rows=rows,
-        ladder=[row for answer in answers.values() for row in answer.ladder],
-        context=[row for answer in answers.values() for row in answer.context],
-        conditioning=[row for answer in answers.values() for row in answer.conditioning],
-    )
-
-
-def _answer(options: argparse.Namespace, reference: Path, precision: str) -> Answer:
-    from parity.child import Task, answer_of_child
-
-    _progress(options, f"candidate in {precision}")
     home = "fp32" if "fp32" in options.precision else options.precision[-1]  # where ladder and context are drawn
-    task = Task(
-        reference,
-        options.candidate or ENGINES[options.engine],
-        options.weights,
-        precision,
-        options.device,
-        methods.in_order(options.methods),
-        ladder=precision == home and not options.no_ladder,
-        context=precision == home,
-    )
-    return answer_of_child(task, quiet=options.quiet)
+    answers: dict[str, Artifact] = {}
+    drawn: dict[str, list[Any]] = {}
+    for precision in options.precision:
+        _progress(options, f"candidate in {precision}")
+        wanted = ["context"] if options.no_ladder else ["context", "ladder"]
+        task = partial(
+            answer,
+            path,
+            options.candidate or ENGINES[options.engine],
+            options.weights,
+            precision=precision,
+            device=options.device,
+            methods=methods.in_order(options.methods),
+            rows=wanted if precision == home else [],
+        )
+        answers[precision], more = in_child(task, quiet=options.quiet)
+        drawn |= more
+    return compare(reference, answers, pixels_rows=rows, **drawn)
 
 
 def _make_reference(options: argparse.Namespace, folder: Path, path: Path) -> list[PixelsRow]:

@@ -1,4 +1,4 @@
-"""One stage that is off, with both sides' numbers: what every test for a cause looks at."""
+"""One stage of one photograph with both sides' numbers: what is judged, and what every test for a cause looks at."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Case:
         candidate: the same job.
         precision: the candidate's.
         photograph: its row.
-        stage: the first one beyond its limit.
+        stage: which.
     """
 
     reference: Artifact
@@ -68,10 +68,34 @@ class Case:
         """The name of the layer that this one reads."""
         return self.layer.inbound[0] if self.layer and self.layer.inbound else ""
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the candidate gave what it takes to compare this stage."""
+        exp = self.stage.quantity == "final_with_exp"
+        needed = (f"{self.stage.method}/raw", "score") if exp else (self.stage.name,)
+        return all(self.candidate.has(name, self.precision) for name in needed)
+
     @cached_property
     def actual(self) -> np.ndarray:
-        """The candidate's values, float64 (kept,)."""
-        return np.asarray(self.candidate.values(self.stage.name, self.precision)[self.photograph], np.float64)
+        """The candidate's values, float64 (kept,).
+
+        The library leaves exp(score) in `final_with_exp`. It is multiplied back here, so that the library's absolute 1e-7
+        squeezes the candidate's map as it does its own.
+        """
+        if self.stage.quantity != "final_with_exp":
+            return np.asarray(self.candidate.values(self.stage.name, self.precision)[self.photograph], np.float64)
+        score = float(self.candidate.values("score", self.precision)[self.photograph, 0])
+        return self.kept(formulas.enlarged(self.their_raw, self.candidate.table.size, score)["final_with_exp"])
+
+    @cached_property
+    def their_raw(self) -> np.ndarray:
+        """The candidate's raw map of this method, float64."""
+        raw = self.candidate.whole(f"{self.stage.method}/raw", self.precision)[self.photograph]
+        return np.asarray(raw, np.float64)
+
+    def kept(self, array: np.ndarray) -> np.ndarray:
+        """The values of a whole stage that an artifact keeps."""
+        return np.asarray(self.stage.take(np.asarray(array, np.float64)[None])[0])
 
     @cached_property
     def expected(self) -> np.ndarray:
@@ -99,10 +123,13 @@ class Case:
         """The class whose score it is."""
         return self.reference.classes[self.photograph]
 
-    def own(self, name: str) -> np.ndarray | None:
+    def ours(self, name: str) -> np.ndarray | None:
         """One of the reference's stages, float64, whole; None where it is not given whole."""
-        given = self.reference.has(name, "fp64") and self.reference.stage(name).whole
-        return self.whole(name) if given else None
+        return _whole(self.reference, name, "fp64", self.photograph)
+
+    def theirs(self, name: str) -> np.ndarray | None:
+        """The same of the candidate's, in its precision."""
+        return _whole(self.candidate, name, self.precision, self.photograph)
 
     @cached_property
     def logits(self) -> np.ndarray:
@@ -127,7 +154,7 @@ class Case:
     @cached_property
     def channels(self) -> np.ndarray:
         """The feature maps that this method takes: (m,) of Faster-ScoreCAM, else all of them."""
-        given = self.own(f"{self.stage.method}/channels")
+        given = self.ours(f"{self.stage.method}/channels")
         return np.arange(self.activations.shape[-1]) if given is None else given.astype(int)
 
     @cached_property
@@ -152,11 +179,16 @@ class Case:
         table, name = self.reference.table, self.before
         if name and table[name].kind == "flatten":
             name = table[name].inbound[0]
-        given = self.own(f"activations/{name}")
+        given = self.ours(f"activations/{name}")
         if given is None and name and is_max_pool(table[name]):
-            unpooled = self.own(f"activations/{table[name].inbound[0]}")
+            unpooled = self.ours(f"activations/{table[name].inbound[0]}")
             given = None if unpooled is None else formulas.max_pool(unpooled)
         return given
+
+
+def _whole(artifact: Artifact, name: str, precision: str, photograph: int) -> np.ndarray | None:
+    given = artifact.has(name, precision) and artifact.stage(name).whole
+    return np.asarray(artifact.whole(name, precision)[photograph]) if given else None
 
 
 def factor_between(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -16,9 +16,7 @@ import numpy as np
 from parity import formulas, hypotheses
 from parity.candidate import SHAPE
 from parity.case import CONSTANT, HALF, SINGLE, Case, factor_between
-from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
-from parity.contract.stages import Stage
 from parity.similarity import relative_l2
 
 LEAK = 0.35
@@ -28,31 +26,21 @@ EXPLAINS = 0.02
 """A mistake explains a stage when it leaves less than this of it unexplained; float16's rounding is below."""
 
 
-def probable_cause(reference: Artifact, candidate: Artifact, precision: str, photograph: int, stage_name: str) -> str:
-    """The most likely mistake behind a stage that is off, or "".
-
-    Args:
-        reference: with float64.
-        candidate: the same job.
-        precision: the candidate's.
-        photograph: its row.
-        stage_name: the first stage beyond its limit.
-    """
-    stage = candidate.stage(stage_name)
-    if shape := candidate.flags.get(f"{SHAPE}{stage_name}"):
-        return _shape_words(reference, stage, str(shape))
-    if stage.quantity == "final_with_exp" or not candidate.has(stage_name, precision):
+def probable_cause(case: Case) -> str:
+    """The most likely mistake behind a stage that is off, or ""."""
+    if shape := case.candidate.flags.get(f"{SHAPE}{case.stage.name}"):
+        return _shape_words(case, str(shape))
+    if case.stage.quantity == "final_with_exp":
         return "the map after multiplying exp(score) back"
-    case = Case(reference, candidate, precision, photograph, stage)
     if not np.isfinite(case.actual).all():
         return "values are not finite: an overflow, exp(score) left in, or a division by zero"
     unexplained, words = hypotheses.best(case)
     if unexplained < EXPLAINS and unexplained < 0.5 * case.off:
         return words
-    if precision == "fp64" and SINGLE[0] < case.off < SINGLE[1]:
+    if case.precision == "fp64" and SINGLE[0] < case.off < SINGLE[1]:
         return "an error of float32's size: something is computed or kept in float32 where float64 was asked for"
     for sign in SIGNS:
-        if stage.quantity in sign.quantities and sign.about in case.subjects and sign.test(case):
+        if case.stage.quantity in sign.quantities.split() and sign.about in case.subjects and sign.test(case):
             return sign.words(case) if callable(sign.words) else sign.words.format(case=case)
     return ""
 
@@ -63,13 +51,13 @@ class Sign:
 
     Attributes:
         about: one of `Case.subjects`: a kind of layer, a method, …; "" for all.
-        quantities: where: see `stages.Stage.quantity`.
+        quantities: where, spaces between them: see `stages.Stage.quantity`.
         test: whether the values show it. The first row whose test holds is the answer.
         words: for a reader; `{case.…}` is filled in, or a function that says more.
     """
 
     about: str
-    quantities: tuple[str, ...]
+    quantities: str
     test: Callable[[Case], bool]
     words: str | Callable[[Case], str]
 
@@ -276,95 +264,91 @@ _ENLARGED = (
 )
 _FINISHED = "look for the normalization: min–max of each map with 1e-7 on its range, after it is enlarged"
 _LAST_BIAS = "the last layer's bias is missing, or another: each logit is off by the same amount in every photograph"
-_OWN = ("alpha", "weights", "raw", "upsampled", "final")
+_OWN = "alpha weights raw upsampled final"
 
 SIGNS = (
-    Sign("", ("activations",), _is_negative, _before_relu),
-    Sign("", ("activations",), _is_offset_by_bias, "a missing or another bias: each channel is off by a constant of its own"),
-    Sign("dense", ("activations",), _is_dropped, _DROPOUT),
-    Sign("dense", ("activations",), _is_dropped_before, _DROPOUT),
-    Sign("", ("activations",), _is_half, _HALF_WORDS),
-    Sign("flattened", ("activations",), _always, _ORDER),
-    Sign("dense", ("activations",), _always, "look for a transposed kernel, a missing bias, or dropout left on"),
-    Sign("conv", ("activations",), _always, _KERNEL),
-    Sign("pool", ("activations",), _always, "look for the pooling: its window, stride, padding, or average for maximum"),
+    Sign("", "activations", _is_negative, _before_relu),
+    Sign("", "activations", _is_offset_by_bias, "a missing or another bias: each channel is off by a constant of its own"),
+    Sign("dense", "activations", _is_dropped, _DROPOUT),
+    Sign("dense", "activations", _is_dropped_before, _DROPOUT),
+    Sign("", "activations", _is_half, _HALF_WORDS),
+    Sign("flattened", "activations", _always, _ORDER),
+    Sign("dense", "activations", _always, "look for a transposed kernel, a missing bias, or dropout left on"),
+    Sign("conv", "activations", _always, _KERNEL),
+    Sign("pool", "activations", _always, "look for the pooling: its window, stride, padding, or average for maximum"),
     Sign(
         "",
-        ("logits",),
+        "logits",
         _is_scaled,
         "the logits are {case.ratio:.3g} times the reference's: a temperature, or another scale of the last layer",
     ),
-    Sign("", ("logits",), _is_constant_added, "a constant was added to every logit"),
-    Sign("", ("logits",), _is_offset_by_bias, _LAST_BIAS),
-    Sign("", ("logits",), _is_dropped_before, "dropout is on: gradients of some units of {case.before} are 0 (call eval())"),
-    Sign("", ("inputs", "logits"), _is_half, _HALF_WORDS),
+    Sign("", "logits", _is_constant_added, "a constant was added to every logit"),
+    Sign("", "logits", _is_offset_by_bias, _LAST_BIAS),
+    Sign("", "logits", _is_dropped_before, "dropout is on: gradients of some units of {case.before} are 0 (call eval())"),
+    Sign("", "inputs logits", _is_half, _HALF_WORDS),
     Sign(
         "",
-        ("logits",),
+        "logits",
         _always,
         "look for a transposed kernel or a missing bias of the last layer, softmax left on, or another class order",
     ),
-    Sign("", ("score",), _is_of_another_class, _of_another_class),
-    Sign("", ("score",), _is_probability, "softmax left on: the score is a probability"),
-    Sign("", ("score",), _always, "look for another class, softmax left on, or the score of the whole batch"),
+    Sign("", "score", _is_of_another_class, _of_another_class),
+    Sign("", "score", _is_probability, "softmax left on: the score is a probability"),
+    Sign("", "score", _always, "look for another class, softmax left on, or the score of the whole batch"),
     Sign(
         "",
-        ("gradients",),
+        "gradients",
         _is_scaled,
         "the gradients are {case.ratio:.3g} times the reference's: a scaled score, a mean for a sum, or softmax left on",
     ),
-    Sign("", ("gradients",), _is_half, _HALF_WORDS),
+    Sign("", "gradients", _is_half, _HALF_WORDS),
     Sign(
         "",
-        ("gradients",),
+        "gradients",
         _always,
         "look for another class, softmax left on, or a backward pass through other switches (ReLU, max-pool)",
     ),
-    Sign("", ("noise",), _always, _noise),
-    Sign("", ("inputs", "scores", *_OWN), _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
-    Sign("smoothgrad", ("raw",), _is_squared, hypotheses.SQUARED),
-    Sign("at the input", ("raw",), _is_mean_over_channels, "mean over the colour channels for their maximum"),
-    Sign("smoothgrad", ("raw",), _is_late_absolute, _late_absolute),
-    Sign("at the input", ("raw",), _is_signed, "no absolute value: the gradient itself"),
-    Sign("at the input", ("raw",), _is_smaller, _SMALLER),
-    Sign("at the input", ("raw",), _is_sum_over_channels, "sum over the colour channels for their maximum"),
+    Sign("", "noise", _always, _noise),
+    Sign("", f"inputs scores {_OWN}", _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
+    Sign("smoothgrad", "raw", _is_squared, hypotheses.SQUARED),
+    Sign("at the input", "raw", _is_mean_over_channels, "mean over the colour channels for their maximum"),
+    Sign("smoothgrad", "raw", _is_late_absolute, _late_absolute),
+    Sign("at the input", "raw", _is_signed, "no absolute value: the gradient itself"),
+    Sign("at the input", "raw", _is_smaller, _SMALLER),
+    Sign("at the input", "raw", _is_sum_over_channels, "sum over the colour channels for their maximum"),
     Sign(
         "at the input",
-        ("raw",),
+        "raw",
         _always,
         "look for the score (class, softmax), the order of |·|, mean and maximum, or the noise",
     ),
-    Sign("faster_scorecam", ("channels",), _is_reordered, _SAME_CHANNELS),
-    Sign("faster_scorecam", ("channels",), _always, _CHANNELS),
-    Sign("by scores", ("scores",), _is_constant_added, hypotheses.BASELINE),
-    Sign("by scores", ("scores",), _are_no_probabilities, _LOGITS),
-    Sign("at a layer", ("alpha", "scores", "weights", "raw", "upsampled"), _is_half, _HALF_WORDS),
-    Sign("by scores", ("scores",), _always, _MASKS),
-    Sign("by scores", ("weights",), _always, "look for what stands between scores and weights: a rounding to float32 alone"),
-    Sign("by scores", ("raw",), _always, f"{_MASKS}, no baseline, and for the target layer"),
-    Sign("at a layer", ("upsampled",), _always, _ENLARGED),
-    Sign("at a layer", ("final",), _always, _FINISHED),
-    Sign("at a layer", ("alpha", "weights", "raw"), _always, _TARGET),
+    Sign("faster_scorecam", "channels", _is_reordered, _SAME_CHANNELS),
+    Sign("faster_scorecam", "channels", _always, _CHANNELS),
+    Sign("by scores", "scores", _is_constant_added, hypotheses.BASELINE),
+    Sign("by scores", "scores", _are_no_probabilities, _LOGITS),
+    Sign("at a layer", "alpha scores weights raw upsampled", _is_half, _HALF_WORDS),
+    Sign("by scores", "scores", _always, _MASKS),
+    Sign("by scores", "weights", _always, "look for what stands between scores and weights: a rounding to float32 alone"),
+    Sign("by scores", "raw", _always, f"{_MASKS}, no baseline, and for the target layer"),
+    Sign("at a layer", "upsampled", _always, _ENLARGED),
+    Sign("at a layer", "final", _always, _FINISHED),
+    Sign("at a layer", "alpha weights raw", _always, _TARGET),
 )  # fmt: skip
 
 
-def _shape_words(reference: Artifact, stage: Stage, shape: str) -> str:
+def _shape_words(case: Case, shape: str) -> str:
     """A stage of another height and width than the reference's."""
+    stage, table = case.stage, case.reference.table
     said = f"its shape is {shape}, the reference's {'×'.join(map(str, stage.shape))}"
     if stage.quantity in ("upsampled", "final"):
         return f"not enlarged to the photograph's size: {said}"
     if stage.method and len(stage.shape) == 1:
-        return (
-            f"{hypotheses.UNION}: {said}"
-            if "channels" in METHODS[stage.method].options
-            else f"another target layer: {said}"
-        )
-    given = tuple(int(n) for n in shape.split("×"))[:2]
-    target = reference.table[reference.table.target]
-    at_layer = stage.method in METHODS and METHODS[stage.method].at_layer
-    if not at_layer and stage.layer != target.name:
+        union = "channels" in METHODS[stage.method].options
+        return f"{hypotheses.UNION}: {said}" if union else f"another target layer: {said}"
+    if "at a layer" not in case.subjects and stage.layer != table.target:
         return f"another size: {said}"
-    if given == tuple(n // 2 for n in target.shape[:2]):
+    given = tuple(int(n) for n in shape.split("×"))[:2]
+    if given == tuple(n // 2 for n in table[table.target].shape[:2]):
         return f"pooled target: {said}; take the last convolution after its ReLU, before the pool"
-    layers = [layer.name for layer in reference.table.hidden if len(layer.shape) == 3 and layer.shape[:2] == given]
+    layers = [layer.name for layer in table.hidden if len(layer.shape) == 3 and layer.shape[:2] == given]
     return f"another target layer: {said}" + (f", that of {layers[-1]}" if layers else "")

@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from parity import candidate as candidates
 from parity import context, port
@@ -17,74 +18,58 @@ from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
 from parity.contract.command import FAILED, TRACEBACK
 from parity.contract.text import one_line
-from parity.report import Conditioning, ContextRow, Rung
+
+Drawn = dict[str, list[Any]]
+"""`ladder`, `context`, `conditioning` → rows of the report, which the port draws."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What the process is to do.
+def answer(
+    reference: Path,
+    candidate: str,
+    weights: str,
+    *,
+    precision: str,
+    device: str,
+    methods: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> tuple[Artifact, Drawn]:
+    """Run a candidate in this process.
 
-    Attributes:
+    Args:
         reference: its artifact's path.
         candidate: `module:function`.
         weights: where the network comes from, if the artifact does not hold it.
         precision: of the candidate.
         device: likewise.
         methods: some of the reference's; none: all.
-        ladder: also what the libraries' plain calls draw.
-        context: also what other maps on purpose would score.
-    """
-
-    reference: Path
-    candidate: str
-    weights: str
-    precision: str
-    device: str
-    methods: tuple[str, ...] = ()
-    ladder: bool = False
-    context: bool = False
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came of it: the candidate's artifact, and rows of the report that the port draws."""
-
-    artifact: Artifact
-    ladder: tuple[Rung, ...]
-    context: tuple[ContextRow, ...]
-    conditioning: tuple[Conditioning, ...]
-
-
-def answer(task: Task) -> Answer:
-    """Do it in this process.
+        rows: `ladder`, `context`: to be drawn too. `conditioning` is, in float64.
 
     Raises:
         CandidateError: the candidate cannot be found, or its answer not be used.
         WeightsError: the network cannot be had.
         Exception: whatever the candidate raises.
     """
-    reference = Artifact.read(task.reference)
-    network = reference.network or port.load_weights(task.weights, reference.settings.input)
-    job = candidates.job_of(reference, network, precision=task.precision, device=task.device, methods=task.methods)
-    artifact = candidates.record(candidates.load(task.candidate), job, reference.photographs, reference.settings)
-    conditioning: tuple[Conditioning, ...] = ()
-    if task.precision == "fp64":
-        ours = task.candidate in port.ENGINES.values()
-        known = {method: artifact.whole(f"{method}/raw", "fp64") for method in job.methods} if ours else {}
-        conditioning = tuple(context.conditioning(job, known))
-    return Answer(
-        artifact,
-        tuple(context.ladder(job, reference)) if task.ladder else (),
-        tuple(context.rows(job, reference)) if task.context else (),
-        conditioning,
-    )
+    artifact = Artifact.read(reference)
+    network = artifact.network or port.load_weights(weights, artifact.settings.input)
+    job = candidates.job_of(artifact, network, precision=precision, device=device, methods=methods)
+    given = candidates.record(candidates.load(candidate), job, artifact.photographs, artifact.settings)
+    drawn: Drawn = {}
+    if "ladder" in rows:
+        drawn["ladder"] = list(context.ladder(job, artifact))
+    if "context" in rows:
+        drawn["context"] = list(context.rows(job, artifact))
+    if precision == "fp64":
+        ours = candidate in port.ENGINES.values()
+        known = {method: given.whole(f"{method}/raw", "fp64") for method in job.methods} if ours else {}
+        drawn["conditioning"] = list(context.conditioning(job, known))
+    return given, drawn
 
 
-def answer_of_child(task: Task, *, quiet: bool = False) -> Answer:
-    """Do it in a process of its own.
+def in_child(task: Callable[[], tuple[Artifact, Drawn]], *, quiet: bool = False) -> tuple[Artifact, Drawn]:
+    """Do a task in a process of its own.
 
     Args:
-        task: what to do.
+        task: `answer` with its arguments, by `functools.partial`.
         quiet: hide what the candidate prints; otherwise it goes to stderr.
 
     Raises:
@@ -101,7 +86,7 @@ def answer_of_child(task: Task, *, quiet: bool = False) -> Answer:
         process.join()
         status = process.exitcode or 0
         ended = f"was killed by signal {-status} (out of memory?)" if status < 0 else f"ended with status {status}"
-        raise CandidateError(f"the process of candidate {task.candidate} {ended}") from None
+        raise CandidateError(f"the candidate's process {ended}") from None
     except BaseException:
         process.terminate()
         raise
@@ -112,7 +97,7 @@ def answer_of_child(task: Task, *, quiet: bool = False) -> Answer:
     return outcome  # type: ignore[no-any-return]
 
 
-def _main(pipe: Connection, task: Task, quiet: bool) -> None:
+def _main(pipe: Connection, task: Callable[[], tuple[Artifact, Drawn]], quiet: bool) -> None:
     """In the new process: send the answer, or the line that says why there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's, which ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # so that temporary files go
@@ -120,7 +105,7 @@ def _main(pipe: Connection, task: Task, quiet: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.dup2(2, 1)
     try:
-        pipe.send(answer(task))
+        pipe.send(task())
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -15,16 +15,7 @@ from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
-from parity.report import (
-    Conditioning,
-    ContextRow,
-    MapFigures,
-    ParityReport,
-    Pictures,
-    PixelsRow,
-    Rung,
-    provenance,
-)
+from parity.report import Conditioning, ContextRow, MapFigures, ParityReport, Pictures, PixelsRow, Rung, provenance
 
 
 def compare(
@@ -139,26 +130,23 @@ def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> No
     if precision not in answer.precisions:
         given = ", ".join(answer.precisions) or "nothing"
         raise CandidateError(f"the candidate's artifact holds {given}, not {precision}")
-    theirs, ours = answer.weights.fingerprint, reference.weights.fingerprint
-    if theirs != ours:
-        raise CandidateError(
-            f"different weights: the candidate's have fingerprint {theirs[:12]}, the reference's {ours[:12]}"
-        )
-    if answer.classes != reference.classes:
-        raise CandidateError(
-            f"different classes: the candidate explains {answer.classes}, the reference {reference.classes}"
-        )
     if not np.array_equal(answer.pixels, reference.pixels):
         raise CandidateError(
             "different pixels: the candidate's artifact is of other photographs, or reads them otherwise"
         )
-    settings = [
-        {**vars(side.settings.options), "input": side.settings.input, "sample": side.settings.sample}
+    jobs = [
+        {
+            "weights": f"those of fingerprint {side.weights.fingerprint[:12]}",
+            "classes": side.classes,
+            **vars(side.settings.options),
+            "input": side.settings.input,
+            "sample": side.settings.sample,
+        }
         for side in (answer, reference)
     ]
-    for what, (value, wanted) in {name: [side[name] for side in settings] for name in settings[0]}.items():
-        if value != wanted:
-            raise CandidateError(f"different {what}: the candidate has {value}, the reference {wanted}")
+    for what, theirs in jobs[0].items():
+        if theirs != jobs[1][what]:
+            raise CandidateError(f"different {what}: the candidate has {theirs}, the reference {jobs[1][what]}")
     if missing := [method for method in answer.settings.methods if method not in reference.settings.methods]:
         raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}")
     for method in answer.settings.methods:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity import formulas, rounding
+from parity.case import Case
 from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.stages import Stage
@@ -42,9 +43,6 @@ PEARSON_LEAST = 0.999
 
 NETWORK = "network"
 """The rows that all methods share: inputs, activations, logits, score, gradients."""
-
-Explain = Callable[[Artifact, Artifact, str, int, str], str]
-"""(reference, candidate, precision, photograph, stage) → the probable cause in words, or ""; `causes.probable_cause`."""
 
 
 @dataclass(frozen=True)
@@ -151,31 +149,39 @@ def figures(reference: Artifact, candidate: Artifact, precision: str) -> list[Fi
         precision: the candidate's.
     """
     rows: list[Figure] = []
-    tied = [rounding.ties(reference, i) for i in range(len(reference.photographs))]
+    photographs = range(len(reference.photographs))
+    tied = [rounding.ties(reference, i) for i in photographs]
     simulated = rounding.simulated(reference) if precision != "fp64" else {}
     for stage in candidate.stages:
-        if stage.name != "pixels" and reference.has(stage.name, "fp64") and _has(candidate, stage, precision):
-            kept = [rounding.decided(reference, stage, pixels) for pixels in tied]
-            floors = [rounding.floor(reference, stage, i, chosen) for i, chosen in enumerate(kept)]
-            reached = [*floors, *simulated.get(stage.name, ())]
-            for i, chosen in enumerate(kept):
-                rows.append(_figure(reference, candidate, precision, stage, i, chosen, floors[i], reached))
+        cases = [Case(reference, candidate, precision, i, stage) for i in photographs]
+        if stage.name == "pixels" or not reference.has(stage.name, "fp64") or not cases[0].is_given:
+            continue
+        kept = [rounding.decided(reference, stage, pixels) for pixels in tied]
+        floors = [rounding.floor(reference, stage, i, kept[i]) for i in photographs]
+        reached = [*floors, *simulated.get(stage.name, ())]
+        rows += [_figure(case, kept[i], floors[i], reached) for i, case in enumerate(cases)]
     return rows
 
 
-def _figure(
-    reference: Artifact,
-    candidate: Artifact,
-    precision: str,
-    stage: Stage,
-    photograph: int,
-    kept: np.ndarray,
-    floor: Floor,
-    reached: Sequence[Floor],
-) -> Figure:
-    """One stage of one photograph; `reached` is what the reference's own float32 reaches on this stage."""
-    expected, actual = _compared(reference, candidate, precision, stage, photograph, kept)
-    scale = rounding.scale_of(reference, stage, photograph)
+def _figure(case: Case, kept: np.ndarray, floor: Floor, reached: Sequence[Floor]) -> Figure:
+    """One stage of one photograph.
+
+    Args:
+        case: the stage.
+        kept: which of its values have one value; see `rounding.decided`.
+        floor: the reference's own float32 on this photograph.
+        reached: what that reaches on the stage over all photographs.
+    """
+    stage, precision = case.stage, case.precision
+    expected, actual = case.expected, case.actual
+    if precision == "fp64":
+        moved = rounding.as_reference_rounds(case.reference, case.candidate, stage, case.photograph)
+        actual = actual if moved is None else actual + moved
+    if stage.quantity == "final" and not kept.all():  # its extremes may be among those left out
+        expected = case.kept(formulas.finish(case.their_raw, case.candidate.table.size))
+    else:
+        expected, actual = expected[kept], actual[kept]
+    scale = rounding.scale_of(case.reference, stage, case.photograph)
     l2, largest = relative_l2(actual, expected) / scale, error_of_range(actual, expected) / scale
     correlation = pearson(actual, expected) if stage.is_map else math.nan
     limit = limit_of(stage, precision, reached)
@@ -183,40 +189,21 @@ def _figure(
         within = largest <= limit
     else:
         within = l2 <= limit and (not stage.is_map or _correlates(correlation, reached, expected))
-    # The reference's own float64 may say nothing: exp(score) may have overflowed in the library's own final map.
-    usable = bool(np.isfinite(reference.values(stage.name, "fp64")[photograph]).all())
+    alone = recomputed(case)
     return Figure(
         stage.name,
-        photograph,
+        case.photograph,
         precision,
         l2,
         largest,
         correlation,
-        floor.relative_l2,
-        floor.max_error,
-        floor.pearson,
-        _alone(candidate, stage, precision, photograph),
-        limit,
-        usable and _judged(reference, stage, precision),
-        within,
-        1 - float(kept.mean()),
+        *(floor.relative_l2, floor.max_error, floor.pearson),
+        alone=math.nan if alone is None else relative_l2(case.actual, case.kept(alone)),
+        limit=limit,
+        judged=_judged(case),
+        within=within,
+        left_out=1 - float(kept.mean()),
     )
-
-
-def _compared(
-    reference: Artifact, candidate: Artifact, precision: str, stage: Stage, photograph: int, kept: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The reference's values and the candidate's, without those that have no one value."""
-    actual = _values(candidate, stage, precision, photograph)
-    if (
-        precision == "fp64"
-        and (moved := rounding.as_reference_rounds(reference, candidate, stage, photograph)) is not None
-    ):
-        actual = actual + moved
-    if stage.quantity == "final" and not kept.all():  # its extremes may be among those left out
-        raw = candidate.whole(f"{stage.method}/raw", precision)[photograph]
-        return stage.take(formulas.finish(raw, candidate.table.size)[None])[0], actual
-    return reference.values(stage.name, "fp64")[photograph][kept], actual[kept]
 
 
 def limit_of(stage: Stage, precision: str, reached: Iterable[Floor]) -> float:
@@ -241,14 +228,16 @@ def _correlates(correlation: float, reached: Iterable[Floor], expected: np.ndarr
     return correlation >= min([PEARSON_LEAST, *own])
 
 
-def _judged(reference: Artifact, stage: Stage, precision: str) -> bool:
-    if precision == "fp64":
-        return stage.quantity != "gradients" or stage.layer in ("inputs", reference.table.target)
-    return stage.is_map or stage.quantity in ("inputs", "activations", "logits", "score", "noise")
+def _judged(case: Case) -> bool:
+    if not np.isfinite(case.expected).all():  # exp(score) may have overflowed in the library's own final map
+        return False
+    if case.precision == "fp64":
+        return case.stage.quantity != "gradients" or case.stage.layer in ("inputs", case.reference.table.target)
+    return case.stage.is_map or case.stage.quantity in ("inputs", "activations", "logits", "score", "noise")
 
 
 def verdicts(
-    reference: Artifact, candidate: Artifact, precision: str, rows: Sequence[Figure], explain: Explain
+    reference: Artifact, candidate: Artifact, precision: str, rows: Sequence[Figure], explain: Callable[[Case], str]
 ) -> list[Verdict]:
     """One for the network's own stages, and one for each method.
 
@@ -257,8 +246,18 @@ def verdicts(
         candidate: the same job.
         precision: the candidate's.
         rows: `figures` of these.
-        explain: says why, once it is known where.
+        explain: the probable cause in words, or "", once it is known where: `causes.probable_cause`.
     """
+
+    def divergence(method: str, photograph: int) -> Divergence:
+        """The first stage on a failing method's path that is beyond its limit."""
+        by_stage = {row.stage: row for row in rows if row.photograph == photograph}
+        path = path_to(method, candidate.stages, candidate.table.target)
+        first = next(i for i, name in enumerate(path) if name in by_stage and not by_stage[name].within)
+        row, not_given = by_stage[path[first]], sum(name not in by_stage for name in path[:first])
+        cause = explain(Case(reference, candidate, precision, photograph, candidate.stage(row.stage)))
+        return Divergence(method, photograph, precision, row.stage, row.error, row.limit, cause, not_given)
+
     method_of = {stage.name: stage.method or NETWORK for stage in candidate.stages}
     answers = []
     for method in (NETWORK, *candidate.settings.methods):
@@ -266,16 +265,13 @@ def verdicts(
         judged = [row for row in own if row.judged]
         if not judged:
             continue
-        failing = sorted({row.photograph for row in judged if not row.within})
         worst = max(judged, key=lambda row: (not row.within, row.error / row.limit if row.limit > 0 else 0.0))
+        where = tuple(divergence(method, i) for i in sorted({row.photograph for row in judged if not row.within}))
+        word = _word(precision, differs=bool(where))
         finals = [row.pearson for row in own if row.stage.endswith("/final") and not math.isnan(row.pearson)]
-        word = _word(precision, differs=bool(failing))
-        divergences = tuple(_divergence(reference, candidate, precision, method, i, rows, explain) for i in failing)
         lowest = min(finals, default=math.nan)
         holds = word != DIFFERENT
-        answers.append(
-            Verdict(method, precision, word, holds, worst.error, worst.stage, worst.limit, lowest, divergences)
-        )
+        answers.append(Verdict(method, precision, word, holds, worst.error, worst.stage, worst.limit, lowest, where))
     return answers
 
 
@@ -283,28 +279,6 @@ def _word(precision: str, *, differs: bool) -> str:
     if differs:
         return DIFFERENT if precision in ("fp64", "fp32") else DESCRIBED
     return SAME_FUNCTION if precision == "fp64" else SAME_ROUNDING
-
-
-def _divergence(
-    reference: Artifact,
-    candidate: Artifact,
-    precision: str,
-    method: str,
-    photograph: int,
-    rows: Iterable[Figure],
-    explain: Explain,
-) -> Divergence:
-    """The first stage on a failing method's path that is beyond its limit."""
-    by_stage = {row.stage: row for row in rows if row.photograph == photograph}
-    not_given = 0
-    for name in path_to(method, candidate.stages, candidate.table.target):
-        row = by_stage.get(name)
-        if row is None:
-            not_given += 1
-        elif not row.within:
-            cause = explain(reference, candidate, precision, photograph, name)
-            return Divergence(method, photograph, precision, name, row.error, row.limit, cause, not_given)
-    raise AssertionError("a failing method has a failing stage")
 
 
 def path_to(method: str, stages: Iterable[Stage], target_layer: str) -> list[str]:
@@ -323,51 +297,20 @@ def path_to(method: str, stages: Iterable[Stage], target_layer: str) -> list[str
     return names
 
 
-def _has(candidate: Artifact, stage: Stage, precision: str) -> bool:
-    if stage.quantity == "final_with_exp":  # recomputed here: see _values
-        return candidate.has(f"{stage.method}/raw", precision) and candidate.has("score", precision)
-    return candidate.has(stage.name, precision)
-
-
-def _values(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> np.ndarray:
-    """The candidate's values of a stage, as kept: (kept,)."""
-    if stage.quantity != "final_with_exp":
-        return np.asarray(candidate.values(stage.name, precision)[photograph])
-    # The library leaves exp(score) in; multiplied back, its absolute 1e-7 squeezes the candidate's map as it does its own.
-    raw = candidate.whole(f"{stage.method}/raw", precision)[photograph].astype(np.float64)
-    score = float(candidate.values("score", precision)[photograph, 0])
-    drawn = formulas.enlarged(raw, candidate.table.size, score)["final_with_exp"]
-    return np.asarray(stage.take(drawn[None])[0])
-
-
-def _alone(candidate: Artifact, stage: Stage, precision: str, photograph: int) -> float:
-    """This step's own error: the stage against the formula on the candidate's previous stage."""
-    made = recomputed(candidate, stage, precision, photograph)
-    if made is None:
-        return math.nan
-    return relative_l2(_values(candidate, stage, precision, photograph), stage.take(made[None])[0])
-
-
-def recomputed(artifact: Artifact, stage: Stage, precision: str, photograph: int) -> np.ndarray | None:
-    """A stage by the reference's formula from the artifact's own previous stage; None where that is not known."""
-
-    def own(name: str) -> np.ndarray | None:
-        given = artifact.has(name, precision) and artifact.stage(name).whole
-        return artifact.whole(name, precision)[photograph] if given else None
-
+def recomputed(case: Case) -> np.ndarray | None:
+    """The stage by the reference's formula from the candidate's own previous stage; None where that is not known."""
+    stage, candidate = case.stage, case.candidate
     if stage.name == "inputs":
-        return formulas.preprocess(artifact.pixels[photograph], artifact.settings.input)
-    if stage.name == "score" and (logits := own("logits")) is not None:
-        return np.asarray(logits[artifact.classes[photograph]], np.float64)
-    if stage.quantity in ("upsampled", "final") and (raw := own(f"{stage.method}/raw")) is not None:
-        size = artifact.table.size
+        return formulas.preprocess(case.pixels, candidate.settings.input)
+    if stage.name == "score" and (logits := case.theirs("logits")) is not None:
+        return np.asarray(logits[case.explained], np.float64)
+    if stage.quantity in ("upsampled", "final") and (raw := case.theirs(f"{stage.method}/raw")) is not None:
+        size = candidate.table.size
         return formulas.upsample(raw, size) if stage.quantity == "upsampled" else formulas.finish(raw, size)
     formula = formulas.FORMULAS.get(stage.method)
     if formula is None:
         return None
-    names = {kind: f"{kind}/{artifact.table.target}" for kind in ("activations", "gradients")}
+    names = {kind: f"{kind}/{candidate.table.target}" for kind in ("activations", "gradients")}
     names |= {quantity.name: f"{stage.method}/{quantity.name}" for quantity in METHODS[stage.method].quantities}
-    given = {kind: array for kind, name in names.items() if (array := own(name)) is not None}
-    if not formula.reads <= given.keys():
-        return None
-    return formula.make(given).get(stage.quantity)
+    given = {kind: array for kind, name in names.items() if (array := case.theirs(name)) is not None}
+    return formula.make(given).get(stage.quantity) if formula.reads <= given.keys() else None

@@ -12,7 +12,6 @@ import numpy as np
 
 from parity import formulas
 from parity.case import Case
-from parity.contract.stages import Stage
 from parity.similarity import relative_l2
 
 
@@ -44,11 +43,7 @@ def tried(case: Case) -> Iterator[tuple[str, np.ndarray]]:
         if row.quantity == case.stage.quantity and row.about in case.subjects:
             made = row.make(case)
             if made is not None:
-                yield row.words.format(case=case), _kept(case.stage, made)
-
-
-def _kept(stage: Stage, array: np.ndarray) -> np.ndarray:
-    return np.asarray(stage.take(np.asarray(array, np.float64)[None])[0])
+                yield row.words.format(case=case), case.kept(made)
 
 
 CAFFE = np.array(formulas.CAFFE_MEAN_BGR)
@@ -248,9 +243,7 @@ _CAMS = (
     *_wrong_alpha("epsilon: 1e-6 added to alpha's denominator", epsilon=1e-6),
     *_wrong_alpha("mean(A) for the sum of A in alpha's denominator", mean_of_activations=True),
     *_wrong_weights(
-        "gradcam_plus_plus",
-        "Grad-CAM's weights for Grad-CAM++'s",
-        lambda c: formulas.grad_cam_weights(c.gradients),
+        "gradcam_plus_plus", "Grad-CAM's weights for Grad-CAM++'s", lambda c: formulas.grad_cam_weights(c.gradients)
     ),
     *_without_relu("gradcam_plus_plus", _plus_weights),
     *_wrong_weights("gradcam_plus_plus", "no ReLU on the gradients", _signed),

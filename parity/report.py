@@ -190,28 +190,12 @@ class ParityReport:
 
     def as_json(self) -> str:
         """Everything but the pictures; numbers that are not finite become null."""
-        return json.dumps(
-            _plain(
-                {
-                    "format": FORMAT,
-                    "holds": self.holds,
-                    "verdict": self.word,
-                    "photographs": self.photographs,
-                    "verdicts": self.verdicts,
-                    "pixels": self.pixels_rows,
-                    "ladder": self.ladder,
-                    "maps": self.map_figures,
-                    "context": self.context,
-                    "conditioning": self.conditioning,
-                    "figures": self.figures,
-                    "reference": self.reference,
-                    "candidate": self.candidate,
-                }
-            ),
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
+        renamed = {"pixels_rows": "pixels", "map_figures": "maps"}
+        left_out = ("pixels", "pictures")
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
+        said = {"format": FORMAT, "holds": self.holds, "verdict": self.word}
+        said |= {renamed.get(name, name): getattr(self, name) for name in fields}
+        return json.dumps(_plain(said), indent=1, ensure_ascii=False, allow_nan=False)
 
     def as_table(self) -> str:
         """For a terminal: a line for each method and precision, then where it parts, then the ladder."""

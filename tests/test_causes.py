@@ -77,7 +77,7 @@ def test_every_mistake_is_named_where_it_is_made(golden: Artifact, family: Artif
     for reference, stage in [(each, stage) for each in (golden, family) for stage in each.stages]:
         for words, values in hypotheses.tried(Case(reference, reference, "fp64", 0, stage)):
             wrong = with_array(reference, f"fp64/{stage.name}", lambda a, v=values: a.reshape(2, -1).__setitem__(0, v))
-            assert causes.probable_cause(reference, wrong, "fp64", 0, stage.name) == words
+            assert causes.probable_cause(Case(reference, wrong, "fp64", 0, stage)) == words
             named.add(words)
     everywhere = {row.words for row in hypotheses.MISTAKES if row.about != "torchvision" and "{" not in row.words}
     assert everywhere <= named
@@ -110,7 +110,7 @@ def test_every_row_can_be_reached(golden: Artifact, family: Artifact) -> None:
     for mistake in hypotheses.MISTAKES:
         assert (mistake.quantity, mistake.about) in subjects, mistake
     for sign in causes.SIGNS:
-        assert any((quantity, sign.about) in subjects for quantity in sign.quantities), sign
+        assert any((quantity, sign.about) in subjects for quantity in sign.quantities.split()), sign
 
 
 def right_but(golden: Artifact, **stages: Any) -> Any:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,13 @@ def ported(golden: Artifact) -> Artifact:
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The candidate without a process of its own: the tests that need one have it."""
 
-    def answer(task: child.Task, *, quiet: bool = False) -> child.Answer:
+    def in_this_process(task: Any, *, quiet: bool = False) -> Any:
         try:
-            return child.answer(task)
+            return task()
         except Exception as error:
             raise CandidateError(child.words(error)) from None
 
-    monkeypatch.setattr(child, "answer_of_child", answer)
+    monkeypatch.setattr(child, "in_child", in_this_process)
 
 
 def arguments(out: Path, *more: str) -> list[str]:
@@ -127,16 +128,17 @@ def test_the_command_ends_with_2_where_a_candidate_breaks(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("killed", "the process of candidate somebodys:killed was killed by signal 9 (out of memory?)"),
-        ("leaving", "the process of candidate somebodys:leaving ended with status 3"),
+        ("killed", "the candidate's process was killed by signal 9 (out of memory?)"),
+        ("leaving", "the candidate's process ended with status 3"),
         ("broken", "the candidate failed: ZeroDivisionError: division by zero (somebodys.py:11)"),
     ],
 )
 def test_a_process_that_ends_early_is_told(name: str, words: str, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "somebodys.py").write_text(WRONG)
     monkeypatch.syspath_prepend(tmp_path)
+    task = partial(child.answer, GOLDEN, f"somebodys:{name}", "auto", precision="fp64", device="cpu")
     with pytest.raises(CandidateError) as caught:
-        child.answer_of_child(child.Task(GOLDEN, f"somebodys:{name}", "auto", "fp64", "cpu"), quiet=True)
+        child.in_child(task, quiet=True)
     assert str(caught.value) == words
 
 
