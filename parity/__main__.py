@@ -73,19 +73,20 @@ def parser() -> command.Parser:
     add("--input", choices=network.INPUTS, help="preprocessing, on both sides; default: the weights' own")
     add("--resize", choices=("lab", "torchvision"), default="lab", help="how photographs become squares (%(default)s)")
     command.map_options(top, n_samples=SAMPLES, unset=True)
-    add("--device", default="auto", help="of the candidate: auto, cpu, cuda, cuda:1 (%(default)s)")
-    add(
-        "--precision",
-        type=_precisions,
-        default="fp64,fp32",
-        metavar="P[,P…]",
-        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
-    )
     add(
         "--reference",
         metavar="ARTIFACT",
         help="made by python -m keras_ref --floor, here or elsewhere; default: make it now",
     )
+    _candidate_options(top)
+    add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
+    add("--quiet", action="store_true", help="print the verdict alone")
+    add("--out", required=True, metavar="DIR", help="folder for report.html, report.json, reference.safetensors")
+    return top
+
+
+def _candidate_options(top: command.Parser) -> None:
+    add = top.add_argument
     add(
         "--candidate",
         metavar="MODULE:NAME|ARTIFACT",
@@ -97,10 +98,14 @@ def parser() -> command.Parser:
         default="library",
         help="this port's engine, where no --candidate is given (%(default)s)",
     )
-    add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
-    add("--quiet", action="store_true", help="print the verdict alone")
-    add("--out", required=True, metavar="DIR", help="folder for report.html, report.json, reference.safetensors")
-    return top
+    add("--device", default="auto", help="of the candidate: auto, cpu, cuda, cuda:1 (%(default)s)")
+    add(
+        "--precision",
+        type=_precisions,
+        default="fp64,fp32",
+        metavar="P[,P…]",
+        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -45,22 +45,13 @@ def compare(
     figures: list[criterion.Figure] = []
     verdicts: list[criterion.Verdict] = []
     pictures: dict[tuple[str, int, str], Pictures] = {}
-    maps: list[MapFigures] = []
-    roundings = _roundings(reference, answers["fp64"]) if "fp64" in answers else []
     for precision, answer in answers.items():
         _check_same_job(reference, answer, precision)
         rows = criterion.figures(reference, answer, precision)
         figures += rows
         verdicts += criterion.verdicts(reference, answer, precision, rows, probable_cause)
-        for method in answer.settings.methods:
-            for i in range(len(reference.photographs)):
-                ours, theirs = (
-                    side.whole(f"{method}/raw", p)[i] for side, p in ((reference, "fp64"), (answer, precision))
-                )
-                drawn = Pictures(formulas.finish(ours, reference.table.size), _drawn(theirs, reference.table.size))
-                pictures[method, i, precision] = drawn
-                maps.append(_map_figures(method, i, precision, "raw", theirs, ours))
-                maps.append(_map_figures(method, i, precision, "final", drawn.candidate, drawn.reference))
+        pictures |= _pictures(reference, answer, precision)
+    roundings = _roundings(reference, answers["fp64"]) if "fp64" in answers else []
     return ParityReport(
         photographs=reference.photographs,
         pixels=reference.pixels,
@@ -70,7 +61,7 @@ def compare(
         ladder=tuple(ladder),
         context=tuple(context),
         conditioning=tuple(conditioning),
-        map_figures=tuple(maps),
+        map_figures=tuple(_map_figures(reference, answers, pictures)),
         reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference), *roundings]},
         candidate={precision: provenance(answer) for precision, answer in answers.items()},
         pictures=pictures,
@@ -192,24 +183,43 @@ def _roundings(reference: Artifact, answer: Artifact) -> list[str]:
     return lines
 
 
+def _pictures(reference: Artifact, answer: Artifact, precision: str) -> dict[tuple[str, int, str], Pictures]:
+    """Both sides' final maps, drawn from the raw ones."""
+    size, pictures = reference.table.size, {}
+    for method in answer.settings.methods:
+        raw = zip(reference.whole(f"{method}/raw", "fp64"), answer.whole(f"{method}/raw", precision), strict=True)
+        for i, (ours, theirs) in enumerate(raw):
+            pictures[method, i, precision] = Pictures(formulas.finish(ours, size), _drawn(theirs, size))
+    return pictures
+
+
 def _map_figures(
+    reference: Artifact, answers: Mapping[str, Artifact], pictures: Mapping[tuple[str, int, str], Pictures]
+) -> Iterator[MapFigures]:
+    """Of every raw and final map."""
+    for (method, i, precision), drawn in pictures.items():
+        ours = reference.whole(f"{method}/raw", "fp64")[i]
+        theirs = answers[precision].whole(f"{method}/raw", precision)[i]
+        yield _alike(method, i, precision, "raw", theirs, ours)
+        yield _alike(method, i, precision, "final", drawn.candidate, drawn.reference)
+
+
+def _alike(
     method: str, photograph: int, precision: str, resolution: str, theirs: np.ndarray, ours: np.ndarray
 ) -> MapFigures:
     flat = [name for name, drawn in (("reference", ours), ("candidate", theirs)) if np.ptp(drawn) == 0]
-    return MapFigures(
-        method,
-        photograph,
-        precision,
-        resolution,
-        "both" if len(flat) == 2 else "".join(flat),
-        similarity.pearson(theirs, ours),
-        similarity.spearman(theirs, ours),
-        similarity.ssim(theirs, ours),
-        similarity.relative_l2(theirs, ours),
-        similarity.error_of_range(theirs, ours),
-        similarity.overlap(theirs, ours),
-        similarity.shift(theirs, ours),
+    constant = "both" if len(flat) == 2 else "".join(flat)
+    measures = (
+        similarity.pearson,
+        similarity.spearman,
+        similarity.ssim,
+        similarity.relative_l2,
+        similarity.error_of_range,
+        similarity.overlap,
+        similarity.shift,
     )
+    values = (measure(theirs, ours) for measure in measures)
+    return MapFigures(method, photograph, precision, resolution, constant, *values)
 
 
 def _drawn(raw: np.ndarray, size: tuple[int, int]) -> np.ndarray:
