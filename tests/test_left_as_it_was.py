@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from anybodys import FORMS, LAYER, Adapter, Net, net, pictures
-from test_any_model import TARGET, by_both, check, layer_of
+from test_any_model import TARGET, Branches, by_both, check, layer_of
 from torch import nn
 
 from torch_impl import Explainer, methods
@@ -146,10 +146,13 @@ def test_after_a_failure(engine, backwards):
 
 
 @by_both
-def test_inputs_stay(engine):
-    model, x = net(), pictures().requires_grad_()
+@pytest.mark.parametrize("layer", ["f.3", "side"])
+def test_inputs_stay(layer, engine):
+    """Also where the picture goes past the target layer."""
+    model, x = Branches().double(), pictures().requires_grad_()
     values = x.tolist()
-    check(model, engine, inputs=x)
+    for name, options in (("gradcam", {"target_layer": layer}), ("vanilla", {}), ("smoothgrad", {"n_samples": 2})):
+        methods.raw_maps(name, model, x, TARGET, engine=engine, **options)
     assert x.grad is None
     assert x.requires_grad
     assert x.tolist() == values
