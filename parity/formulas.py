@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from scipy.ndimage import zoom
 
-from parity.contract.network import INPUTS
+from parity.contract.network import ANY_INPUT
 
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,9 +31,11 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
     Raises:
         ValueError: unknown kind.
     """
-    if input not in INPUTS:
+    if input not in ANY_INPUT:
         raise ValueError(f"preprocessing {input!r} is unknown")
     rgb = pixels.astype(np.float64)
+    if input in ("tf", "none"):
+        return rgb / 127.5 - 1 if input == "tf" else rgb
     if input == "caffe":
         return np.asarray(rgb[..., ::-1] - np.array(CAFFE_MEAN_BGR))
     return np.asarray((rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD))

@@ -2,8 +2,8 @@
 
 A safetensors file, whatever it is called (version 2 of the format):
 
-    metadata   format, version; `manifest`: JSON with photographs, weights, the layer table, settings, the list of stages,
-               versions, flags, warnings, seconds; `sha256`: one checksum over the manifest and every array
+    metadata   format, version; `manifest`: JSON with photographs, weights and their fingerprints, the layer table,
+               settings, the list of stages, versions, flags, warnings, seconds, moves; `sha256`: one checksum over the manifest and every array
     pixels     uint8 (N, H, W, 3)
     <precision>/<stage>   kept whole: (N, *shape); sampled: (N, kept), at `Stage.places`
     network/<tensor>      of networks under 1 MB, canonical
@@ -27,6 +27,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from parity.contract.files import whole as whole_file
+from parity.contract.fingerprints import Fingerprint
 from parity.contract.layers import LayerTable
 from parity.contract.methods import DEFAULT, METHODS, Options
 from parity.contract.network import Network
@@ -70,6 +71,7 @@ class Weights:
     Attributes:
         source, input, fingerprint, remark, table: as `network.Network`'s.
         tensors: of a network under 1 MB; empty otherwise.
+        prints: canonical name → by what the tensor is known in another program; none of a network that is known by name.
     """
 
     source: str
@@ -78,6 +80,7 @@ class Weights:
     remark: str
     table: LayerTable
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    prints: Mapping[str, Fingerprint] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, network: Network) -> Weights:
@@ -94,7 +97,11 @@ class JobSettings:
     Attributes:
         methods: names of `methods.METHODS`, in its order.
         options: SmoothGrad's samples, noise level and seed.
-        input: the preprocessing applied, one of `network.INPUTS`.
+        input: the preprocessing applied: one of `network.INPUTS`; for other networks also `tf`, `none`, or `own`: a
+            function of the user's, and then the inputs are kept whole.
+        labels: of the classes, where the user gave them.
+        scale, offset: what the network's own first layers (Rescaling, Normalization) make of each preprocessed channel:
+            inputs = scale · preprocessed + offset; empty: nothing.
         resize: how photographs became squares: `lab` or `torchvision`.
         pixels: who read the photographs: `keras_ref`, or `given`.
         sample: values kept of each stage that is not kept whole.
@@ -103,6 +110,9 @@ class JobSettings:
     methods: tuple[str, ...] = DEFAULT
     options: Options = field(default_factory=Options)
     input: str = "caffe"
+    labels: tuple[str, ...] = ()
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
     resize: str = "lab"
     pixels: str = "keras_ref"
     sample: int = SAMPLE
@@ -121,6 +131,7 @@ class Artifact:
         flags: whatever may change rounding: TF32, oneDNN, threads, device.
         warnings: one line each, for a reader of the comparison.
         seconds: wall time of named parts; the one thing that differs between two equal runs.
+        moves: stage → how far the reference's own float64 is off or moves there, of the stage's range: see `criterion`.
         stages: every stage that the settings call for, in the order of the computation.
         arrays: name in the file → array; the methods below are the way in.
     """
@@ -135,6 +146,7 @@ class Artifact:
     seconds: Mapping[str, float]
     stages: tuple[Stage, ...]
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    moves: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -263,12 +275,14 @@ def _manifest(artifact: Artifact) -> dict[str, Any]:
         "program": artifact.program,
         "photographs": [asdict(photograph) for photograph in artifact.photographs],
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
+        "prints": {name: asdict(print_) for name, print_ in w.prints.items()},
         "table": w.table.as_json(),
         "settings": asdict(artifact.settings),
         "versions": dict(artifact.versions),
         "flags": dict(artifact.flags),
         "warnings": list(artifact.warnings),
         "seconds": dict(artifact.seconds),
+        "moves": dict(artifact.moves),
         "stages": [asdict(stage) for stage in artifact.stages],
     }
 
@@ -313,11 +327,13 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
     tensors = {name: tensors[name] for name in table.tensors if tensors}  # in the order of the computation
     if unknown := set(s["methods"]) - METHODS.keys():
         raise ValueError(f"maps that this version does not know: {', '.join(sorted(unknown))}")
-    settings = JobSettings(**{**s, "methods": tuple(s["methods"]), "options": Options(**s["options"])})
+    lists = {name: tuple(s.get(name, ())) for name in ("methods", "labels", "scale", "offset")}
+    settings = JobSettings(**{**s, **lists, "options": Options(**s["options"])})
+    prints = {n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()}
     artifact = Artifact(
         manifest["program"],
         tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
-        Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors),
+        Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors, prints),
         settings,
         manifest["versions"],
         manifest["flags"],
@@ -325,6 +341,7 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
         manifest["seconds"],
         tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
         arrays,
+        manifest.get("moves", {}),
     )
     check_parts(artifact)
     return artifact

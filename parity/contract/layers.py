@@ -1,4 +1,21 @@
-"""A network as a table of its layers, read off a model or written down: no class that describes a family of networks."""
+"""A network as a table of its layers, read off a model or written down: no class that describes a family of networks.
+
+Kinds, and what `Layer.config` says of each (sizes as [height, width]); `activation` of a layer that has one inside:
+
+    input, flatten, dropout, identity
+    conv            kernel, strides, padding (`same`, `valid`), dilation, groups, activation
+    depthwise       kernel, strides, padding, dilation, activation
+    conv_transpose  kernel, strides, padding, activation
+    dense           activation, flattened
+    batchnorm       epsilon; layernorm: epsilon, axes
+    pool            pool (`max`, `average`), window, strides, padding; globalpool: pool
+    activation      activation, and of some: slope, max_value, approximate; prelu
+    add, subtract, multiply, average, maximum, minimum; concatenate: axis
+    pad, crop       sides [[top, bottom], [left, right]]; upsample: size, interpolation
+    reshape         target; rescale: scale, offset; layerscale; other: class
+
+A separable convolution is two rows: `name/depthwise`, of kind depthwise, and `name`, a 1×1 conv.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +38,9 @@ class Layer:
         kind: `input`, `conv`, `pool`, `flatten`, `dense`, …
         shape: of the output for one photograph, channels last: (h, w, channels) or (units,).
         inbound: names of the layers whose outputs it reads.
-        tensors: canonical name → shape in canonical layout (OIHW; out, in), in the order of the computation. The name's
-            last part says what it is: `weight`, `bias`.
+        tensors: canonical name → shape in canonical layout (OIHW; out, in; depthwise (channels × multiplier, 1, h, w);
+            transposed convolutions (in, out, h, w)), in the order of the computation. The name's last part says what it
+            is: `weight`, `bias`, `running_mean`, `running_var`.
         config: what else decides its output, in plain JSON types. Of a dense layer behind a flatten: `flattened`, the
             (h, w, channels) that its inputs were.
     """

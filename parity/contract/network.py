@@ -23,6 +23,12 @@ from parity.contract.vgg import BLOCKS, VGG16, blocks_of, vgg_of
 INPUTS = ("caffe", "torchvision")
 """Kinds of preprocessing. caffe: BGR minus (103.939, 116.779, 123.68). torchvision: RGB / 255, mean and std."""
 
+ANY_INPUT = (*INPUTS, "tf", "none")
+"""The same for any network. tf: RGB / 127.5 − 1. none: pixels as they are, 0 to 255."""
+
+OWN_INPUT = "own"
+"""Preprocessing by a function of the user's."""
+
 FORMAT = "attention-maps network 1"
 """What a canonical safetensors file says of itself."""
 

@@ -18,6 +18,7 @@ from parity.contract.artifact import (
     check_parts,
     frozen,
 )
+from parity.contract.network import OWN_INPUT
 from parity.contract.stages import PRECISIONS, stages
 
 
@@ -31,7 +32,10 @@ class Recorder:
     """
 
     def __init__(self, weights: Weights, settings: JobSettings, pixels: np.ndarray) -> None:
-        self.stages = stages(weights.table, settings.methods, settings.options, settings.sample)
+        whole_inputs = settings.input == OWN_INPUT
+        self.stages = stages(
+            weights.table, settings.methods, settings.options, settings.sample, whole_inputs=whole_inputs
+        )
         self._by_name = {stage.name: stage for stage in self.stages}
         self._weights, self._settings, self._pixels = weights, settings, pixels
         self._rows: dict[tuple[str, str], dict[int, np.ndarray]] = {}
@@ -76,6 +80,7 @@ class Recorder:
         flags: Mapping[str, str | int | bool],
         warnings: Sequence[str] = (),
         seconds: Mapping[str, float] | None = None,
+        moves: Mapping[str, float] | None = None,
     ) -> Artifact:
         """Everything recorded. For arguments see `Artifact`.
 
@@ -105,6 +110,7 @@ class Recorder:
             dict(seconds or {}),
             self.stages,
             frozen(arrays),
+            dict(moves or {}),
         )
         try:
             check_parts(artifact)
@@ -131,4 +137,5 @@ def merge(first: Artifact, second: Artifact) -> Artifact:
         warnings=tuple(dict.fromkeys([*first.warnings, *second.warnings])),
         seconds={**first.seconds, **second.seconds},
         arrays={**first.arrays, **second.arrays},
+        moves={**first.moves, **second.moves},
     )

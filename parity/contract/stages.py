@@ -23,6 +23,11 @@ PRECISIONS: dict[str, str] = {"fp32": "<f4", "fp64": "<f8", "tf32": "<f4", "fp16
 SAMPLE = 4096
 """Values kept of a stage that is not kept whole, per photograph."""
 
+SMALL_SAMPLE = 256
+"""The same in networks of more than `MANY` layers, whose artifacts would else be large."""
+
+MANY = 48
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -80,7 +85,12 @@ class Stage:
 
 
 def stages(
-    table: LayerTable, methods: Sequence[str] = DEFAULT, options: Options | None = None, sample: int = SAMPLE
+    table: LayerTable,
+    methods: Sequence[str] = DEFAULT,
+    options: Options | None = None,
+    sample: int = SAMPLE,
+    *,
+    whole_inputs: bool = False,
 ) -> tuple[Stage, ...]:
     """Every stage in the order of the computation: the network's forwards and back, then each map's own.
 
@@ -89,6 +99,7 @@ def stages(
         methods: names of `methods.METHODS`.
         options: of the maps.
         sample: values kept of each stage that is not kept whole.
+        whole_inputs: whether the inputs are kept whole, because nobody else can make them of the pixels.
     """
     image, target = table.input_shape, table.target
     rows: list[Stage] = []
@@ -97,8 +108,8 @@ def stages(
         size = math.prod(shape)
         rows.append(Stage(name, method, shape, size if whole else min(size, sample), is_map))
 
-    add("pixels", image, whole=True)
-    add("inputs", image, whole=False)
+    add("pixels", (*table.size, 3), whole=True)
+    add("inputs", image, whole=whole_inputs)
     for layer in table.hidden:
         add(f"activations/{layer.name}", layer.shape, whole=layer.name == target)
     add("logits", (table.classes,), whole=True)
