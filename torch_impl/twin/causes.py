@@ -1,0 +1,270 @@
+"""Why a module's first wrong layer is wrong: the layer computed again, from what the module itself had right before it.
+
+Everything before the first difference is the same on both sides, so the module's own values are the reference's. From them
+the table's rows are computed as Keras defines them, then once more for each known mistake; the one that gives the module's
+values is the cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parity.contract.layers import Layer
+from torch_impl.twin.compute import NotComputedError, Tensors, computed
+from torch_impl.twin.layouts import channels_first, layouts
+from torch_impl.twin.mistakes import Change, changes
+from torch_impl.twin.pairing import limit
+from torch_impl.twin.tensors import named_tensors, rearrangements
+from torch_impl.twin.twin import Twin, outputs_of
+from torch_impl.twin.watch import Call, Watch
+
+EXPLAINS = 1e-6
+"""Relative L2 in float64 between a module's values and those of a mistake that explains them: weights went through float32."""
+
+RIGHT_AGAIN = 1e-4
+"""The same of values that were computed in another order, with weights that were folded in float32."""
+
+
+def cause(twin: Twin, stage: str, row: int = 0) -> str:
+    """The probable cause of a forward stage that is off, or "".
+
+    Args:
+        twin: the pair.
+        stage: `inputs`, `activations/NAME`, `logits`: the first one that is off.
+        row: of the photograph.
+    """
+    if stage == "inputs":
+        return ""
+    layers = twin.reference.table.layers
+    layer = layers[-1] if stage == "logits" else twin.reference.table[stage.partition("/")[2]]
+    with torch.no_grad():
+        return _Layer(twin, layer, row).cause()
+
+
+@dataclass
+class _Layer:
+    """The layer that is off, and the rows between it and what is right."""
+
+    twin: Twin
+    layer: Layer
+    row: int
+
+    def cause(self) -> str:
+        if permuted := self._permuted():
+            return permuted
+        if self._differs_from_itself():
+            return "training mode: dropout is on, two runs of the port differ (call eval())"
+        try:
+            right = self.run()
+        except (NotComputedError, KeyError, RuntimeError):
+            right = None
+        if words := self._folded():
+            return words
+        if right is None:
+            return ""
+        best, words = EXPLAINS, ""
+        for row in self.section:
+            for change in changes(row, self._inputs_of(row), self.tensors[row.name]):
+                off = self._off(row.name, change)
+                if off < best:
+                    best, words = off, f"{change.words} (layer {row.name})"
+        if not words and (eps := self._epsilon()):
+            return eps
+        if not words and self.section and any(name == self._input for name in self._sources):
+            words = self._normalized_again()
+        return words
+
+    @cached_property
+    def _input(self) -> str:
+        return self.twin.reference.table.layers[0].name
+
+    @cached_property
+    def _right(self) -> dict[str, Call]:
+        """Layers whose values the module has right."""
+        pairs = self.twin.pairing.pairs.values()
+        return {p.layer: p.call for p in pairs if p.error <= limit(self.twin.reference, p.layer) and p.layer != self.layer.name}
+
+    @cached_property
+    def section(self) -> list[Layer]:
+        """The rows that lie between what is right and this layer, with it, in their order."""
+        table, wanted, known = self.twin.reference.table, {self.layer.name}, {self._input, *self._right}
+        for row in reversed(table.layers):
+            if row.name in wanted and (row is self.layer or row.name not in known):
+                wanted |= set(row.inbound)
+        return [row for row in table.layers if row.name in wanted and (row is self.layer or row.name not in known)]
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        """What the section reads."""
+        inside = {row.name for row in self.section}
+        return list(dict.fromkeys(name for row in self.section for name in row.inbound if name not in inside))
+
+    @cached_property
+    def _captured(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The module's values: those that the section reads, and those of the layer itself; channels first."""
+        table = self.twin.reference.table
+        wanted = {self._right[name].key: name for name in self._sources if name in self._right}
+        pair = self.twin.pairing.pairs.get(self.layer.name)
+        kept: dict[str, Tensor] = {}
+
+        def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if call.key in wanted:
+                name = wanted[call.key]
+                layout = self.twin.pairing.pairs[name].layout
+                kept[name] = channels_first(output.clone(), layout, table[name].shape)
+            if pair is not None and call.key == pair.call.key:
+                fitting = layouts(call.shape, self.layer.shape)
+                kept[""] = channels_first(output.clone(), fitting[0], self.layer.shape) if fitting else output.clone()
+            return output.clone()
+
+        inputs = self.twin.photograph(self.row)
+        watch = Watch(self.model)
+        with watch.watching(see):
+            logits = outputs_of(self.model, inputs)
+        kept[self._input] = inputs
+        theirs = kept.pop("", None)
+        return kept, logits if theirs is None else theirs
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return self.twin.double()
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensors]:
+        """The section's weights: the reference's own where its artifact has them, else the module's, in the right order."""
+        module = named_tensors(self.model)
+        reference, weights = self.twin.reference.weights.tensors, self.twin.pairing.weights
+        answer: dict[str, Tensors] = {}
+        for row in self.section:
+            own: dict[str, Tensor] = {}
+            for name, shape in row.tensors.items():
+                role = name.rpartition(".")[2]
+                if name in reference:
+                    own[role] = torch.from_numpy(reference[name].astype(np.float64)).reshape(shape)
+                elif name in weights.pairs:
+                    pair = weights.pairs[name]
+                    array = module[pair.name]
+                    if pair.permutation:
+                        array = dict(rearrangements(row, shape, array)).get(pair.permutation, array)
+                    own[role] = torch.from_numpy(np.ascontiguousarray(array)).reshape(shape)
+            answer[row.name] = own
+        return answer
+
+    def run(self, changed: str = "", change: Change | None = None, sources: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The layer's values from those before the section, with one row changed."""
+        values = dict(sources or self._captured[0])
+        for row in self.section:
+            given = [values[name] for name in row.inbound]
+            own = self.tensors[row.name]
+            missing = [name for name in row.tensors if name.rpartition(".")[2] not in own]
+            if missing and not (change and changed == row.name):
+                raise NotComputedError(missing[0])
+            output = change.output(row, given, own) if change and changed == row.name else computed(row, given, own)
+            values[row.name] = output
+        return values[self.layer.name]
+
+    def _inputs_of(self, row: Layer) -> Sequence[Tensor]:
+        values = dict(self._captured[0])
+        for other in self.section:
+            if other is row:
+                break
+            values[other.name] = computed(other, [values[name] for name in other.inbound], self.tensors[other.name])
+        return [values[name] for name in row.inbound]
+
+    def _off(self, changed: str, change: Change) -> float:
+        """Relative L2 between what a change gives and what the module gave."""
+        try:
+            made = self.run(changed, change)
+        except (NotComputedError, KeyError, RuntimeError, ValueError, TypeError):
+            return float("inf")
+        return _between(made, self._captured[1])
+
+    def _permuted(self) -> str:
+        for row in self.section:
+            for name in row.tensors:
+                pair = self.twin.pairing.weights.pairs.get(name)
+                if pair is not None and pair.permutation:
+                    return f"permutation: {pair.name} holds {row.name}'s values in another order: {pair.permutation}"
+        return ""
+
+    def _differs_from_itself(self) -> bool:
+        inputs = self.twin.photograph(self.row)
+        first, second = (outputs_of(self.model, inputs) for _ in range(2))
+        return not torch.equal(first, second)
+
+    def _folded(self) -> str:
+        """A batch norm folded into the layer before it: off here, and the batch norm's values are had here already."""
+        reference = self.twin.reference
+        for row in reference.table.layers:
+            if row.kind != "batchnorm" or row.inbound != (self.layer.name,) or row.shape != self.layer.shape:
+                continue
+            stage = reference.stage(f"activations/{row.name}")
+            theirs = self._captured[1]
+            last = theirs.movedim(1, -1) if theirs.ndim == 4 else theirs
+            if tuple(last.shape[1:]) != row.shape:
+                continue
+            expected = torch.from_numpy(reference.values(stage.name, "fp64")[self.row].astype(np.float64))
+            if _between(torch.from_numpy(stage.take(last.numpy())[0]), expected) < RIGHT_AGAIN:
+                return f"folded batch norm: {row.name} is inside the port's weights; off here, right again there"
+        return ""
+
+    def _epsilon(self) -> str:
+        """Of a batch norm by itself: the one epsilon that explains every channel's factor."""
+        row = self.layer
+        if row.kind != "batchnorm" or len(self.section) != 1:
+            return ""
+        t, theirs, x = self.tensors[row.name], self._captured[1], self._inputs_of(row)[0]
+        scale = t.get("weight", torch.ones_like(t["running_var"]))
+        bias = t.get("bias", torch.zeros_like(t["running_var"]))
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        centred = (x - t["running_mean"].reshape(shape)) * scale.reshape(shape)
+        factors = ((theirs - bias.reshape(shape)) * centred).flatten(2).sum((0, 2)) / (centred**2).flatten(2).sum((0, 2))
+        epsilon = float((1 / factors**2 - t["running_var"]).median())
+        change = Change(f"epsilon: {epsilon:.4g} in the port, {row.config['epsilon']:g} in the reference", {"epsilon": epsilon})
+        return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
+
+    def _normalized_again(self) -> str:
+        """Whether the module scales and shifts each channel of its inputs first: one factor and one offset a channel."""
+        captured, theirs = self._captured
+        x = captured[self._input]
+        linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
+
+        def of(inputs: Tensor) -> Tensor:
+            return self.run(self.layer.name if linear else "", linear, {**captured, self._input: inputs}).flatten()
+
+        open_places = (theirs > 0 if linear else torch.ones_like(theirs, dtype=torch.bool)).flatten()
+        nothing = of(torch.zeros_like(x))
+        if nothing.shape != open_places.shape:
+            return ""
+        columns = []
+        for channel in range(x.shape[1]):
+            for values in (x, torch.ones_like(x)):
+                alone = torch.zeros_like(x)
+                alone[:, channel] = values[:, channel]
+                columns.append((of(alone) - nothing)[open_places])
+        matrix, wanted = torch.stack(columns, 1), (theirs.flatten() - nothing)[open_places]
+        solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
+        if _between(matrix @ solution, wanted) > EXPLAINS:
+            return ""
+        factors, offsets = solution[::2], solution[1::2]
+        mean = ", ".join(f"{float(-b / a):.4g}" for a, b in zip(factors, offsets, strict=True))
+        std = ", ".join(f"{float(1 / a):.4g}" for a in factors)
+        return f"mean and std: the port takes (inputs − mean ({mean})) / std ({std}) where the reference takes its inputs as they are"
+
+
+def _between(made: Tensor, theirs: Tensor) -> float:
+    """Relative L2; infinite for other shapes."""
+    if made.shape != theirs.shape:
+        made_flat = made.flatten(1) if made.ndim == 4 and made.shape[2:] == (1, 1) else made
+        theirs = theirs.flatten(1) if theirs.ndim == 4 and theirs.shape[2:] == (1, 1) else theirs
+        if made_flat.shape != theirs.shape:
+            return float("inf")
+        made = made_flat
+    scale = float(theirs.double().norm())
+    return float((made.double() - theirs.double()).norm()) / scale if scale > 0 else float("inf")

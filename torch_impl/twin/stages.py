@@ -1,0 +1,88 @@
+"""The stages of a network on its way to the maps: inputs, activations, logits, score and gradients of one photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torch_impl.capture.passes import scaled_score
+from torch_impl.precision import SCORE_SCALE
+from torch_impl.preserve import own_gradients
+from torch_impl.score import Classifier
+from torch_impl.twin.layouts import Shape, arranged
+from torch_impl.twin.watch import Call, Watch
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a layer's values are had.
+
+    Attributes:
+        layer: the reference's name.
+        layout: see `layouts`; "": another shape, handed on channels last.
+        shape: of the reference's output.
+    """
+
+    layer: str
+    layout: str
+    shape: Shape
+
+
+def network_stages(
+    model: nn.Module, taps: Mapping[str, Tap], inputs: Tensor, target: Tensor, outputs: int
+) -> dict[str, np.ndarray]:
+    """Every stage that all maps share.
+
+    Args:
+        model: a double, in eval mode.
+        taps: key of a module's call (`layer3.0.relu:2`) → the layer that it is.
+        inputs: of one photograph, (1, C, H, W).
+        target: (1,), the explained class.
+        outputs: how many the network has: with one, the classes are 0 and 1.
+
+    Returns:
+        Stage → values of the photograph, channels last.
+    """
+    kept: dict[str, Tensor] = {}
+
+    def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if call.key not in taps:
+            return None
+        kept[call.key] = output
+        return output.clone()  # what follows may work in place
+
+    classifier = Classifier(model)
+    with own_gradients(), Watch(model).watching(see):
+        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        logits = classifier(leaf)
+        slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *kept.values()], allow_unused=True)
+    score = logits[0, target[0]]
+    stages = {"inputs": _last(inputs)[0], "logits": logits[0, -outputs:], "score": score}
+    gradients = {"gradients/inputs": None if slopes[0] is None else _last(slopes[0])[0]}
+    for key, slope in zip(kept, slopes[1:], strict=True):
+        tap = taps[key]
+        stages[f"activations/{tap.layer}"] = _of_layer(kept[key], tap)
+        gradients[f"gradients/{tap.layer}"] = None if slope is None else _of_layer(slope, tap)
+    arrays = {name: _numpy(values) for name, values in stages.items()}
+    return arrays | {name: _numpy(g) / SCORE_SCALE for name, g in gradients.items() if g is not None}
+
+
+def _of_layer(values: Tensor, tap: Tap) -> Tensor:
+    return arranged(values, tap.layout, tap.shape)[0] if tap.layout else _last(values)[0]
+
+
+def _last(values: Tensor) -> Tensor:
+    """(N, C, h, w) → (N, h, w, C); others as they are."""
+    return values.movedim(1, -1) if values.ndim == 4 else values
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        tensor = tensor.float()
+    array: np.ndarray = tensor.cpu().numpy()
+    return array

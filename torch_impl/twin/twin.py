@@ -1,0 +1,230 @@
+"""A PyTorch module that claims to be the reference's network: its stages and maps, laid beside the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parity.contract.artifact import Artifact
+from parity.contract.lookup import lookup
+from parity.contract.methods import METHODS
+from parity.contract.text import one_line
+from torch_impl import maps  # noqa: F401  (fills the registry)
+from torch_impl.capture.draw import draw, opened
+from torch_impl.capture.layout import FeatureLayout
+from torch_impl.capture.target_layer import find_layer
+from torch_impl.maps.postprocess import finish, upsample
+from torch_impl.precision import choose_device, dtype_of, numerics
+from torch_impl.preserve import Double
+from torch_impl.twin import pairing as pairings
+from torch_impl.twin.pairing import GIVEN, Pair, Pairing
+from torch_impl.twin.stages import Tap, network_stages
+from torch_impl.twin.watch import tensors_in
+
+Row = tuple[int, str, np.ndarray]
+
+
+class TwinError(ValueError):
+    """A module that cannot be compared; one line."""
+
+
+def built(name: str) -> nn.Module:
+    """The module that `package.module:callable` gives.
+
+    Raises:
+        LookupFailedError: there is no such callable.
+        TwinError: it fails, or gives something else.
+    """
+    make = lookup(name, "--torch")
+    if isinstance(make, nn.Module):
+        return make
+    try:
+        model = make()
+    except Exception as error:
+        raise TwinError(f"--torch {name!r}: calling it failed: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise TwinError(f"--torch {name!r} gave {type(model).__name__}: it must give an nn.Module")
+    return model
+
+
+class Twin:
+    """A module paired with a reference.
+
+    Args:
+        reference: with float64.
+        model: any module; it stays as it is.
+        inputs: of every photograph, float64 (N, H, W, C), as the reference's network takes them.
+        layers: layer → module, where the user knows better.
+        target_layer: the module whose output is the reference's target layer; "": found.
+
+    Attributes:
+        pairing: of layers and modules.
+        inside: whether the module begins with the preprocessing that the reference's network began with.
+
+    Raises:
+        TwinError: it cannot be compared with this reference.
+    """
+
+    def __init__(
+        self,
+        reference: Artifact,
+        model: nn.Module,
+        inputs: np.ndarray,
+        layers: Mapping[str, str] | None = None,
+        target_layer: str = "",
+    ) -> None:
+        self.reference, self.model, self.inputs = reference, model, inputs
+        self.layers = dict(layers or {})
+        self.target_layer = target_layer
+        self.inside = False
+        self.pairing = self._paired()
+        if reference.settings.scale and not self._begins_alike(self.pairing):
+            self.inside = True
+            other = self._paired()
+            if self._begins_alike(other):
+                self.pairing = other
+            else:
+                self.inside = False
+        self.target = self._target()
+
+    def double(self) -> nn.Module:
+        """The module in float64 on the CPU, in eval mode."""
+        return self._prepared(torch.device("cpu"), torch.float64)[0]
+
+    def photograph(self, row: int) -> Tensor:
+        """Inputs (1, C, H, W) of one photograph, float64."""
+        return torch.from_numpy(np.ascontiguousarray(self.inputs[row : row + 1])).movedim(-1, 1).contiguous()
+
+    def rows(self, methods: Sequence[str], precision: str, device: str, engine: str = "library") -> Iterator[Row]:
+        """Every stage of every photograph; see `parity.contract.stages`.
+
+        Args:
+            methods: maps that are drawn.
+            precision: `fp64`, `fp32`, …
+            device: `cpu`, `cuda`, …
+            engine: which of the port's.
+
+        Raises:
+            LayerError, ModelError, MapError: a map cannot be drawn.
+        """
+        where, dtype = choose_device(device), dtype_of(precision)
+        outputs = int(np.prod(self.reference.stage("logits").shape))
+        taps = {
+            pair.call.key: Tap(name, pair.layout, self.reference.table[name].shape)
+            for name, pair in self.pairing.pairs.items()
+        }
+        taps[self.target.call.key] = Tap(
+            self.target.layer, self.target.layout, self.reference.table[self.target.layer].shape
+        )
+        with numerics(precision):
+            model, layer = self._prepared(where, dtype)
+            for i in range(len(self.inputs)):
+                inputs = self.photograph(i).to(where, dtype)
+                target = torch.tensor([self.reference.classes[i]], device=where)
+                for stage, array in network_stages(model, taps, inputs, target, outputs).items():
+                    yield i, stage, array
+                yield from self._maps(i, model, layer, inputs, target, methods, engine)
+
+    def _maps(
+        self, row: int, model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor, methods: Sequence[str], engine: str
+    ) -> Iterator[Row]:
+        layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
+        capture = opened(model, layer, engine=engine, feature_layout=layout)
+        drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
+        size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+        stages = dict(drawn.stages)
+        for name, raw in drawn.raw.items():
+            stages |= {f"{name}/raw": raw, f"{name}/final": finish(raw, size)}
+            if METHODS[name].at_layer:
+                stages[f"{name}/upsampled"] = upsample(raw, size)
+        for stage, values in stages.items():
+            moved = values[0].movedim(-3, -1) if values[0].ndim >= 3 else values[0]
+            yield row, stage, moved.float().cpu().numpy() if values.dtype.itemsize < 4 else moved.cpu().numpy()
+
+    def _prepared(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+        """The module's double, and in it the target layer (the module itself, where that is not known yet)."""
+        double = Double(self.model, device=device, dtype=dtype)
+        if self.inside:
+            settings = self.reference.settings
+            scale, offset = (
+                torch.tensor(values, dtype=dtype, device=device).reshape(1, -1, 1, 1)
+                for values in (settings.scale, settings.offset)
+            )
+            double.model.register_forward_pre_hook(lambda module, given: ((given[0] - offset) / scale, *given[1:]))
+        name = self.target.call.name if hasattr(self, "target") else ""
+        return double.model, find_layer(double.model, name) if name else double.model
+
+    def _paired(self) -> Pairing:
+        model, _ = self._prepared(torch.device("cpu"), torch.float64)
+        inputs = self.photograph(0)
+        try:
+            return pairings.paired(self.reference, model, inputs, self.layers)
+        except RuntimeError as error:
+            raise TwinError(
+                f"--torch: the module fails on the reference's inputs {tuple(inputs.shape)}: {one_line(error)}"
+            ) from error
+
+    def _begins_alike(self, pairing: Pairing) -> bool:
+        """Whether the first layer that can be compared is the same."""
+        first = next((layer.name for layer in self.reference.table.hidden if layer.name in pairing.pairs), "")
+        pair = pairing.pairs.get(first)
+        return pair is not None and pair.error <= pairings.limit(self.reference, first)
+
+    def _target(self) -> Pair:
+        """The pair of the target layer: a module that runs once, or a container that returns just its output."""
+        name = self.reference.table.target
+        if self.target_layer:
+            given = {**self.layers, name: self.target_layer}
+            model, _ = self._prepared(torch.device("cpu"), torch.float64)
+            return pairings.paired(self.reference, model, self.photograph(0), given).pairs[name]
+        pairing = self.pairing
+        calls = list(pairings.modules_of(pairing, name))
+        times = {call.name: sum(other.name == call.name for other in pairing.calls) for call in calls}
+        once = next((call for call in calls if times[call.name] == 1), None)
+        if once is not None:
+            return replace(pairing.pairs[name], call=once)
+        near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
+        why = "its module runs several times" if calls else "none gives its values"
+        raise TwinError(
+            f"the target layer {name} has no module ({why}); nearest: {near}: name it with --target-layer, or in layers.toml"
+        )
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's logits, (1, classes)."""
+    with torch.no_grad():
+        output: Any = model(inputs)
+    tensors = tensors_in(output)
+    return tensors[0].reshape(1, -1)
+
+
+def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """What a user's preprocessing makes of pixels.
+
+    Args:
+        name: `package.module:function`, uint8 (N, H, W, 3) → (N, C, H, W).
+        pixels: uint8 (N, H, W, 3).
+
+    Returns:
+        float64 (N, H, W, C); whether it was computed in float64.
+
+    Raises:
+        TwinError: it fails, or gives something else.
+    """
+    function: Callable[..., Any] = lookup(name, "--preprocess")
+    try:
+        given = function(np.array(pixels))
+    except Exception as error:
+        raise TwinError(f"--preprocess {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
+    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if values.ndim != 4 or len(values) != len(pixels) or values.dtype.kind != "f":
+        raise TwinError(f"--preprocess {name!r} gave {values.dtype} {values.shape}: it must give floats (N, C, H, W)")
+    return np.moveaxis(values.astype(np.float64), 1, -1), values.dtype == np.float64
+
+
+__all__ = ["GIVEN", "Twin", "TwinError", "built", "outputs_of", "preprocessed"]
