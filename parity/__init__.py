@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from parity.comparison import assert_parity, compare
     from parity.contract.artifact import Artifact
     from parity.report import ParityReport
+    from parity.twins import transfer
 
-__all__ = ["Artifact", "Job", "ParityReport", "assert_parity", "compare"]
+__all__ = ["Artifact", "Job", "ParityReport", "assert_parity", "compare", "transfer"]
 
 _HOMES = {
     "assert_parity": "parity.comparison",
@@ -22,6 +23,7 @@ _HOMES = {
     "Artifact": "parity.contract.artifact",
     "Job": "parity.candidate",
     "ParityReport": "parity.report",
+    "transfer": "parity.twins",
 }
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from parity import module_commands
 from parity.contract import command, methods, network
 from parity.contract.artifact import Artifact
 from parity.contract.classes import per_photograph
@@ -29,6 +30,7 @@ from parity.reference import check_installed, run
 
 if TYPE_CHECKING:
     from parity.report import ParityReport, PixelsRow
+    from parity.twins import Module
 
 _PROGRAM = "attention-parity"
 
@@ -47,7 +49,9 @@ def parser() -> command.Parser:
         prog=_PROGRAM if Path(sys.argv[0]).name.startswith(_PROGRAM) else "python -m parity",
         description="Compare attention maps with the reference's, Keras and tf-keras-vis, on the same pixels, weights and "
         "noise; name the first place where they part. SmoothGrad's samples are few here; the lab's own number is 20.",
-        epilog="Exit status: 0 the port holds; 1 it differs; 2 it could not be compared; 130 interrupted.",
+        epilog="Also: python -m parity match, how the layers of a Keras model and a PyTorch module pair; python -m parity "
+        "transfer, the weights of the one into the other. Exit status: 0 the port holds; 1 it differs; 2 it could not be "
+        "compared; 130 interrupted.",
     )
     add = top.add_argument
     add(
@@ -79,6 +83,7 @@ def parser() -> command.Parser:
         help="made by python -m keras_ref --floor, here or elsewhere; default: make it now",
     )
     _candidate_options(top)
+    module_commands.module_options(top)
     add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
     add("--quiet", action="store_true", help="print the verdict alone")
     add("--out", required=True, metavar="DIR", help="folder for report.html, report.json, reference.safetensors")
@@ -117,7 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options = parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] in (["match"], ["transfer"]):
+        own, body = module_commands.parsers()[arguments[0]]
+        asked = own.parse_args(arguments[1:])
+        if not asked.torch:
+            own.error("give --torch MODULE:NAME, a callable that gives the nn.Module")
+        return command.run(lambda: body(asked), "parity")
+    options = parser().parse_args(arguments)
     return command.run(lambda: _compared(options), "parity")
 
 
@@ -131,6 +143,7 @@ def _precisions(text: str) -> list[str]:
 def _compared(options: argparse.Namespace) -> int:
     out = Path(options.out)
     _check_output(out)
+    module = _module(options)
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
         if options.reference:
@@ -141,7 +154,7 @@ def _compared(options: argparse.Namespace) -> int:
             path = folder / "reference.safetensors"
             rows = _make_reference(options, folder, path)
             reference = Artifact.read(path)
-        report = _judged(options, reference, path, rows)
+        report = _judged(options, module, reference, path, rows)
         _write(out, report, reference if not options.reference else None)
     if options.quiet:
         print(f"Verdict: {report.word}")
@@ -152,8 +165,23 @@ def _compared(options: argparse.Namespace) -> int:
     return HOLDS if report.holds else DIFFERS
 
 
-def _judged(options: argparse.Namespace, reference: Artifact, path: Path, rows: list[PixelsRow]) -> ParityReport:
-    from parity.child import answer, in_child
+def _module(options: argparse.Namespace) -> Module | None:
+    """The PyTorch module that is compared, where one is; what goes with it is refused without it."""
+    if not options.torch:
+        if lone := [name for name in ("layers", "target_layer", "preprocess") if getattr(options, name)]:
+            raise ValueError(f"--{lone[0].replace('_', '-')} goes with --torch")
+        return None
+    if options.candidate:
+        raise ValueError("--torch and --candidate are two programs: give one")
+    if not options.reference:
+        raise ValueError("--torch: give --reference, made by python -m keras_ref --model … --floor")
+    return module_commands.module_of(options)
+
+
+def _judged(
+    options: argparse.Namespace, module: Module | None, reference: Artifact, path: Path, rows: list[PixelsRow]
+) -> ParityReport:
+    from parity.child import answer, answer_of_module, in_child
     from parity.comparison import compare
 
     if options.candidate and Path(options.candidate).is_file():
@@ -165,14 +193,17 @@ def _judged(options: argparse.Namespace, reference: Artifact, path: Path, rows: 
     for precision in options.precision:
         _progress(options, f"candidate in {precision}")
         wanted = ["context"] if options.no_ladder else ["context", "ladder"]
+        how = {"precision": precision, "device": options.device, "methods": methods.in_order(options.methods)}
+        if module is not None:
+            of_module = partial(answer_of_module, path, module, engine=options.engine, **how)
+            answers[precision], _ = in_child(of_module, quiet=options.quiet)
+            continue
         task = partial(
             answer,
             path,
             options.candidate or ENGINES[options.engine],
             options.weights,
-            precision=precision,
-            device=options.device,
-            methods=methods.in_order(options.methods),
+            **how,
             rows=wanted if precision == home else [],
         )
         answers[precision], more = in_child(task, quiet=options.quiet)

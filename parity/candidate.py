@@ -35,6 +35,9 @@ from parity.contract.versions import versions
 Stages = Mapping[str, np.ndarray] | Iterable[tuple[int, str, np.ndarray]]
 Candidate = Callable[["Job"], Stages]
 
+CAUSE = "cause of "
+"""Begins the flag that says why a stage is off, where whoever computed it could find that out."""
+
 SHAPE = "shape of "
 """Begins the flag that says which other height and width a stage had: then the program differs, and its values are NaN."""
 
@@ -164,31 +167,77 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
         CandidateError: it gave a stage that is unknown or laid out otherwise, or not the raw maps. One of another height
             and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
-    recorder = Recorder(Weights.of(job.network), replace(settings, methods=job.methods), job.pixels)
-    started = time.perf_counter()
-    known = {stage.name: stage for stage in recorder.stages}
-    flags: dict[str, str | int | bool] = {"device": job.device, "precision": job.precision}
-    given: dict[str, int] = {}
-    try:
-        for photograph, stage, array in _triples(candidate(job), len(job.pixels)):
-            array = np.asarray(array)
-            if stage in known and _of_another_size(array.shape, known[stage]):
-                flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
-                array = np.full(known[stage].shape, np.nan)
-            recorder.add(job.precision, photograph, stage, array)
-            given[stage] = given.get(stage, 0) + 1
-        for method in job.methods:
-            if given.get(f"{method}/raw", 0) < len(job.pixels):
-                raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
-        return recorder.artifact(
-            program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
-            photographs=photographs,
-            versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
-            flags=flags,
-            seconds={job.precision: time.perf_counter() - started},
-        )
-    except ArtifactError as error:
-        raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
+    answer = Answer(
+        program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
+        weights=Weights.of(job.network),
+        settings=replace(settings, methods=job.methods),
+        pixels=job.pixels,
+        photographs=photographs,
+        precision=job.precision,
+        device=job.device,
+    )
+    return answer.recorded(lambda: _triples(candidate(job), len(job.pixels)), _of_another_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What is known of a candidate's answer before it is given.
+
+    Attributes:
+        program: who gives it.
+        weights, settings, pixels, photographs: see `Artifact`.
+        precision, device: in and on which it is computed.
+    """
+
+    program: str
+    weights: Weights
+    settings: JobSettings
+    pixels: np.ndarray = field(repr=False)
+    photographs: tuple[Photograph, ...]
+    precision: str
+    device: str
+
+    def recorded(
+        self,
+        triples: Callable[[], Iterable[tuple[int, str, np.ndarray]]],
+        differs: Callable[[tuple[int, ...], Stage], bool],
+    ) -> Artifact:
+        """The artifact of what is given.
+
+        Args:
+            triples: gives (photograph, stage, array), one after the other.
+            differs: whether an array's shape, (shape, stage), is another than the stage's, and a difference, not a mistake.
+
+        Raises:
+            CandidateError: see `record`.
+        """
+        recorder = Recorder(self.weights, self.settings, self.pixels)
+        started = time.perf_counter()
+        known = {stage.name: stage for stage in recorder.stages}
+        flags: dict[str, str | int | bool] = {"device": self.device, "precision": self.precision}
+        given: dict[str, int] = {}
+        try:
+            for photograph, stage, array in triples():
+                array = np.asarray(array)
+                if stage in known and differs(array.shape, known[stage]):
+                    flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
+                    array = np.full(known[stage].shape, np.nan)
+                recorder.add(self.precision, photograph, stage, array)
+                given[stage] = given.get(stage, 0) + 1
+            for method in self.settings.methods:
+                if given.get(f"{method}/raw", 0) < len(self.pixels):
+                    raise CandidateError(
+                        f"the candidate gave no {method}/raw for every photograph: raw maps are required"
+                    )
+            return recorder.artifact(
+                program=self.program,
+                photographs=self.photographs,
+                versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
+                flags=flags,
+                seconds={self.precision: time.perf_counter() - started},
+            )
+        except ArtifactError as error:
+            raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
 
 
 def _of_another_size(given: tuple[int, ...], stage: Stage) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity import formulas, hypotheses
-from parity.candidate import SHAPE
+from parity.candidate import CAUSE, SHAPE
 from parity.case import CONSTANT, HALF, SINGLE, Case, factor_between
 from parity.contract.methods import METHODS
 from parity.similarity import relative_l2
@@ -28,8 +28,9 @@ EXPLAINS = 0.02
 
 def probable_cause(case: Case) -> str:
     """The most likely mistake behind a stage that is off, or ""."""
-    if shape := case.candidate.flags.get(f"{SHAPE}{case.stage.name}"):
-        return _shape_words(case, str(shape))
+    known, shape = (case.candidate.flags.get(f"{kind}{case.stage.name}") for kind in (CAUSE, SHAPE))
+    if known or shape:
+        return "; ".join(filter(None, (str(known or ""), _shape_words(case, str(shape)) if shape else "")))
     if case.stage.quantity == "final_with_exp":
         return "the map after multiplying exp(score) back"
     if not np.isfinite(case.actual).all():

@@ -10,14 +10,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parity import candidate as candidates
-from parity import context, port
+from parity import context, port, twins
 from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
 from parity.contract.command import FAILED, TRACEBACK
 from parity.contract.text import one_line
+from parity.twins import Module
+
+Result = TypeVar("Result")
 
 Drawn = dict[str, list[Any]]
 """`ladder`, `context`, `conditioning` → rows of the report, which the port draws."""
@@ -65,11 +68,37 @@ def answer(
     return given, drawn
 
 
-def in_child(task: Callable[[], tuple[Artifact, Drawn]], *, quiet: bool = False) -> tuple[Artifact, Drawn]:
+def answer_of_module(reference: Path, module: Module, **how: Any) -> tuple[Artifact, Drawn]:
+    """As `answer`, of a PyTorch module; `how` as of `twins.answer`."""
+    return twins.answer(Artifact.read(reference), module, **how), {}
+
+
+def matched(reference: Path, module: Module) -> twins.Matched:
+    """How a module's layers pair with a reference's."""
+    return twins.matched(Artifact.read(reference), module)
+
+
+def transferred(reference: Path, weights: str, model: str, out: str) -> tuple[bool, list[str]]:
+    """Fill a module with a reference's weights and write its state dict; whether that was done, and lines that say so."""
+    try:
+        filled = twins.transfer(Artifact.read(reference), weights, model, out)
+    except twins.TransferStoppedError as error:
+        return False, [str(error)]
+    kept = f"stayed as they were: {', '.join(filled.kept)}" if filled.kept else ""
+    passes = f"{filled.passes} forward pass{'es' if filled.passes > 1 else ''}"
+    lines = [
+        f"{len(filled.layers)} layers filled in {passes}; logits agree in float64 to {filled.error:.1e} (relative L2)",
+        kept,
+        f"wrote {out}",
+    ]
+    return True, [line for line in lines if line]
+
+
+def in_child(task: Callable[[], Result], *, quiet: bool = False) -> Result:
     """Do a task in a process of its own.
 
     Args:
-        task: `answer` with its arguments, by `functools.partial`.
+        task: `answer`, say, with its arguments, by `functools.partial`.
         quiet: hide what the candidate prints; otherwise it goes to stderr.
 
     Raises:
@@ -97,7 +126,7 @@ def in_child(task: Callable[[], tuple[Artifact, Drawn]], *, quiet: bool = False)
     return outcome  # type: ignore[no-any-return]
 
 
-def _main(pipe: Connection, task: Callable[[], tuple[Artifact, Drawn]], quiet: bool) -> None:
+def _main(pipe: Connection, task: Callable[[], Any], quiet: bool) -> None:
     """In the new process: send the answer, or the line that says why there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's, which ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # so that temporary files go

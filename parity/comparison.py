@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from parity import candidate as candidates
-from parity import criterion, formulas, rounding, similarity
+from parity import criterion, formulas, rounding, similarity, twins
 from parity.candidate import Candidate, CandidateError
 from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
@@ -69,23 +70,30 @@ def compare(
 
 
 def assert_parity(
-    candidate: Candidate | Artifact | str | os.PathLike[str],
+    candidate: Candidate | Artifact | Any,
     reference: Artifact | str | os.PathLike[str],
     *,
     precisions: Sequence[str] = ("fp64", "fp32"),
     methods: Sequence[str] = (),
     device: str = "cpu",
     network: Network | None = None,
+    layers: Mapping[str, str] | None = None,
+    target_layer: str = "",
+    preprocess: str = "",
 ) -> ParityReport:
     """Fail unless the candidate computes the reference's maps. For other people's test suites.
 
     Args:
-        candidate: a function `candidate(job)` (see `parity.candidate`), its `module:name`, an artifact, or an artifact's path.
+        candidate: a PyTorch module; a function `candidate(job)` (see `parity.candidate`), its `module:name`, an artifact, or an
+            artifact's path.
         reference: an artifact that `python -m keras_ref --floor` wrote, or its path.
         precisions: to run a function in, one after the other.
         methods: some of the reference's; none: all.
         device: to run a function on.
         network: the weights; None: those embedded in the artifact (networks under 1 MB).
+        layers: of a PyTorch module, the reference's layer → the module that is it, where pairing needs to be told.
+        target_layer: of a PyTorch module, the one that is the target layer; "": found by pairing.
+        preprocess: of a PyTorch module, its own preprocessing, `module:name`; "": it is given the reference's inputs.
 
     Returns:
         The report, for whoever wants its figures.
@@ -102,6 +110,12 @@ def assert_parity(
         candidate = Artifact.read(name) if os.path.exists(name) or ":" not in name else candidates.load(name)
     if isinstance(candidate, Artifact):
         answers = dict.fromkeys(candidate.precisions, candidate)
+    elif hasattr(candidate, "state_dict"):  # an nn.Module, which this package does not import
+        module = twins.Module(candidate, layers or {}, target_layer, preprocess)
+        answers = {
+            precision: twins.answer(reference, module, precision=precision, device=device, methods=methods)
+            for precision in precisions
+        }
     else:
         weights = network or reference.network
         if weights is None:

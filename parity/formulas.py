@@ -13,7 +13,8 @@ from types import MappingProxyType
 import numpy as np
 from scipy.ndimage import zoom
 
-from parity.contract.network import ANY_INPUT
+from parity.contract.artifact import Artifact
+from parity.contract.network import ANY_INPUT, OWN_INPUT
 
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,6 +40,16 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
     if input == "caffe":
         return np.asarray(rgb[..., ::-1] - np.array(CAFFE_MEAN_BGR))
     return np.asarray((rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD))
+
+
+def inputs_of(reference: Artifact) -> np.ndarray:
+    """What a reference's network took of its pixels: float64 (N, H, W, C), behind its own first layers."""
+    settings = reference.settings
+    if settings.input == OWN_INPUT:
+        return np.asarray(reference.whole("inputs", "fp64"))
+    channels = reference.table.input_shape[2]
+    inputs = np.stack([preprocess(pixels, settings.input)[..., :channels] for pixels in reference.pixels])
+    return inputs * np.array(settings.scale) + np.array(settings.offset) if settings.scale else inputs
 
 
 def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:

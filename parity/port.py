@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from parity.candidate import Job
+from parity.contract.artifact import Artifact
 from parity.contract.network import Network
 
 MODULE = "torch_impl.candidate"
+TWIN = "torch_impl.twin"
+"""Where the port pairs, fills and explains modules of other people."""
 
 DEFAULT = f"{MODULE}:candidate"
 ENGINES = {"library": DEFAULT, "shared": f"{MODULE}:one_pass"}
@@ -32,6 +36,26 @@ class Reading(Protocol):
     """Of the file."""
     notes: tuple[str, ...]
     """What the port did on purpose that Keras does not: turned by EXIF, transparency laid on white, …"""
+
+
+class Twin(Protocol):
+    """A module that is paired with a reference."""
+
+    pairing: Any
+
+    def rows(
+        self, methods: Sequence[str], precision: str, device: str, engine: str
+    ) -> Iterator[tuple[int, str, np.ndarray]]:
+        """(photograph, stage, array) of everything that can be compared."""
+
+    def about(self) -> Mapping[str, str | int]:
+        """What a reader must know of the pairing: how much is compared, and the target layer."""
+
+    def remarks(self) -> Sequence[str]:
+        """A line for each tensor that is laid out otherwise, and each thing that could not be tested."""
+
+    def cause(self, stage: str, photograph: int) -> str:
+        """The probable cause of the first forward stage that is off, or ""."""
 
 
 def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> list[Reading]:
@@ -76,5 +100,46 @@ def ladder(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
     return _asked("rungs")(job)  # type: ignore[no-any-return]
 
 
-def _asked(name: str) -> Any:
-    return getattr(importlib.import_module(MODULE), name)
+def twin(
+    reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str
+) -> Twin:
+    """A PyTorch module paired with a reference.
+
+    Args:
+        reference: with float64.
+        model: an `nn.Module`, or the name of a callable that gives one.
+        inputs: float64 (N, H, W, C).
+        layers: layer → module, where the user knows better.
+        target_layer: the module that is the target layer; "": found.
+
+    Raises:
+        ValueError: it cannot be compared; one line.
+    """
+    return _asked("paired", TWIN)(reference, model, inputs, layers, target_layer)  # type: ignore[no-any-return]
+
+
+def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Inputs (N, H, W, C) by a user's function, float64; whether it computed them in float64.
+
+    Raises:
+        ValueError: it cannot be used; one line.
+    """
+    return _asked("preprocessed", TWIN)(name, pixels)  # type: ignore[no-any-return]
+
+
+def filled(reference: Artifact, tensors: Mapping[str, np.ndarray], model: Any, inputs: np.ndarray) -> Any:
+    """A module's state dict with the reference's weights, and what it took; or in `stopped` why they do not go into it.
+
+    Raises:
+        ValueError: it could not be tried.
+    """
+    return _asked("filled", TWIN)(reference, tensors, model, inputs)
+
+
+def write_state(state: Any, path: Path) -> None:
+    """Write a state dict as `.safetensors`, or as `.pth`."""
+    _asked("write_state", TWIN)(state, path)
+
+
+def _asked(name: str, module: str = MODULE) -> Any:
+    return getattr(importlib.import_module(module), name)

@@ -47,6 +47,16 @@ def cause(twin: Twin, stage: str, row: int = 0) -> str:
         return _Layer(twin, layer, row).cause()
 
 
+def first_cause(twin: Twin) -> str:
+    """Where a module first leaves the reference, as far as their layers pair, and the probable cause; or ""."""
+    off = [pair for name, pair in twin.pairing.pairs.items() if not pair.error <= limit(twin.reference, name)]
+    if not off:
+        return ""
+    pair = min(off, key=lambda pair: pair.call.place)
+    words = cause(twin, f"activations/{pair.layer}")
+    return f"parts first at {pair.layer} ({pair.call.key})" + (f": {words}" if words else "")
+
+
 @dataclass
 class _Layer:
     """The layer that is off, and the rows between it and what is right."""

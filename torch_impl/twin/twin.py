@@ -21,10 +21,11 @@ from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish, upsample
 from torch_impl.precision import choose_device, dtype_of, numerics
 from torch_impl.preserve import Double
+from torch_impl.score import logits_of
 from torch_impl.twin import pairing as pairings
 from torch_impl.twin.pairing import GIVEN, Pair, Pairing
 from torch_impl.twin.stages import Tap, network_stages
-from torch_impl.twin.watch import tensors_in
+from torch_impl.twin.tensors import TRAINED
 
 Row = tuple[int, str, np.ndarray]
 
@@ -61,6 +62,7 @@ class Twin:
         inputs: of every photograph, float64 (N, H, W, C), as the reference's network takes them.
         layers: layer → module, where the user knows better.
         target_layer: the module whose output is the reference's target layer; "": found.
+        maps: whether maps are wanted, for which the target layer must be known.
 
     Attributes:
         pairing: of layers and modules.
@@ -77,6 +79,8 @@ class Twin:
         inputs: np.ndarray,
         layers: Mapping[str, str] | None = None,
         target_layer: str = "",
+        *,
+        maps: bool = True,
     ) -> None:
         self.reference, self.model, self.inputs = reference, model, inputs
         self.layers = dict(layers or {})
@@ -90,7 +94,52 @@ class Twin:
                 self.pairing = other
             else:
                 self.inside = False
-        self.target = self._target()
+        if maps:
+            self._check_logits()
+            self.target = self._target()
+
+    def about(self) -> dict[str, str | int]:
+        """How much is compared, and which module is the target layer."""
+        table, weights = self.reference.table, self.pairing.weights
+        compared = sum(bool(pair.layout) for pair in self.pairing.pairs.values())
+        return {
+            "weights paired": f"{len(weights.pairs)} of {len(table.tensors)}",
+            "layers compared": f"{compared} of {len(table.hidden)}",
+            "target layer": f"{self.target.layer} = {self.target.call.name}",
+        }
+
+    def remarks(self) -> list[str]:
+        """A line for each tensor that is laid out otherwise; which tensors have no partner; what was not reached."""
+        weights, lines = self.pairing.weights, []
+        for pair in weights.pairs.values():
+            if pair.permutation:
+                lines.append(f"permutation: {pair.name} holds the values of {pair.reference}: {pair.permutation}")
+        if weights.missing:
+            lines.append(f"{len(weights.missing)} of the reference's tensors have no partner: {_some(weights.missing)}")
+        trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
+        if trained:
+            lines.append(f"{len(trained)} of the port's tensors have no partner: {_some(trained)}")
+        if self.inside:
+            lines.append("the port begins with the reference's own preprocessing: it was given the inputs before that")
+        return lines
+
+    def cause(self, stage: str, photograph: int) -> str:
+        """The probable cause of the first forward stage that is off, or ""."""
+        from torch_impl.twin.causes import cause
+
+        return cause(self, stage, photograph)
+
+    def _check_logits(self) -> None:
+        """Whether the module gives logits as the reference does."""
+        try:
+            logits = outputs_of(self.double(), self.photograph(0))
+        except RuntimeError as error:
+            raise TwinError(f"--torch: the module fails: {one_line(error)}") from error
+        expected = int(np.prod(self.reference.stage("logits").shape))
+        if logits.numel() != expected:
+            raise TwinError(f"--torch: the module gives {logits.numel()} logits, the reference's network {expected}")
+        if not torch.isfinite(logits).all():
+            raise TwinError("--torch: the module's logits are not finite (NaN or infinity) on the first photograph")
 
     def double(self) -> nn.Module:
         """The module in float64 on the CPU, in eval mode."""
@@ -196,11 +245,17 @@ class Twin:
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's logits, (1, classes)."""
+    """The network's logits, (1, classes).
+
+    Raises:
+        ModelError: its output is no logits.
+    """
     with torch.no_grad():
-        output: Any = model(inputs)
-    tensors = tensors_in(output)
-    return tensors[0].reshape(1, -1)
+        return logits_of(model(inputs.clone()), len(inputs))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:

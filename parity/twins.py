@@ -1,0 +1,281 @@
+"""A PyTorch module that claims to be the reference's network: compared, its layers listed, or filled with the weights."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file
+
+from parity import criterion, formulas, port
+from parity.candidate import CAUSE, Answer, CandidateError
+from parity.contract.artifact import Artifact
+from parity.contract.files import whole
+from parity.contract.stages import Stage
+from parity.contract.text import one_line
+from parity.similarity import relative_l2
+
+TENSORS = "attention-maps tensors 1"
+"""What a file of a network's weights says of itself; `python -m keras_ref --export` writes it."""
+
+FLOAT32 = 1e-6
+"""Relative L2 that a preprocessing computed in float32 may be off."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module as the user names it.
+
+    Attributes:
+        model: `package.module:callable` that gives an `nn.Module`; in Python also the module itself.
+        layers: layer → module, where the user knows better.
+        target_layer: the module that is the target layer; "": found.
+        preprocess: `package.module:function`, uint8 (N, H, W, 3) → (N, C, H, W); "": it takes the reference's inputs.
+    """
+
+    model: Any
+    layers: Mapping[str, str] = field(default_factory=dict)
+    target_layer: str = ""
+    preprocess: str = ""
+
+
+def answer(
+    reference: Artifact,
+    module: Module,
+    *,
+    precision: str,
+    device: str = "cpu",
+    methods: Sequence[str] = (),
+    engine: str = "library",
+) -> Artifact:
+    """The module's stages and maps, and why the first wrong one is wrong.
+
+    Args:
+        reference: with float64.
+        module: what is compared.
+        precision, device: of the module.
+        methods: some of the reference's; none: all.
+        engine: the port's that draws the maps.
+
+    Raises:
+        CandidateError: it cannot be compared; one line.
+    """
+    if missing := [method for method in methods if method not in reference.settings.methods]:
+        raise CandidateError(
+            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(reference.settings.methods)}"
+        )
+    check_general(reference)
+    wanted = tuple(methods) or reference.settings.methods
+    inputs, remark = _inputs(reference, module)
+    twin = port.twin(reference, module.model, inputs, module.layers, module.target_layer)
+    name = module.model if isinstance(module.model, str) else type(module.model).__qualname__
+    made = Answer(
+        program=name,
+        weights=replace(reference.weights, tensors={}, prints={}),
+        settings=replace(reference.settings, methods=wanted),
+        pixels=reference.pixels,
+        photographs=reference.photographs,
+        precision=precision,
+        device=device,
+    ).recorded(lambda: twin.rows(wanted, precision, device, engine.partition(" ")[0]), _another_shape)
+    warnings = [*twin.remarks(), *([remark] if remark else [])]
+    return replace(
+        made, flags={**made.flags, **twin.about(), **_causes(reference, made, twin, inputs)}, warnings=tuple(warnings)
+    )
+
+
+def check_general(reference: Artifact) -> None:
+    """Refuse a reference whose weights are not known by their values.
+
+    Raises:
+        CandidateError: it was made without `--model`.
+    """
+    if not reference.weights.prints:
+        raise CandidateError("the reference was made of a network known by name: make it with python -m keras_ref --model")
+    if "fp64" not in reference.precisions:
+        raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
+
+
+def _another_shape(shape: tuple[int, ...], stage: Stage) -> bool:
+    """Another shape of a module's output is a difference."""
+    return shape != stage.shape
+
+
+def _inputs(reference: Artifact, module: Module) -> tuple[np.ndarray, str]:
+    """What the module is given, float64 (N, H, W, C), and a remark."""
+    expected = formulas.inputs_of(reference)
+    if not module.preprocess:
+        return expected, ""
+    inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
+    if inputs.shape != expected.shape:
+        raise CandidateError(
+            f"--preprocess {module.preprocess!r} gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
+            f"reference's inputs have {expected.shape[1:3]} and {expected.shape[3]}"
+        )
+    if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:
+        return expected, "the port's preprocessing is the reference's up to float32's rounding, in which it was computed"
+    return inputs, ""
+
+
+def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.ndarray) -> dict[str, str]:
+    """A flag for the first forward stage that is off, where its cause is known."""
+    precision = made.precisions[0]
+    if precision not in ("fp64", "fp32"):
+        return {}
+    off = [row for row in criterion.figures(reference, made, precision) if not row.within and row.judged]
+    first = next((row for row in off if row.stage.partition("/")[0] in ("inputs", "activations", "logits")), None)
+    if first is None:
+        return {}
+    if first.stage == "inputs":
+        words = channel_statistics(inputs[first.photograph], formulas.inputs_of(reference)[first.photograph])
+    else:
+        words = twin.cause(first.stage, first.photograph)
+    return {f"{CAUSE}{first.stage}": words} if words else {}
+
+
+def channel_statistics(inputs: np.ndarray, expected: np.ndarray) -> str:
+    """Whether inputs (H, W, C) are the expected ones but for a mean and a deviation of each channel, or the channels' order."""
+    for order, words in ((slice(None), ""), (slice(None, None, -1), "the channels in the other order (a permutation), and ")):
+        theirs = inputs[..., order].reshape(-1, inputs.shape[-1])
+        ours = expected.reshape(theirs.shape)
+        factors, offsets, errors = [], [], []
+        for channel in range(theirs.shape[1]):
+            matrix = np.stack([ours[:, channel], np.ones(len(ours))], axis=1)
+            solution = np.linalg.lstsq(matrix, theirs[:, channel], rcond=None)[0]
+            factors.append(float(solution[0]))
+            offsets.append(float(solution[1]))
+            errors.append(relative_l2(matrix @ solution, theirs[:, channel]))
+        if max(errors) < FLOAT32 and all(factors):
+            mean = ", ".join(f"{-b / a:.4g}" for a, b in zip(factors, offsets, strict=True))
+            std = ", ".join(f"{1 / a:.4g}" for a in factors)
+            return f"preprocessing: {words}mean and std: the port's inputs are (the reference's − mean ({mean})) / std ({std})"
+    return ""
+
+
+# Layers
+
+
+def read_layers(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Layer → module, of a file that `python -m parity match` wrote and somebody corrected.
+
+    Raises:
+        CandidateError: it cannot be read, or says something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            said = tomllib.load(file)
+    except OSError as error:
+        raise CandidateError(f"--layers {os.fspath(path)!r}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise CandidateError(f"--layers {os.fspath(path)!r}: not TOML: {one_line(error)}") from None
+    layers = said.get("layers", said)
+    if not isinstance(layers, dict) or not all(isinstance(name, str) for name in layers.values()):
+        raise CandidateError(f'--layers {os.fspath(path)!r}: give "layer" = "module" lines under [layers]')
+    return {layer: name for layer, name in layers.items() if name}
+
+
+@dataclass(frozen=True)
+class Matched:
+    """How the layers pair, for a reader.
+
+    Attributes:
+        lines: of the table.
+        toml: the file that can be corrected and given back.
+        complete: whether the target layer and the logits are paired.
+    """
+
+    lines: tuple[str, ...]
+    toml: str
+    complete: bool
+
+
+def matched(reference: Artifact, module: Module) -> Matched:
+    """Pair the layers of a reference with a module's.
+
+    Raises:
+        CandidateError: it cannot be compared.
+    """
+    check_general(reference)
+    twin = port.twin(reference, module.model, _inputs(reference, module)[0], module.layers, module.target_layer)
+    pairing = twin.pairing
+    rows, toml = [("layer", "kind", "module", "told by", "error (float64)")], [f"# {module.model}: correct by hand, give back with --layers", "[layers]"]  # fmt: skip
+    for layer in reference.table.hidden:
+        pair = pairing.pairs.get(layer.name)
+        if pair is None:
+            near = ", ".join(f"{key} {error:.0e}" for key, error in pairing.near.get(layer.name, ()))
+            rows.append((layer.name, layer.kind, "not compared", "", f"nearest {near}" if near else ""))
+            toml.append(f'# "{layer.name}" = ""  # not compared' + (f"; nearest: {near}" if near else ""))
+            continue
+        error = f"{pair.error:.1e}" if pair.layout else f"another shape, {'×'.join(map(str, pair.call.shape[1:]))}"
+        rows.append((layer.name, layer.kind, pair.call.key, pair.how, error))
+        toml.append(f'"{layer.name}" = "{pair.call.key}"  # {pair.how}, {error}')
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += [f"remark: {line}" for line in twin.remarks()]
+    lines += [f"{what}: {said}" for what, said in twin.about().items()]
+    return Matched(tuple(lines), "\n".join([*toml, ""]), complete=True)
+
+
+# Weights
+
+
+class TransferStoppedError(CandidateError):
+    """The weights do not go into the module; one line: where it stops, how far it came, and why."""
+
+
+def read_tensors(reference: Artifact, path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The weights that `python -m keras_ref --export` wrote beside a reference.
+
+    Raises:
+        CandidateError: it cannot be read, or holds another network's weights.
+    """
+    where = f"--weights {os.fspath(path)!r}"
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CandidateError(f"{where}: cannot be read ({one_line(error)})") from None
+    if metadata.get("format") != TENSORS:
+        raise CandidateError(f"{where}: another kind of file: write it with python -m keras_ref --export")
+    if metadata.get("fingerprint") != reference.weights.fingerprint or set(tensors) != set(reference.table.tensors):
+        raise CandidateError(f"{where}: not the weights of the reference: write both with one python -m keras_ref")
+    return tensors
+
+
+def transfer(
+    reference: Artifact | str | os.PathLike[str], weights: str | os.PathLike[str], module: Any, out: str | os.PathLike[str] = ""
+) -> Any:
+    """A reference's weights into an untrained PyTorch module.
+
+    Args:
+        reference: an artifact that `python -m keras_ref --model … --floor` wrote, or its path.
+        weights: what `--export` wrote beside it.
+        module: an `nn.Module`, or `package.module:callable` that gives one; it stays as it is.
+        out: a file for its state dict, `.safetensors` or `.pth`; "": none.
+
+    Returns:
+        `state`, the module's state dict with the weights in it; `layers`, module → the reference's layer; `passes`; `kept`;
+        `error`, the logits' relative L2 in float64.
+
+    Raises:
+        TransferStoppedError: they do not go into it. Nothing is written.
+        ValueError: it could not be tried.
+    """
+    if not isinstance(reference, Artifact):
+        reference = Artifact.read(reference)
+    check_general(reference)
+    tensors = read_tensors(reference, weights)
+    filled = port.filled(reference, tensors, module, formulas.inputs_of(reference))
+    if filled.stopped:
+        raise TransferStoppedError(filled.stopped)
+    if out:
+        with whole(out) as path:
+            port.write_state(filled.state, path)
+    return filled

@@ -1,0 +1,53 @@
+"""What the judge asks of the port about other people's modules: see `parity.port`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from parity.contract.artifact import Artifact
+from torch_impl.twin.causes import first_cause
+from torch_impl.twin.transfer import Filled, Transfer, TransferError
+from torch_impl.twin.twin import Twin, TwinError, built, preprocessed
+
+__all__ = ["filled", "paired", "preprocessed", "write_state"]
+
+
+def paired(
+    reference: Artifact, model: nn.Module | str, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str
+) -> Twin:
+    """See `parity.port.twin`."""
+    module = built(model) if isinstance(model, str) else model
+    return Twin(reference, module, inputs, layers, target_layer)
+
+
+def filled(
+    reference: Artifact, tensors: Mapping[str, np.ndarray], model: nn.Module | str, inputs: np.ndarray
+) -> Filled:
+    """See `parity.port.filled`."""
+    module = built(model) if isinstance(model, str) else model
+    transfer = Transfer(reference, tensors, module, torch.from_numpy(inputs).movedim(-1, 1).contiguous())
+    try:
+        return transfer.run()
+    except TransferError as error:
+        came = f"{len(transfer.best.layers)} of {len(transfer.units)} layers were filled"
+        cause = ""
+        if transfer.best.stopped:
+            try:
+                cause = first_cause(Twin(reference, transfer.work, inputs, {}, "", maps=False))
+            except TwinError:
+                cause = ""
+        return Filled({}, transfer.best.layers, transfer.passes, [], float("nan"), "; ".join(filter(None, (str(error), came, cause))))
+
+
+def write_state(state: Mapping[str, Tensor], path: Path) -> None:
+    """See `parity.port.write_state`."""
+    if path.suffix == ".safetensors":
+        save_file(dict(state), path)
+    else:
+        torch.save(dict(state), path)

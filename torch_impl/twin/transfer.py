@@ -1,0 +1,350 @@
+"""Another program's weights into an untrained module, during forward passes: a layer is known by its input.
+
+Just before a module with weights is called, its input is compared with the inputs of the reference's layers that are left:
+the one whose input it is and whose tensors fit is its partner, whatever names and order say. Its weights go in, and the pass
+goes on. So a finished transfer is a proof, and an unfinished one names the place where the module computes something else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parity.contract.artifact import Artifact
+from parity.contract.layers import Layer, LayerTable
+from torch_impl.twin.layouts import layouts, places_in
+from torch_impl.twin.pairing import SAME
+from torch_impl.twin.watch import kind_of, tensors_in
+
+PASSES = 400
+"""Forward passes after which it is given up: each takes one choice back."""
+
+MOVES = 4.0
+
+FITTING = {
+    "conv": ("conv", "depthwise"),
+    "depthwise": ("depthwise", "conv"),
+    "dense": ("dense", "conv"),
+    "conv_transpose": ("conv_transpose",),
+    "batchnorm": ("batchnorm",),
+    "layernorm": ("layernorm",),
+    "prelu": ("prelu",),
+}
+"""A reference's kind → kinds of modules that may hold it."""
+
+DEFAULTS = {"weight": 1.0, "running_var": 1.0, "bias": 0.0, "running_mean": 0.0}
+"""What a module's tensor is where the reference's layer has none: nothing scaled, nothing added."""
+
+
+class TransferError(ValueError):
+    """The weights do not go into this module; one line: where it stops, how far it came, and why."""
+
+
+@dataclass
+class Filled:
+    """What a transfer did.
+
+    Attributes:
+        state: the module's state dict, in its own number formats.
+        layers: module → the reference's layer that filled it, in the order of the computation.
+        passes: forward passes that it took.
+        kept: integer tensors, and those of modules that never ran, which stay as they were.
+        error: of the logits, relative L2 in float64, the worst of all photographs.
+        stopped: why it was not done, in one line; "": it was.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    layers: dict[str, str]
+    passes: int
+    kept: list[str]
+    error: float
+    stopped: str = ""
+
+
+class _DeadEndError(Exception):
+    """No layer that is left has this input and these tensors."""
+
+
+@dataclass
+class _Attempt:
+    """One forward pass."""
+
+    layers: dict[str, str] = field(default_factory=dict)
+    fitting: list[list[str]] = field(default_factory=list)
+    filled: set[str] = field(default_factory=set)
+    placed: set[str] = field(default_factory=set)
+    homeless: list[str] = field(default_factory=list)
+    ran: set[str] = field(default_factory=set)
+    stopped: str = ""
+
+
+class Transfer:
+    """See the module.
+
+    Args:
+        reference: with float64.
+        tensors: canonical name → array, every tensor of the reference's network.
+        model: untrained; stays as it is.
+        inputs: of every photograph, float64 (N, C, H, W).
+
+    Attributes:
+        work: the copy that is filled, float64.
+        best: the attempt that came farthest.
+    """
+
+    def __init__(
+        self, reference: Artifact, tensors: Mapping[str, np.ndarray], model: nn.Module, inputs: Tensor
+    ) -> None:
+        self.reference, self.tensors, self.model, self.inputs = reference, tensors, model, inputs
+        self.work = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(False)
+        self.names = {id(module): name for name, module in self.work.named_modules()}
+        self.units = {layer.name: layer for layer in reference.table.layers if layer.tensors}
+        self.best = _Attempt()
+        self.passes = 0
+
+    def run(self) -> Filled:
+        """Fill the copy, taking choices back where they lead nowhere.
+
+        Raises:
+            TransferError: it cannot be done; nothing was changed.
+        """
+        choices: list[int] = []
+        attempt = self._forward(choices)
+        while attempt.stopped and self.passes < PASSES:
+            last = max((i for i, fits in enumerate(attempt.fitting) if _chosen(choices, i) + 1 < len(fits)), default=None)
+            if last is None:
+                break
+            choices = [_chosen(choices, i) for i in range(last)] + [_chosen(choices, last) + 1]
+            attempt = self._forward(choices)
+        if attempt.stopped:
+            self._forward_again(self.best)
+            raise TransferError(self.best.stopped)
+        self._check_told_apart(attempt, choices)
+        kept = self._complete(attempt)
+        error = max(self._error(self.work(self.inputs[i : i + 1]), i) for i in range(len(self.inputs)))
+        return Filled(self._state(), attempt.layers, self.passes, kept, error)
+
+    def _forward_again(self, attempt: _Attempt) -> None:
+        """Bring the copy back to where the best attempt left it."""
+        choices = [fits.index(name) for fits, name in zip(attempt.fitting, attempt.layers.values(), strict=False)]
+        self._forward(choices)
+
+    def _forward(self, choices: Sequence[int]) -> _Attempt:
+        attempt = _Attempt()
+        self.passes += 1
+        self._restore()
+
+        def fill(module: nn.Module, given: tuple[object, ...]) -> None:
+            name = self.names[id(module)]
+            attempt.ran.add(name)
+            if name in attempt.layers or not kind_of(module) or next(module.parameters(recurse=False), None) is None:
+                return
+            values = tensors_in(given)[0]
+            fits = [unit for unit in self.units if unit not in attempt.placed and self._is_of(module, values, unit)]
+            if not fits:
+                attempt.stopped = self._where(name, attempt)
+                raise _DeadEndError
+            unit = fits[min(_chosen(choices, len(attempt.fitting)), len(fits) - 1)]
+            attempt.fitting.append(fits)
+            attempt.layers[name] = unit
+            self._load(module, name, self.units[unit], values, attempt)
+
+        handles = [module.register_forward_pre_hook(fill) for module in self.work.modules()]
+        try:
+            with torch.no_grad():
+                output = self.work(self.inputs[:1])
+        except _DeadEndError:
+            output = None
+        finally:
+            for handle in handles:
+                handle.remove()
+        if output is not None and (off := self._error(output, 0)) > self._limit("logits"):
+            attempt.stopped = (
+                f"every layer found its place, but the logits differ by {off:.1e} (relative L2): something after "
+                f"{list(attempt.layers.values())[-1]} computes something else"
+            )
+        if not self.best.stopped or len(attempt.layers) > len(self.best.layers):
+            self.best = attempt
+        return attempt
+
+    def _restore(self) -> None:
+        """The copy's untrained weights."""
+        own = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, tensor in (*self.work.named_parameters(), *self.work.named_buffers()):
+            if name in own:
+                tensor.data.copy_(own[name].data)
+        for module in self.work.modules():
+            for role in module.__dict__.pop("lent", ()):
+                setattr(module, role, None)
+
+    def _is_of(self, module: nn.Module, values: Tensor, unit: str) -> bool:
+        layer = self.units[unit]
+        if kind_of(module) not in FITTING.get(layer.kind, ()) or not _fits(module, layer):
+            return False
+        return any(True for _ in self._orders(values, layer))
+
+    def _orders(self, values: Tensor, layer: Layer) -> Iterator[str]:
+        """The layouts in which a module's input is what a layer reads."""
+        for stage, shape in sources(self.reference.table, layer):
+            if not self.reference.has(stage, "fp64"):
+                continue
+            expected = torch.from_numpy(self.reference.values(stage, "fp64")[0].astype(np.float64))
+            places = self.reference.stage(stage).places()
+            given = tuple(values.shape)
+            fitting = list(layouts(given, shape))
+            if not fitting and values.ndim == 2 and len(shape) == 3 and values.numel() == int(np.prod(shape)):
+                given, fitting = (1, shape[2], *shape[:2]), ["nchw", "same"]  # flattened, in either order
+            for layout in fitting:
+                kept = values.reshape(-1)[places_in(given, layout, shape, places)]
+                scale = float(expected.norm())
+                if float((kept - expected).norm()) <= self._limit(stage) * scale + 1e-300:
+                    yield layout
+
+    def _limit(self, stage: str) -> float:
+        return max(SAME, MOVES * self.reference.moves.get(stage, 0.0))
+
+    def _load(self, module: nn.Module, name: str, layer: Layer, values: Tensor, attempt: _Attempt) -> None:
+        by_role = {full.rpartition(".")[2]: full for full in layer.tensors}
+        for role, default in DEFAULTS.items():
+            current = getattr(module, role, None)
+            full = by_role.get(role)
+            if full is None:
+                if isinstance(current, Tensor):
+                    current.data.fill_(default)
+                    attempt.filled.add(f"{name}.{role}")
+                continue
+            tensor = torch.from_numpy(np.array(self.tensors[full], np.float64))
+            if role == "weight" and layer.config.get("flattened") and "same" in list(self._orders(values, layer))[:1]:
+                height, width, channels = layer.config["flattened"]
+                tensor = tensor.reshape(-1, channels, height, width).permute(0, 2, 3, 1).reshape(tensor.shape)
+            if not isinstance(current, Tensor):
+                attempt.homeless.append(full)
+                setattr(module, role, nn.Parameter(tensor, requires_grad=False))  # to come farther, and name all of them
+                module.__dict__.setdefault("lent", []).append(role)
+                continue
+            current.data.copy_(tensor.reshape(current.shape))
+            attempt.filled.add(f"{name}.{role}")
+        attempt.placed.add(layer.name)
+        self._load_following(name, layer, attempt)
+
+    def _load_following(self, name: str, layer: Layer, attempt: _Attempt) -> None:
+        """A scale that follows (ConvNeXt's) is a parameter of some module around this one, without a module of its own."""
+        following = [u for u in self.units.values() if u.kind == "layerscale" and u.inbound == (layer.name,)]
+        for unit in following:
+            tensor = torch.from_numpy(np.array(self.tensors[next(iter(unit.tensors))], np.float64))
+            around = name
+            while around:
+                around = around.rpartition(".")[0]
+                container = self.work.get_submodule(around)
+                for own, parameter in container.named_parameters(recurse=False):
+                    full = f"{around}.{own}" if around else own
+                    if parameter.numel() == tensor.numel() and full not in attempt.filled and not kind_of(container):
+                        parameter.data.copy_(tensor.reshape(parameter.shape))
+                        attempt.filled.add(full)
+                        attempt.placed.add(unit.name)
+                        around = ""
+                        break
+
+    def _where(self, name: str, attempt: _Attempt) -> str:
+        before = list(attempt.layers.items())[-1:]
+        after = f"after {before[0][1]} ({before[0][0]})" if before else "at the first layer"
+        return f"stopped {after}: no layer that is left has the input and the tensors of {name}"
+
+    def _check_told_apart(self, attempt: _Attempt, choices: Sequence[int]) -> None:
+        """Two layers of which either gives the reference's logits: a guess would be as likely wrong as right."""
+        names = list(attempt.layers.values())
+        passes = self.passes
+        for i, fits in enumerate(attempt.fitting):
+            for other in range(_chosen(choices, i) + 1, len(fits)):
+                again = self._forward([*(_chosen(choices, k) for k in range(i)), other])
+                if not again.stopped and not self._equal(names[i], fits[other]):
+                    raise TransferError(
+                        f"{names[i]} and {fits[other]} cannot be told apart by this photograph, as either gives the same "
+                        "logits: make the reference with other photographs"
+                    )
+        if self.passes > passes:
+            self.best = attempt
+            self._forward(choices)
+        self.passes = passes
+
+    def _equal(self, first: str, second: str) -> bool:
+        pairs = zip(self.units[first].tensors, self.units[second].tensors, strict=True)
+        return all(np.array_equal(self.tensors[a], self.tensors[b]) for a, b in pairs)
+
+    def _complete(self, attempt: _Attempt) -> list[str]:
+        """Whether everything has a place, both ways; the names of what stays as it was."""
+        homeless = [*attempt.homeless]
+        for unit in self.units.values():
+            if unit.name not in attempt.placed:
+                homeless += unit.tensors
+        if homeless:
+            biases = sum(name.endswith(".bias") for name in homeless)
+            advice = "add biases to the module, or fold them" if biases == len(homeless) else "the module lacks them"
+            raise TransferError(
+                f"{len(homeless)} of the reference's tensors have no place in the module ({_some(homeless)}): {advice}"
+            )
+        kept, unfilled = [], []
+        lent = {f"{n}.{role}" for n, module in self.work.named_modules() for role in module.__dict__.get("lent", ())}
+        for name, tensor in (*self.work.named_parameters(), *self.work.named_buffers()):
+            if name in attempt.filled or name in lent:
+                continue
+            owner = name.rpartition(".")[0]
+            idle = not any(ran == owner for ran in attempt.ran)
+            (kept if idle or not tensor.is_floating_point() else unfilled).append(name)
+        if unfilled:
+            raise TransferError(f"nothing fills {len(unfilled)} of the module's tensors ({_some(unfilled)})")
+        return kept
+
+    def _error(self, output: object, row: int) -> float:
+        logits = tensors_in(output)[0].reshape(-1).double().numpy()
+        expected = self.reference.values("logits", "fp64")[row]
+        if logits.shape != expected.shape:
+            raise TransferError(f"the module gives {logits.size} logits, the reference {expected.size}")
+        return float(np.linalg.norm(logits - expected) / max(float(np.linalg.norm(expected)), 1e-300))
+
+    def _state(self) -> dict[str, Tensor]:
+        """The filled copy's tensors, in the module's own formats."""
+        filled = self.work.state_dict()
+        return {
+            name: filled[name].to(tensor.dtype).contiguous().clone() for name, tensor in self.model.state_dict().items()
+        }
+
+
+def sources(table: LayerTable, layer: Layer) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The stages that hold what a layer reads: of the layer before it, and where that pads, before the padding."""
+    name = layer.inbound[0]
+    while True:
+        row = table[name]
+        if row.kind == "input":
+            yield "inputs", row.shape
+            return
+        if row.compared:
+            yield f"activations/{name}", row.shape
+        if row.compared and row.kind not in ("pad", "crop"):
+            return
+        name = row.inbound[0]
+
+
+def _fits(module: nn.Module, layer: Layer) -> bool:
+    """Whether a module's weight has a layer's shape, but for axes of length 1."""
+    shapes = {name.rpartition(".")[2]: shape for name, shape in layer.tensors.items()}
+    weight = getattr(module, "weight", None)
+    if layer.kind == "batchnorm":
+        return int(module.num_features) == shapes["running_mean"][0]  # type: ignore[arg-type]
+    if "weight" not in shapes or not isinstance(weight, Tensor):
+        return False
+    ours, theirs = tuple(shapes["weight"]), tuple(weight.shape)
+    return ours == theirs or tuple(n for n in ours if n > 1) == tuple(n for n in theirs if n > 1)
+
+
+def _chosen(choices: Sequence[int], place: int) -> int:
+    return choices[place] if place < len(choices) else 0
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
