@@ -26,6 +26,7 @@ from torch_impl.twin import pairing as pairings
 from torch_impl.twin.pairing import GIVEN, Pair, Pairing
 from torch_impl.twin.stages import Tap, network_stages
 from torch_impl.twin.tensors import TRAINED
+from torch_impl.twin.watch import Call
 
 Row = tuple[int, str, np.ndarray]
 
@@ -51,6 +52,28 @@ def built(name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TwinError(f"--torch {name!r} gave {type(model).__name__}: it must give an nn.Module")
     return model
+
+
+class Numbered(nn.Module):
+    """A module that runs several times in a pass, one of whose outputs goes through a module of its own, `tap`.
+
+    Args:
+        module: that runs.
+        number: which time is meant, from 1.
+        times: in a pass.
+    """
+
+    def __init__(self, module: nn.Module, number: int, times: int) -> None:
+        super().__init__()
+        self.module, self.number, self.times = module, number, times
+        self.tap = nn.Identity()
+        self.done = 0
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """As the module's."""
+        self.done = self.done % self.times + 1
+        output = self.module(*given, **named)
+        return self.tap(output) if self.done == self.number else output
 
 
 class Twin:
@@ -143,7 +166,7 @@ class Twin:
 
     def double(self) -> nn.Module:
         """The module in float64 on the CPU, in eval mode."""
-        return self._prepared(torch.device("cpu"), torch.float64)[0]
+        return self._prepared(torch.device("cpu"), torch.float64)
 
     def photograph(self, row: int) -> Tensor:
         """Inputs (1, C, H, W) of one photograph, float64."""
@@ -171,13 +194,24 @@ class Twin:
             self.target.layer, self.target.layout, self.reference.table[self.target.layer].shape
         )
         with numerics(precision):
-            model, layer = self._prepared(where, dtype)
+            model = self._prepared(where, dtype)
+            explained, layer = self._with_target(where, dtype)
             for i in range(len(self.inputs)):
                 inputs = self.photograph(i).to(where, dtype)
                 target = torch.tensor([self.reference.classes[i]], device=where)
                 for stage, array in network_stages(model, taps, inputs, target, outputs).items():
                     yield i, stage, array
-                yield from self._maps(i, model, layer, inputs, target, methods, engine)
+                yield from self._maps(i, explained, layer, inputs, target, methods, engine)
+
+    def _with_target(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+        """A double once more, and the one module in it whose output is the target layer's."""
+        model, call = self._prepared(device, dtype), self.target.call
+        layer = find_layer(model, call.name)
+        if (times := self._times(call)) == 1:
+            return model, layer
+        numbered = Numbered(layer, call.number, times)
+        model.set_submodule(call.name, numbered)
+        return model, numbered.tap
 
     def _maps(
         self, row: int, model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor, methods: Sequence[str], engine: str
@@ -195,8 +229,8 @@ class Twin:
             moved = values[0].movedim(-3, -1) if values[0].ndim >= 3 else values[0]
             yield row, stage, moved.float().cpu().numpy() if values.dtype.itemsize < 4 else moved.cpu().numpy()
 
-    def _prepared(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-        """The module's double, and in it the target layer (the module itself, where that is not known yet)."""
+    def _prepared(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The module's double, which takes the reference's inputs."""
         double = Double(self.model, device=device, dtype=dtype)
         if self.inside:
             settings = self.reference.settings
@@ -205,14 +239,12 @@ class Twin:
                 for values in (settings.scale, settings.offset)
             )
             double.model.register_forward_pre_hook(lambda module, given: ((given[0] - offset) / scale, *given[1:]))
-        name = self.target.call.name if hasattr(self, "target") else ""
-        return double.model, find_layer(double.model, name) if name else double.model
+        return double.model
 
     def _paired(self) -> Pairing:
-        model, _ = self._prepared(torch.device("cpu"), torch.float64)
         inputs = self.photograph(0)
         try:
-            return pairings.paired(self.reference, model, inputs, self.layers)
+            return pairings.paired(self.reference, self.double(), inputs, self.layers)
         except RuntimeError as error:
             raise TwinError(
                 f"--torch: the module fails on the reference's inputs {tuple(inputs.shape)}: {one_line(error)}"
@@ -229,19 +261,19 @@ class Twin:
         name = self.reference.table.target
         if self.target_layer:
             given = {**self.layers, name: self.target_layer}
-            model, _ = self._prepared(torch.device("cpu"), torch.float64)
-            return pairings.paired(self.reference, model, self.photograph(0), given).pairs[name]
+            return pairings.paired(self.reference, self.double(), self.photograph(0), given).pairs[name]
         pairing = self.pairing
-        calls = list(pairings.modules_of(pairing, name))
-        times = {call.name: sum(other.name == call.name for other in pairing.calls) for call in calls}
-        once = next((call for call in calls if times[call.name] == 1), None)
-        if once is not None:
-            return replace(pairing.pairs[name], call=once)
+        if name in pairing.pairs:
+            calls = list(pairings.modules_of(pairing, name))
+            return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
-        why = "its module runs several times" if calls else "none gives its values"
         raise TwinError(
-            f"the target layer {name} has no module ({why}); nearest: {near}: name it with --target-layer, or in layers.toml"
+            f"no module gives the values of the target layer {name}; nearest: {near}: name it with --target-layer, or in "
+            "layers.toml"
         )
+
+    def _times(self, call: Call) -> int:
+        return sum(other.name == call.name for other in self.pairing.calls)
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
