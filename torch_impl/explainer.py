@@ -134,7 +134,6 @@ class Explainer:
         self.batch_size, self.engine, self.weights = batch_size, engine, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
-        self.single = False  # whether the network has one output: known once it has run
         self._memory_format = _memory_format(model)
 
     @classmethod
@@ -243,10 +242,9 @@ class Explainer:
             finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
             seconds["finish"] = time.perf_counter() - clock
         assert drawn.logits is not None
-        single = self.single
-        outputs = self._outputs(drawn, single)
-        answers = photograph_rows(read, drawn, self.labels, single=single, outputs=outputs)
-        logits = drawn.logits[:, 1:] if single else drawn.logits
+        outputs = self._outputs(drawn)
+        answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
+        logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
         said = manifest(self, capture, answers, names, seconds, options, outputs)
         return Explanation(finished, pixels, logits.cpu().numpy(), said)
 
@@ -328,15 +326,14 @@ class Explainer:
             raw |= drawn.raw
             no_gradient |= drawn.no_gradient
         assert isinstance(target, Tensor)
-        self.single = bool(capture.model.single)
-        return Drawn(target, raw, no_gradient, logits)
+        return Drawn(target, raw, no_gradient, logits, single=bool(capture.model.single))
 
-    def _outputs(self, drawn: Drawn, single: bool) -> str:
+    def _outputs(self, drawn: Drawn) -> str:
         """What the model's outputs are: `score`, `logits` or `probabilities`; a warning where the last was not said."""
         if self.score is not None:
             return "score"
         assert drawn.logits is not None
-        if self.outputs is None and not single and are_probabilities(drawn.logits):
+        if self.outputs is None and not drawn.single and are_probabilities(drawn.logits):
             warnings.warn(PROBABILITIES, stacklevel=3)
             return "probabilities"
         return self.outputs or "logits"
