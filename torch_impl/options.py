@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parity.contract.lookup import lookup
 
@@ -48,29 +49,32 @@ def remember_defaults(command: argparse.ArgumentParser) -> None:
 
 def explainer_of(arguments: argparse.Namespace) -> Explainer:
     """The explainer that a command's options ask for: VGG16 with some weights, or a network of the user's own."""
+    changed = [name for name in REPLACED if getattr(arguments, name) != arguments.usual[name]]
+    if arguments.explainer and changed:
+        option = changed[0].replace("_", "-")
+        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
+    settings = {name: getattr(arguments, name) for name in REPLACED} | {"progress": not arguments.quiet}
+    return make(arguments.explainer, labels_of(arguments.labels), **settings)
+
+
+def make(name: str | None, labels: Sequence[str] | None, **settings: Any) -> Explainer:
+    """An explainer.
+
+    Args:
+        name: `module:name` of a function that returns a network of the user's own; none: VGG16.
+        labels: of the classes; None: those that the network has by itself.
+        settings: of `Explainer.vgg16`.
+
+    Raises:
+        ValueError: that function returns something else.
+    """
     from torch_impl.explainer import Explainer
 
-    labels = labels_of(arguments.labels)
-    if arguments.explainer is None:
-        return Explainer.vgg16(
-            arguments.weights,
-            input=arguments.input,
-            resize=arguments.resize,
-            device=arguments.device,
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
-            engine=arguments.engine,
-            labels=labels,
-            progress=not arguments.quiet,
-        )
-    if given := [name for name in REPLACED if getattr(arguments, name) != arguments.usual[name]]:
-        option = given[0].replace("_", "-")
-        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
-    explainer = lookup(arguments.explainer, "--explainer")()
+    if not name:
+        return Explainer.vgg16(**settings, labels=labels)
+    explainer = lookup(name, "--explainer")()
     if not isinstance(explainer, Explainer):
-        raise ValueError(
-            f"--explainer {arguments.explainer}: it returned {type(explainer).__name__}, not a torch_impl.Explainer"
-        )
+        raise ValueError(f"--explainer {name}: it returned {type(explainer).__name__}, not a torch_impl.Explainer")
     if labels is not None:
         explainer.labels = labels
     return explainer

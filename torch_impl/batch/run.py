@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -86,6 +87,7 @@ class Plan:
         part_rows: rows of a part, all but the last.
         channels: feature maps that Faster-ScoreCAM takes.
         explainer: `module:name` of a network of the user's own; "" for VGG16.
+        labels: of the classes, where they were given.
     """
 
     methods: tuple[str, ...]
@@ -103,6 +105,7 @@ class Plan:
     part_rows: int
     channels: int | None = None
     explainer: str = ""
+    labels: tuple[str, ...] | None = None
 
     def difference(self, other: Plan) -> str:
         """The first setting that differs, in words: `methods gradcam there, vanilla here`. Empty: the same rows.
@@ -113,6 +116,8 @@ class Plan:
         for setting in fields(self):
             there, here = getattr(self, setting.name), getattr(other, setting.name)
             if setting.compare and there != here:
+                if setting.name == "labels":  # a thousand, of which the first that differ
+                    there, here = next(pair for pair in zip_longest(there or (), here or ()) if len(set(pair)) > 1)
                 return f"{_WORDS.get(setting.name, setting.name)} {_shown(there)} there, {_shown(here)} here"
         return ""
 
@@ -199,8 +204,11 @@ class Run:
             RunError: as `said`.
         """
         try:
-            return Plan(**self.said["plan"] | {"methods": tuple(self.said["plan"]["methods"])})
-        except (KeyError, TypeError):
+            plan: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in self.said["plan"].items()
+            }
+            return Plan(**plan)
+        except (KeyError, TypeError, AttributeError):
             raise RunError(f"{ascii(str(self.folder / RUN))}: damaged: {START_AFRESH}") from None
 
     def check(self) -> None:
