@@ -180,7 +180,7 @@ def test_passes_from_end_to_end(weights, no_clock, capsys):
 def test_large_sets_on_paper():
     row = {"runner": "local", "rss_mb": 900}
     text = large.table_of([{**row, "photographs": n, "seconds": 2 + n / 10, "bytes": 950 * n} for n in (10, 30)])
-    assert cells(text)[2] == ["local", "30", "5.00", "900", "950"]
+    assert cells(text)[2] == ["local", "30", "5.00", "6.00", "900", "950"]
     assert "local: 2.00 s to start, 0.100 s a photograph" in text
 
 

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,16 +142,13 @@ class Actor:
         try:
             if self.run.said["id"] != run_id:
                 raise RunError("another run's")
+            plan = self.run.plan
         except RunError:
             where = f"{self.run.shown} on node {platform.node()}"
             self.failure = f"{where} is not the folder of this run: --out must be on a file system that all nodes share"
             return
-        try:
-            plan = self.run.plan
-            explainer = explainer_of(plan, ray.get(network[0]), cluster.device, cluster.batch_size)
-            self.worker = Worker(lambda: explainer, plan, strict=cluster.strict)
-        except (ValueError, ArithmeticError, RuntimeError) as error:
-            self.failure = one_line(error)
+        make = partial(explainer_of, plan, ray.get(network[0]), cluster.device, cluster.batch_size)
+        self.worker = Worker(make, plan, strict=cluster.strict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Do one part, and say how it went."""
@@ -159,7 +157,7 @@ class Actor:
         if not self.failure:
             try:
                 rows, errors = self.done(number)
-            except (ValueError, OSError, RuntimeError) as error:
+            except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
                 self.failure = one_line(error)
         return {"rows": [rows], "errors": [json.dumps(errors)], "failure": [self.failure]}
 

@@ -237,7 +237,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "wb") as file:
             try:
-                # Not flock: processes that decode would inherit it, and hold it for some seconds after a kill.
+                # Not flock, which a process that is started meanwhile could inherit and hold.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise RunError(
@@ -268,15 +268,7 @@ class Run:
         Raises:
             RunError: settings or inputs have changed; the message says the first difference. With `strict`, an error.
         """
-        begun = bool(self.part_numbers())
-        if begun and (difference := self.plan.difference(plan)):
-            raise RunError(
-                f"{self.shown} holds a run with other settings: {difference}: give the same, or {START_AFRESH}"
-            )
-        if not begun:  # settings without a single row bind nobody
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.said = {"format": FORMAT, "id": uuid.uuid4().hex, "created": now, **about, "plan": asdict(plan)}
-            self._write_json(RUN, self.said)
+        self._settle(plan, about)
         survey = self._survey(Listing(listing))
         if survey.changes and not redo_changed:
             count = len(survey.changes)
@@ -290,17 +282,32 @@ class Run:
                 f"({survey.errors.most_common(1)[0][0]}, …): run without --strict, or mend these photographs and add "
                 "--redo-changed"
             )
-        for left in self.folder.rglob(".part-*"):  # by a program that was killed
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
-        for number in survey.useless:  # what is wrong does not lie about until it is replaced
-            self.part_path(number).unlink(missing_ok=True)
+        self._tidy(survey)
         listing.seek(0)
         with self._whole(self.listing) as file:
             shutil.copyfileobj(listing, file)
-        if survey.todo:
-            (self.folder / SUMMARY).unlink(missing_ok=True)
         (self.folder / ROWS).mkdir(exist_ok=True)
         return survey
+
+    def _settle(self, plan: Plan, about: Mapping[str, Any]) -> None:
+        """Note down the settings, or compare them with those of the parts that are there."""
+        if not self.part_numbers():  # settings without a single row bind nobody
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self.said = {"format": FORMAT, "id": uuid.uuid4().hex, "created": now, **about, "plan": asdict(plan)}
+            self._write_json(RUN, self.said)
+        elif difference := self.plan.difference(plan):
+            raise RunError(
+                f"{self.shown} holds a run with other settings: {difference}: give the same, or {START_AFRESH}"
+            )
+
+    def _tidy(self, survey: Survey) -> None:
+        """Remove what a program that was killed has left, and what is wrong: it does not lie about until it is replaced."""
+        for left in self.folder.rglob(".part-*"):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+        for number in survey.useless:
+            self.part_path(number).unlink(missing_ok=True)
+        if survey.todo:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def _survey(self, listing: Listing) -> Survey:
         survey = Survey()

@@ -36,8 +36,8 @@ from torch_impl.options import make
 from torch_impl.question import probabilities_of
 from torch_impl.score import are_probabilities
 
-ROWS_AT_ONCE = {"cpu": 16, "cuda": 64}
-"""Photographs that are decoded and explained together where no batch size is given; a pass takes as many as fit."""
+ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
+"""Photographs that are explained together where no batch size is given; a pass takes as many as fit."""
 
 _CLASS = pa.struct([("class", pa.int32()), ("label", pa.string()), ("probability", pa.float64())])
 
