@@ -20,11 +20,13 @@ from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
 from parity.contract.text import printable
 from torch_impl import options
+from torch_impl.batch.plan import PART_ROWS, RESOLUTIONS
 from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
     from parity.contract.network import Network
-    from torch_impl.batch.run import Plan, Run
+    from torch_impl.batch.plan import Plan
+    from torch_impl.batch.run import Run
     from torch_impl.explainer import Explainer
 
 IN_PART = 3
@@ -91,13 +93,11 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
     add("--resize", choices=("lab", "torchvision"), default="lab", help="as of explain (%(default)s)")
     map_options(batch)
-    add(
-        "--resolution", choices=("raw", "full"), default="raw", help="raw (default): before enlarging; full: normalized"
-    )
+    add("--resolution", choices=RESOLUTIONS, default="raw", help="raw (default): before enlarging; full: normalized")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
     add("--engine", choices=ENGINES, default="shared", help=engines)
     add("--limit", type=_count, metavar="N", help="the first N rows only; a larger N goes on from there")
-    add("--part-rows", type=_count, default=256, metavar="N", help="rows of one Parquet file (%(default)s)")
+    add("--part-rows", type=_count, default=PART_ROWS, metavar="N", help="rows of one Parquet file (%(default)s)")
 
 
 def _options_of_the_machine(add: Callable[..., object]) -> None:
@@ -230,7 +230,7 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
 
 def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer | None, Plan, dict[str, Any]]:
     """VGG16's weights, or the user's own explainer; what decides the rows; and what else `run.json` says."""
-    from torch_impl.batch.run import Plan
+    from torch_impl.batch.plan import Plan
     from torch_impl.manifest import program_versions
     from torch_impl.precision import check_precision, choose_device
     from torch_impl.weights import load_network

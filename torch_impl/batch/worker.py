@@ -25,7 +25,8 @@ from parity.contract.network import Network
 from parity.contract.text import one_line
 from torch_impl.batch.listing import Listing
 from torch_impl.batch.loading import Loaded, loaded
-from torch_impl.batch.run import LISTED, Plan, Run, RunError
+from torch_impl.batch.plan import Plan
+from torch_impl.batch.run import LISTED, Run, RunError
 from torch_impl.batching import BatchSize
 from torch_impl.capture.draw import Drawn
 from torch_impl.capture.passes import MapError
