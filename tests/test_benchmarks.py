@@ -189,7 +189,7 @@ def test_on_gpu_goes_past_a_failing_part(tmp_path, monkeypatch):
     assert re.findall(r"^- (\w+: \w+)", text, re.MULTILINE) == ["First: FAILED", "Second: left", "Third: done"]
     assert "unrecognized arguments: --helpless" in text
     assert "usage: python -m benchmarks" in text
-    monkeypatch.setattr(on_gpu, "run_part", lambda command, seconds: ("FAILED (status 1) after 9 s", ""))
+    monkeypatch.setattr(on_gpu, "run_part", lambda command, seconds, file: "FAILED (status 1) after 9 s")
     for title, status in (("Parity", 1), (on_gpu.NAMED, 0)):
         parts[:] = [(title, [], ""), ("Left out", [], "no")]
         assert main(["on-gpu", "--device", "cpu", "--out", str(out)]) == status
@@ -201,7 +201,14 @@ def test_on_gpu_runs_commands_that_exist(tmp_path):
     assert [title for title, _, missing in parts if missing] == ["Parity", on_gpu.NAMED]
     ours = [command[1:] for _, command, _ in parts if command[0] == "benchmarks"]
     assert {parser().parse_args(command).command for command in ours} == COMMANDS.keys() - {"cost", "large", "on-gpu"}
-    assert on_gpu.run_part(["benchmarks"], 0) == ("left out: the time is over", "")
+
+
+def test_what_a_part_prints_is_in_the_file_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(on_gpu, "ROOT", tmp_path)
+    (tmp_path / "part.py").write_text("print('a line')\nassert open('results.md').read() == 'a line\\n'")
+    with (tmp_path / "results.md").open("w") as file:
+        assert on_gpu.run_part(["part"], 60, file).startswith("done in")
+        assert on_gpu.run_part(["part"], 0, file) == "left out: the time is over"
 
 
 def test_a_wrong_command_is_one_line(capsys):
