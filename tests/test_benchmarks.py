@@ -205,6 +205,7 @@ def test_on_gpu_runs_commands_that_exist(tmp_path):
 
 def test_what_a_part_prints_is_in_the_file_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(on_gpu, "ROOT", tmp_path)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     (tmp_path / "part.py").write_text("print('a line')\nassert open('results.md').read() == 'a line\\n'")
     with (tmp_path / "results.md").open("w") as file:
         assert on_gpu.run_part(["part"], 60, file).startswith("done in")
