@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from conftest import TARGET_LAYER, close, drawn, every_engine, every_map, tolera
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from plain import with_wide_gradients
 from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64, NARROW_GRADIENTS
 from torch import nn
 
@@ -376,28 +375,6 @@ def test_narrow_types_give_float32_maps(tiny, inputs, target, device, name, engi
     assert raw.dtype == torch.float32
     expected = drawn(name, with_wide_gradients(narrow), inputs.to(dtype), target, engine=engine)
     assert likeness(raw, expected) > NARROW_GRADIENTS
-
-
-def with_wide_gradients(model):
-    """The same forward pass, bit for bit, and so the same ReLUs and max-pools; gradients in float64.
-
-    Against a wider forward pass, a map tells how many of them switch by rounding: as many as the device likes.
-    """
-    model = copy.deepcopy(model)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            model.set_submodule(name, WideGradients(module))
-    return model
-
-
-class WideGradients(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.narrow, self.wide = layer, copy.deepcopy(layer).double()
-
-    def forward(self, x):
-        slopes = self.wide(x.double())
-        return self.narrow(x.detach().to(self.narrow.weight.dtype)).double() + (slopes - slopes.detach())
 
 
 def likeness(a, b):
