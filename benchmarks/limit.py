@@ -15,8 +15,8 @@ from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from parity.contract.vgg import VGG16
 from torch_impl.capture.one_pass import OnePass
-from torch_impl.network import prepared
-from torch_impl.precision import dtype_of, numerics
+from torch_impl.network import layout_of, prepared
+from torch_impl.precision import numerics
 from torch_impl.score import Classifier
 
 
@@ -73,9 +73,10 @@ def passes(bench: Bench, network: Network, batches: Sequence[int]) -> dict[int, 
     """
     took = {}
     with numerics(bench.precision):
-        model = prepared(network, torch.device(bench.device), dtype_of(bench.precision))
+        model = prepared(network, torch.device(bench.device), bench.precision)
         for batch in batches:
             inputs = 50 * bench.random(batch, 3, *network.table.size)  # about as far from 0 as photographs
+            inputs = inputs.contiguous(memory_format=layout_of(model))
             target = torch.zeros(batch, dtype=torch.int64, device=bench.device)
             both = bench.seconds(partial(OnePass(Classifier(model), None).input_gradients, inputs, target))
             with torch.inference_mode():

@@ -27,9 +27,13 @@ Checks = dict[str, dict[str, list[float]]]
 
 def table(header: Sequence[str], body: Iterable[Sequence[str]], *titles: str) -> str:
     """Markdown, below its titles."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *body)]
-    lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join([*titles, "", *lines])
+    rule = "|" + "---|" * len(header)
+    return "\n".join([*titles, "", line_of(header), rule, *map(line_of, body)])
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """One row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def figure(value: float) -> str:
@@ -205,17 +209,11 @@ def passes_table(took: Mapping[str, Mapping[int, tuple[float, float]]], title: s
     return table(["", *map(str, next(iter(took.values())))], body, title)
 
 
-def convolutions_table(result: Mapping[str, Any], title: str) -> str:
-    """A row a layer and direction, and what the whole network makes of it."""
-    body = []
-    for row in result["layers"]:
-        cells = [f"{figure(1e3 * s)} ({figure(row['operations'] / s / 1e12)})" for s in row["seconds"].values()]
-        shape = "×".join(map(str, row["shape"]))
-        body.append([f"{row['layer']} → {shape}", row["direction"], *cells, row["taken"]])
-    header = ["layer", "direction", "the operation of this name", "the other", "taken"]
-    whole = (
-        f"Forward and backward to the input, whole, ms a photograph: {1e3 * result['usual_s']:.3f} as usual, "
-        f"{1e3 * result['mixed_s']:.3f} with what was taken; the gradients differ by {result['gradients_differ']:.1e}, "
-        f"the logits by {result['logits_differ']:.1e} of their norm."
-    )
-    return f"{table(header, body, title)}\n\n{whole}"
+CONVOLUTIONS = ("channels", "feature maps", "as a convolution", "as an input gradient", "the rule chooses")
+"""The header above `convolution_cells`."""
+
+
+def convolution_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `benchmarks.convolutions`: milliseconds (TFLOP/s) of either operation."""
+    took = [f"{figure(1e3 * s)} ({figure(row['operations'] / s / 1e12)})" for s in row["seconds"].values()]
+    return [" → ".join(map(str, row["channels"])), "×".join(map(str, row["size"])), *took, row["chosen"]]

@@ -26,6 +26,7 @@ from torch_impl.explanation import Explanation
 from torch_impl.manifest import manifest, photograph_rows
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
+from torch_impl.network import layout_of, prepared
 from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
 from torch_impl.preprocess import preprocess
@@ -134,7 +135,7 @@ class Explainer:
         self.batch_size, self.engine, self.weights = batch_size, engine, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
-        self._memory_format = _memory_format(model)
+        self._layout = layout_of(model)
 
     @classmethod
     def vgg16(
@@ -168,14 +169,13 @@ class Explainer:
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
-        from torch_impl.network import prepared
         from torch_impl.weights import load_network
 
         where = choose_device(device)
-        dtype = check_precision(precision, where)  # before the weights, which may be a long download
+        check_precision(precision, where)  # before the weights, which may be a long download
         network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
         return cls(
-            prepared(network, where, dtype),
+            prepared(network, where, precision),
             network.table.modules[network.table.target],
             preprocess=input or network.input,
             size=network.table.size[0],
@@ -353,7 +353,7 @@ class Explainer:
             return read, pixels, self._inputs(pixels)
         inputs = transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
         check_pictures(inputs)
-        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
+        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._layout)
         return read, visible(inputs), inputs
 
     def _inputs(self, pixels: np.ndarray) -> Images:
@@ -363,7 +363,7 @@ class Explainer:
         else:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
-        return inputs.contiguous(memory_format=self._memory_format)
+        return inputs.contiguous(memory_format=self._layout)
 
 
 def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
@@ -376,10 +376,3 @@ def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[
     for name in names:
         if name not in together:
             yield name, [name]
-
-
-def _memory_format(model: nn.Module) -> torch.memory_format:
-    """The layout of the model's own kernels, in which its inputs are handed to it."""
-    kernels = (p for p in model.parameters() if p.ndim == 4)
-    last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
-    return torch.channels_last if last else torch.contiguous_format
