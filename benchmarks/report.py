@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import CONTENDERS, title_of
-from parity.contract.methods import DEFAULT, METHODS
+from parity.contract.methods import DEFAULT, METHODS, in_order
 
 SAME = 0.9999
 """Pearson correlation at which two float32 programs that draw the same map stay on every photograph: rounding costs 1e-5."""
@@ -108,8 +108,8 @@ def checks_of(folder: Path, columns: Sequence[str], job: str = "*") -> Checks:
         columns: `<contender>-<precision>`.
         job: in which they were drawn; `*`: any.
 
-    SmoothGrad is compared with tf-keras-vis's on one photograph alone: there the lab's joint noise and the port's are the
-    same numbers.
+    SmoothGrad and Faster-ScoreCAM are compared with tf-keras-vis's on one photograph alone: of several at once it draws joint
+    noise, and takes everybody's feature maps for each.
     """
     base = next((column for column in columns if column.startswith("tf-keras-vis")), columns[0])
     checks: Checks = {base: {}, **{column: {} for column in columns}}
@@ -119,7 +119,8 @@ def checks_of(folder: Path, columns: Sequence[str], job: str = "*") -> Checks:
             continue
         with np.load(path) as expected, np.load(other) as drawn:
             for name in drawn.files:
-                if not (METHODS[name].noisy and len(drawn[name]) > 1 and base.startswith("tf-keras-vis")):
+                joint = METHODS[name].noisy or METHODS[name].options
+                if not (joint and len(drawn[name]) > 1 and base.startswith("tf-keras-vis")):
                     pairs = zip(drawn[name], expected[name], strict=True)
                     checks[column].setdefault(name, []).extend(pearson(a, b) for a, b in pairs)
     return checks
@@ -136,8 +137,9 @@ def check_table(checks: Checks) -> str:
     """The lowest correlation of the photographs."""
     base, *compared = checks
     title = f"The maps, as Pearson correlation with {base}'s, lowest of the photographs (SmoothGrad: of a single one):"
-    body = [[c, *(f"{min(checks[c][m]):.5f}" if m in checks[c] else "–" for m in DEFAULT)] for c in compared]
-    return table(["", *(METHODS[m].title for m in DEFAULT)], body, title)
+    names = in_order(itertools.chain(*checks.values()))
+    body = [[c, *(f"{min(checks[c][m]):.5f}" if m in checks[c] else "–" for m in names)] for c in compared]
+    return table(["", *(METHODS[m].title for m in names)], body, title)
 
 
 def precision_table(rows: Rows, checks: Checks, many: int, title: str) -> str:

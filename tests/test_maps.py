@@ -387,7 +387,8 @@ def likeness(a, b):
 def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engine, monkeypatch):
     """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
     narrow = build(tiny)
-    for layer, factor in ((6, 5e-6), (3, 0.03 if METHODS[name].at_layer else 1)):
+    smaller = 2e-6 if name == "layercam" else 5e-6  # it weighs place by place: the largest gradients alone are nearly the map
+    for layer, factor in ((6, smaller), (3, 0.03 if METHODS[name].at_layer else 1)):
         narrow.classifier[layer].weight = nn.Parameter(narrow.classifier[layer].weight * factor)
     narrow = narrow.to(device, torch.float16)
     expected = drawn(name, with_wide_gradients(narrow), inputs.half(), target, engine=engine)
@@ -396,4 +397,4 @@ def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engin
     assert 0.9 < raw.double().norm() / expected.norm() < 1.1  # and the scale is taken out again
     for module in (libraries, one_pass, passes):
         monkeypatch.setattr(module, "SCORE_SCALE", 1.0, raising=False)
-    assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.85
+    assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.7
