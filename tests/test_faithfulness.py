@@ -278,7 +278,9 @@ def test_faithfulness_of_an_explanation(explanation, tmp_path):
     assert list(result.likeness) == [1, 16]
     table = result.as_table()
     assert "vanilla" in table
-    assert "On these 2 photographs and this network, vanilla cannot be told from gradcam in drop" in table
+    assert "On these 2 photographs and this network:\n- gradcam " in table
+    assert "- vanilla cannot be told from gradcam in drop" in table
+    assert max(map(len, table.partition("On these")[2].splitlines())) <= 120
     assert "is not shown to beat edges" in table
     written = result.save(tmp_path / "out")
     assert [path.name for path in written] == [

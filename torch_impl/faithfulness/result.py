@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ import numpy as np
 from torch_impl.faithfulness.baselines import BASELINES
 from torch_impl.faithfulness.comparison import CONFIDENCE, Comparison, comparisons, pairs_of, sentence
 from torch_impl.faithfulness.metrics import METRICS
+
+WIDTH = 120
+"""Of printed prose, in characters."""
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
@@ -80,8 +84,10 @@ class Faithfulness:
         if self.likeness:
             heads = {f"alike_{count}": f"top {count} of {self.layers}" for count in self.likeness}
             lines += ["", *_table("alike", list(self.methods), heads, cells), "", NOT_BY]
-        lines += ["", COUNTED, *self.sentences()]
-        return "\n".join(lines)
+        opening, *_ = self.sentences()[0].partition(", ")
+        said = [f"- {sentence.removeprefix(opening + ', ')}" for sentence in self.sentences()]
+        lines += ["", COUNTED, "", f"{opening}:", *said]
+        return "\n".join(wrapped for line in lines for wrapped in _wrapped(line))
 
     def sentences(self) -> list[str]:
         """What the numbers allow to say of each map and each baseline, and of each two maps."""
@@ -151,6 +157,13 @@ class Faithfulness:
             "comparisons": [{**asdict(c), "verdict": c.verdict} for pair in self.comparisons for c in pair],
             "sentences": self.sentences(),
         }
+
+
+def _wrapped(line: str) -> list[str]:
+    """A line of prose as lines of a terminal's width; a table's row, with its columns, stays whole."""
+    if len(line) <= WIDTH or "  " in line:
+        return [line]
+    return textwrap.wrap(line, WIDTH, subsequent_indent="  ", break_long_words=False)
 
 
 def _cell(row: Mapping[str, Any]) -> str:
