@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from parity.contract.methods import Options
+    from torch_impl import images
     from torch_impl.explainer import Explainer
     from torch_impl.faithfulness.measure import Report
     from torch_impl.faithfulness.result import Faithfulness
-    from torch_impl.images import Photograph
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Origin:
     """
 
     explainer: Explainer
-    photographs: Sequence[Photograph]
+    photographs: Sequence[images.Photograph]
     classes: Sequence[int]
     options: Options
 

@@ -61,7 +61,7 @@ METRICS = {
             "deletion",
             "lower",
             "area under O against the share of the most relevant pixels that are set to 0 in the preprocessed input",
-            "arXiv:1806.07421, 4.1",
+            "arXiv:1806.07421",
         ),
         Metric(
             "area",
