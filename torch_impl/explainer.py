@@ -22,7 +22,7 @@ from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
 from torch_impl.capture.target_layer import find_layer, found_layer, name_of
-from torch_impl.explanation import Explanation
+from torch_impl.explanation import Explanation, Origin
 from torch_impl.manifest import manifest, photograph_rows
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
@@ -229,7 +229,7 @@ class Explainer:
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             clock = time.perf_counter()
-            read, pixels, inputs = self._prepared(photographs)
+            read, pixels, inputs = self.prepared(photographs)
             if rows != list(range(len(read))):
                 read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
             seconds["photographs"] = time.perf_counter() - clock
@@ -246,7 +246,8 @@ class Explainer:
         answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
         logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
         said = manifest(self, capture, answers, names, seconds, options, outputs)
-        return Explanation(finished, pixels, logits.cpu().numpy(), said)
+        origin = Origin(self, read, drawn.target.tolist(), options)
+        return Explanation(finished, pixels, logits.cpu().numpy(), said, origin)
 
     def compute(
         self,
@@ -343,7 +344,7 @@ class Explainer:
         """How photographs are made the network's size: one of `images.RESIZES`; as they are for a function of one's own."""
         return self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
 
-    def _prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
+    def prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
         fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
         loaded = iter(images.load_all(fresh, size=self.size, resize=self.reads_with)[0] if fresh else [])

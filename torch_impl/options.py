@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parity.contract.command import auto_or, integer
 from parity.contract.lookup import lookup
+from parity.contract.network import INPUTS
+from parity.contract.stages import PRECISIONS
+from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explainer
@@ -40,6 +44,31 @@ def explainer_option(command: argparse.ArgumentParser) -> None:
         metavar="FILE|imagenet",
         help="the classes' labels, a line each; default: ImageNet's, where they are the network's",
     )
+
+
+def network_options(command: argparse.ArgumentParser) -> None:
+    """Add `--weights`, `--explainer` and what else says which network is run and how."""
+    weights_option(command)
+    explainer_option(command)
+    add = command.add_argument
+    add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
+    add(
+        "--resize",
+        choices=("lab", "torchvision"),
+        default="lab",
+        help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
+    )
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
+    batch_size = auto_or(integer(1, 65536))
+    add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default="library",
+        help="library: Captum and pytorch-grad-cam, map by map (default); shared: the same maps in the fewest passes, faster",
+    )
+    remember_defaults(command)
 
 
 def remember_defaults(command: argparse.ArgumentParser) -> None:
