@@ -76,11 +76,12 @@ def filled_in(image, missing, seed):
     return whole
 
 
-def test_every_number_by_hand(toy, given):
-    inputs, maps = given
+@pytest.mark.parametrize("target", [(0, 1), (1, 0)])
+def test_every_number_by_hand(toy, given, target):
+    inputs, maps = 2 * given[0], given[1]
     removals = Removals(shares=(0.2, 0.5), steps=5, seed=7)
-    values = metrics_of(asked(toy, inputs, {"map": maps}, removals)["map"], maps, removals.steps)
-    for i, chosen in enumerate((0, 1)):
+    values = metrics_of(asked(toy, inputs, {"map": maps}, removals, target)["map"], maps, removals.steps)
+    for i, chosen in enumerate(target):
         image, order = inputs[i].numpy(), maps[i].ravel().argsort().argsort().reshape(HEIGHT, WIDTH)
         before, masked = by_hand(toy, image, chosen), by_hand(toy, image * maps[i], chosen)
         count = HEIGHT * WIDTH
