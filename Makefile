@@ -7,12 +7,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= out
 
-.PHONY: help explain parity test test-slow lint bench docs build freeze clean
+.PHONY: help explain parity test test-slow lint bench docs notebooks build freeze clean
 
 help:
 	@echo 'make explain    the four maps of four photographs, into $(OUT)/'
 	@echo 'make parity     the same maps by Keras and by PyTorch, compared: $(OUT)/parity/report.html'
 	@echo 'make test       the tests; make test-slow: the long ones; make lint: types, style, import borders'
+	@echo 'make notebooks  both notebooks, run from top to bottom (five minutes)'
 	@echo 'make docs       the documentation, into $(OUT)/docs; make build: sdist and wheel, into dist/'
 	@echo 'make bench      speed and memory against what one would use instead; number formats; cost against work (half an hour)'
 
@@ -44,6 +45,9 @@ bench: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/python -m sphinx -W --keep-going -q docs $(OUT)/docs
 	@echo 'wrote $(OUT)/docs/index.html'
+
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/make.py
 
 build: $(VENV)/.test
 	$(BIN)/python -m build

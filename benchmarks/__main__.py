@@ -87,9 +87,9 @@ def _options() -> dict[str, dict[str, Any]]:
         },
         "--long": {"action": "store_true", "help": "SmoothGrad of more than 4 photographs, too: minutes more on a CPU"},
         "--plot": {"type": Path, "metavar": "FILE", "help": "draw it here (.svg, .png)"},
-        "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "Markdown, rewritten after each part"},
+        "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "Markdown, written as it is measured"},
         "--reference": {"type": Path, "metavar": "ARTIFACT", "help": "of keras_ref --floor; default: no parity"},
-        "--minutes": {**count, "default": 8, "help": "after which what is left is left out (%(default)s)"},
+        "--minutes": {**count, "default": 5, "help": "after which what is left is left out (%(default)s)"},
     }
 
 

@@ -32,8 +32,11 @@ FLOAT32 = {"cpu": ("fp32",), "cuda": ("fp32", "tf32")}
 BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 32, 48, 64, 80, 96, 128)}
 """Photographs in one pass that `passes` times."""
 
-PLACES = {"cpu": (2,), "cuda": (64,)}
+PLACES = {"cpu": (2,), "cuda": (4, 40, 64)}
 """Photographs in one convolution."""
+
+CLEARLY = 1.1
+"""Times as long as the other operation: more than two runs of the same one differ."""
 
 LIMIT = "limit"
 """The column of what nobody can be faster than."""
@@ -157,18 +160,26 @@ def passes(options: argparse.Namespace) -> Outcome:
 
 def convolutions(options: argparse.Namespace) -> Outcome:
     """Each convolution of the network by either of two operations that give the same numbers: which one is faster?"""
-    from benchmarks.convolutions import LAYOUTS, measure
+    from benchmarks.convolutions import LAYOUTS, time_layers
     from benchmarks.timing import Bench
 
     device, kind = device_of(options.device)
-    network, tables, data = network_of(options.weights), [f"{about(device)}."], []
+    table, rows, wrong = network_of(options.weights).table, list[Row](), list[str]()
+    print(f"{about(device)}.", flush=True)
     cases = itertools.product(options.precision or ("fp32",), LAYOUTS, options.photographs or PLACES[kind])
     for name, layout, batch in cases:
-        result = measure(Bench(device, name, LAYOUTS[layout]), network, batch)
-        title = f"{name}, {layout}, {batch} photographs, ms (TFLOP/s):"
-        tables.append(report.convolutions_table(result, title))
-        data.append({"precision": name, "layout": layout, "photographs": batch, **result})
-    return Outcome("\n\n".join(tables), {"convolutions": data})
+        case = f"{name}, {layout}, {batch} photographs"
+        print(report.table(report.CONVOLUTIONS, [], f"\n{case}, ms (TFLOP/s):"), flush=True)
+        for row in time_layers(table, batch, Bench(device, name, LAYOUTS[layout], at_least=0.1)):
+            cells = report.convolution_cells(row)
+            print(report.line_of(cells), flush=True)  # at once: nobody is to wait for the last one
+            rows.append({"precision": name, "layout": layout, "photographs": batch, **row})
+            if row["seconds"][row["chosen"]] > CLEARLY * min(row["seconds"].values()):
+                wrong.append(f"- {case}, {cells[0]} at {cells[1]}")
+    verdict = "\n".join(
+        ["The rule (for strict float32 on CUDA) chooses the clearly slower one for:", *(wrong or ["- none"])]
+    )
+    return Outcome(f"\n{verdict}", {"convolutions": rows})
 
 
 def device_of(name: str) -> tuple[str, str]:

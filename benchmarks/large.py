@@ -3,6 +3,7 @@
     rate     a run of both CAMs, VGG16, and the bare network's forward pass beside it
     growth   seconds and memory of runs over 100 to 20,000 photographs; a small network stands in for VGG16
     ray      two Ray workers of one core each beside one local process; a VGG of a quarter of its width
+    decode   for a GPU: 4,000 and 20,000 different JPEGs of 640×480, in fp16, as fast as they can be decoded
 
 A photograph's share is the slope of the line through the commands' seconds; starting is its fixed part.
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 from benchmarks import report
 from benchmarks.commands import Outcome, about, device_of
@@ -38,8 +39,12 @@ WHAT: dict[str, tuple[Callable[[], Network], list[int], tuple[int, int], list[st
     "rate": (offline, [32, 96], (500, 375), ["local"]),
     "growth": (lambda: seeded(0, TINY), [100, 1000, 2000, 20000], (100, 75), ["local"]),
     "ray": (lambda: seeded(0, QUARTER), [250, 750], (500, 375), ["local", "ray"]),
+    "decode": (offline, [4000, 20000], (640, 480), ["local"]),
 }
 """Name → network, numbers of photographs, their size, runners."""
+
+DIFFERENT = 200
+"""JPEGs that differ; all others are further names of these."""
 
 RUNNERS = {"local": [], "ray": ["--runner", "ray", "--workers", "2:2"]}
 
@@ -48,10 +53,11 @@ Row = dict[str, Any]
 
 
 def large(options: argparse.Namespace) -> Outcome:
-    """What a large set costs, as whole batch commands: rate (VGG16), growth (to 20,000 photographs), ray (two workers)."""
+    """What a large set costs, as whole batch commands: rate (VGG16), growth (to 20,000 photographs), ray, decode (a GPU)."""
     device, kind = device_of(options.device)
     network, counts, size, runners = WHAT[options.what]
     counts, rows, bare = sorted(options.photographs or counts), list[Row](), ""
+    precision = "fp16" if options.what == "decode" and kind == "cuda" else "fp32"
     if len(counts) < 2:
         raise ValueError("--photographs: give at least two numbers, for a line")
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as name:
@@ -60,7 +66,7 @@ def large(options: argparse.Namespace) -> Outcome:
         make_photographs(folder / "photographs", counts[-1], size)
         for count, runner in itertools.product(counts, runners):
             print(f"… {runner}, {count} photographs", file=sys.stderr, flush=True)
-            rows.append(_batch(folder, device, runner, count))
+            rows.append(_batch(folder, device, precision, runner, count))
     if options.what == "rate":
         from benchmarks import limit
         from benchmarks.timing import Bench
@@ -73,20 +79,22 @@ def large(options: argparse.Namespace) -> Outcome:
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """One JPEG of the palace that scikit-learn brings along, under many names."""
+    """JPEGs of the palace that scikit-learn brings along, each further to the left, under many names."""
     folder.mkdir()
-    Image.open(images.defaults()[-1]).resize(size).save(folder / "0.jpg", quality=90)
-    for i in range(1, count):
-        os.link(folder / "0.jpg", folder / f"{i}.jpg")
+    palace = Image.open(images.defaults()[-1]).resize(size)
+    for i in range(min(count, DIFFERENT)):
+        ImageChops.offset(palace, i).save(folder / f"{i}.jpg", quality=90)
+    for i in range(DIFFERENT, count):
+        os.link(folder / f"{i % DIFFERENT}.jpg", folder / f"{i}.jpg")
 
 
-def _batch(folder: Path, device: str, runner: str, count: int) -> Row:
+def _batch(folder: Path, device: str, precision: str, runner: str, count: int) -> Row:
     """Run one command."""
     out = folder / f"{runner}-{count}"
     command = ["batch", str(folder / "photographs"), "--limit", str(count), "--device", device, "--quiet"]
-    command += ["--weights", str(folder / "network.safetensors"), "--out", str(out), *RUNNERS[runner]]
+    command += ["--weights", str(folder / "network.safetensors"), "--out", str(out), "--precision", precision]
     clock = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "torch_impl", *command], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-m", "torch_impl", *command, *RUNNERS[runner]], cwd=ROOT)
     _, status, used = os.wait4(process.pid, 0)
     seconds, process.returncode = time.perf_counter() - clock, os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -102,13 +110,13 @@ def table_of(rows: Sequence[Row]) -> str:
     for row in rows:
         runner, count = row["runner"], row["photographs"]
         points.setdefault(runner, {})[count] = [row["seconds"]]
-        figures = map(report.figure, (row["seconds"], row["rss_mb"], row["bytes"] / count))
+        figures = map(report.figure, (row["seconds"], count / row["seconds"], row["rss_mb"], row["bytes"] / count))
         body.append([runner, f"{count:,}", *figures])
     lines = []
     for runner, by_count in points.items():
         fixed, each = (report.figure(report.line(by_count)[key]) for key in ("fixed", "each"))
         lines.append(f"{runner}: {fixed} s to start, {each} s a photograph")
-    header = ["", "photographs", "seconds", "largest size of the process, MB", "bytes a row"]
+    header = ["", "photographs", "seconds", "a second", "largest size of the process, MB", "bytes a row"]
     return "\n\n".join([report.table(header, body, "Whole commands:"), *lines])
 
 

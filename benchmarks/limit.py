@@ -11,27 +11,39 @@ import torch
 from benchmarks.convolutions import time_layers
 from benchmarks.timing import Bench
 from parity.contract.layers import Layer, LayerTable
-from parity.contract.methods import METHODS
+from parity.contract.methods import FASTER_CHANNELS, METHODS, Method
 from parity.contract.network import Network
 from parity.contract.vgg import VGG16
 from torch_impl.capture.one_pass import OnePass
-from torch_impl.network import prepared
-from torch_impl.precision import dtype_of, numerics
+from torch_impl.network import layout_of, prepared
+from torch_impl.precision import numerics
 from torch_impl.score import Classifier
 
 
 def operations(maps: Sequence[str], samples: int, table: LayerTable = VGG16) -> int:
     """Multiplications and additions that maps of one photograph need at the least, drawn in the fewest passes.
 
-    A backward pass takes as many as a forward pass; one that ends at the target layer takes those of the dense layers.
+    A backward pass takes as many as a forward pass; one that ends at the target layer takes those of the dense layers. A
+    Score-CAM takes a forward pass for each of its masks.
     """
     forward = sum(_operations_of(layer) for layer in table.layers)
     head = sum(_operations_of(layer) for layer in table.layers if layer.kind == "dense")
     one_pass = [METHODS[name] for name in maps if not METHODS[name].noisy]
-    total = (len(maps) - len(one_pass)) * 2 * samples * forward
+    masks = [_masks(row, table) for row in one_pass]
+    total = (len(maps) - len(one_pass)) * 2 * samples * forward + sum(masks) * forward
     if one_pass:
-        total += forward + (head if all(row.at_layer for row in one_pass) else forward)
+        total += forward
+    if not all(masks):
+        total += head if all(row.at_layer for row in one_pass) else forward
     return total
+
+
+def _masks(row: Method, table: LayerTable) -> int:
+    """Masks through which a map looks at the photograph, a forward pass each; 0: it is drawn from gradients."""
+    if not any(quantity.name == "scores" for quantity in row.quantities):
+        return 0
+    channels = table[table.target].shape[-1]
+    return min(FASTER_CHANNELS, channels) if row.options else channels
 
 
 def _operations_of(layer: Layer) -> int:
@@ -73,9 +85,10 @@ def passes(bench: Bench, network: Network, batches: Sequence[int]) -> dict[int, 
     """
     took = {}
     with numerics(bench.precision):
-        model = prepared(network, torch.device(bench.device), dtype_of(bench.precision))
+        model = prepared(network, torch.device(bench.device), bench.precision)
         for batch in batches:
             inputs = 50 * bench.random(batch, 3, *network.table.size)  # about as far from 0 as photographs
+            inputs = inputs.contiguous(memory_format=layout_of(model))
             target = torch.zeros(batch, dtype=torch.int64, device=bench.device)
             both = bench.seconds(partial(OnePass(Classifier(model), None).input_gradients, inputs, target))
             with torch.inference_mode():

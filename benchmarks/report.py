@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contenders import CONTENDERS, title_of
-from parity.contract.methods import DEFAULT, METHODS
+from parity.contract.methods import DEFAULT, METHODS, in_order
 
 SAME = 0.9999
 """Pearson correlation at which two float32 programs that draw the same map stay on every photograph: rounding costs 1e-5."""
@@ -27,9 +27,13 @@ Checks = dict[str, dict[str, list[float]]]
 
 def table(header: Sequence[str], body: Iterable[Sequence[str]], *titles: str) -> str:
     """Markdown, below its titles."""
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *body)]
-    lines.insert(1, "|" + "---|" * len(header))
-    return "\n".join([*titles, "", *lines])
+    rule = "|" + "---|" * len(header)
+    return "\n".join([*titles, "", line_of(header), rule, *map(line_of, body)])
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """One row of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def figure(value: float) -> str:
@@ -104,8 +108,8 @@ def checks_of(folder: Path, columns: Sequence[str], job: str = "*") -> Checks:
         columns: `<contender>-<precision>`.
         job: in which they were drawn; `*`: any.
 
-    SmoothGrad is compared with tf-keras-vis's on one photograph alone: there the lab's joint noise and the port's are the
-    same numbers.
+    SmoothGrad and Faster-ScoreCAM are compared with tf-keras-vis's on one photograph alone: of several at once it draws joint
+    noise, and takes everybody's feature maps for each.
     """
     base = next((column for column in columns if column.startswith("tf-keras-vis")), columns[0])
     checks: Checks = {base: {}, **{column: {} for column in columns}}
@@ -115,7 +119,8 @@ def checks_of(folder: Path, columns: Sequence[str], job: str = "*") -> Checks:
             continue
         with np.load(path) as expected, np.load(other) as drawn:
             for name in drawn.files:
-                if not (METHODS[name].noisy and len(drawn[name]) > 1 and base.startswith("tf-keras-vis")):
+                joint = METHODS[name].noisy or METHODS[name].options
+                if not (joint and len(drawn[name]) > 1 and base.startswith("tf-keras-vis")):
                     pairs = zip(drawn[name], expected[name], strict=True)
                     checks[column].setdefault(name, []).extend(pearson(a, b) for a, b in pairs)
     return checks
@@ -132,8 +137,9 @@ def check_table(checks: Checks) -> str:
     """The lowest correlation of the photographs."""
     base, *compared = checks
     title = f"The maps, as Pearson correlation with {base}'s, lowest of the photographs (SmoothGrad: of a single one):"
-    body = [[c, *(f"{min(checks[c][m]):.5f}" if m in checks[c] else "–" for m in DEFAULT)] for c in compared]
-    return table(["", *(METHODS[m].title for m in DEFAULT)], body, title)
+    names = in_order(itertools.chain(*checks.values()))
+    body = [[c, *(f"{min(checks[c][m]):.5f}" if m in checks[c] else "–" for m in names)] for c in compared]
+    return table(["", *(METHODS[m].title for m in names)], body, title)
 
 
 def precision_table(rows: Rows, checks: Checks, many: int, title: str) -> str:
@@ -205,17 +211,11 @@ def passes_table(took: Mapping[str, Mapping[int, tuple[float, float]]], title: s
     return table(["", *map(str, next(iter(took.values())))], body, title)
 
 
-def convolutions_table(result: Mapping[str, Any], title: str) -> str:
-    """A row a layer and direction, and what the whole network makes of it."""
-    body = []
-    for row in result["layers"]:
-        cells = [f"{figure(1e3 * s)} ({figure(row['operations'] / s / 1e12)})" for s in row["seconds"].values()]
-        shape = "×".join(map(str, row["shape"]))
-        body.append([f"{row['layer']} → {shape}", row["direction"], *cells, row["taken"]])
-    header = ["layer", "direction", "the operation of this name", "the other", "taken"]
-    whole = (
-        f"Forward and backward to the input, whole, ms a photograph: {1e3 * result['usual_s']:.3f} as usual, "
-        f"{1e3 * result['mixed_s']:.3f} with what was taken; the gradients differ by {result['gradients_differ']:.1e}, "
-        f"the logits by {result['logits_differ']:.1e} of their norm."
-    )
-    return f"{table(header, body, title)}\n\n{whole}"
+CONVOLUTIONS = ("channels", "feature maps", "as a convolution", "as an input gradient", "the rule chooses")
+"""The header above `convolution_cells`."""
+
+
+def convolution_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of `benchmarks.convolutions`: milliseconds (TFLOP/s) of either operation."""
+    took = [f"{figure(1e3 * s)} ({figure(row['operations'] / s / 1e12)})" for s in row["seconds"].values()]
+    return [" → ".join(map(str, row["channels"])), "×".join(map(str, row["size"])), *took, row["chosen"]]

@@ -134,11 +134,13 @@ def measure(task: Task) -> list[Row]:
 def _warm_up(jobs: Sequence[Job], cuda: bool) -> list[tuple[Sequence[str], int, int]]:
     """(maps, photographs, samples) of the calls that are not counted: whatever is chosen or compiled once for each shape.
 
-    On CUDA every job once, since cuDNN's kernels are chosen by the micro-batch; on a CPU every number of photographs.
+    On CUDA every job once, since cuDNN's kernels are chosen by the micro-batch; on a CPU every number of photographs, and
+    Score-CAM, which takes half a minute there, by few of its passes.
     """
     if cuda:
         return [(maps_of(job), count, samples) for job, count, samples in jobs]
-    maps = dict.fromkeys(name for job, _, _ in jobs for name in maps_of(job))
+    few = {"scorecam": "faster_scorecam"}
+    maps = dict.fromkeys(few.get(name, name) for job, _, _ in jobs for name in maps_of(job))
     return [(list(maps), count, 1) for count in sorted({count for _, count, _ in jobs})]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
@@ -105,8 +108,34 @@ def _attribute(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
         ]
 
 
+NOTEBOOKS = {"lab": "lab.ipynb", "lab-ru": "lab.ru.ipynb"}
+"""Page → the notebook that fills it."""
+
+
+def _notebook(app: Sphinx, page: str, source: list[str]) -> None:
+    """The cells of a notebook, and what they gave."""
+    if page in NOTEBOOKS:
+        book = json.loads((Path(app.srcdir).parent / "notebooks" / NOTEBOOKS[page]).read_text(encoding="utf-8"))
+        source[0] = "\n\n".join(text for cell in book["cells"] for text in _cell(cell))
+
+
+def _cell(cell: dict[str, Any]) -> Iterator[str]:
+    text = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        yield text
+        return
+    yield f"```python\n{text}\n```"
+    for output in cell["outputs"]:
+        data = output.get("data", {})
+        if "image/jpeg" in data:
+            yield f"![{cell['metadata']['alt']}](data:image/jpeg;base64,{''.join(data['image/jpeg']).strip()})"
+        else:
+            yield f"```text\n{''.join(output.get('text', data.get('text/plain', ''))).rstrip()}\n```"
+
+
 def setup(app: Sphinx) -> None:
-    """Register the renderer of formulas and the reading of docstrings."""
+    """Register the renderer of formulas, the reading of docstrings and of notebooks."""
+    app.connect("source-read", _notebook)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("autodoc-process-docstring", _docstring, priority=10)  # before napoleon, so that sections are untouched
     app.connect("autodoc-process-docstring", _attribute, priority=900)  # after it

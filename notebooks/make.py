@@ -1,17 +1,26 @@
-"""`python notebooks/make.py`: writes lab.ipynb and lab.ru.ipynb from the cells below; `--check` says whether they are up to date.
+"""`python notebooks/make.py`: writes lab.ipynb and lab.ru.ipynb from the cells below, run; `--check` says whether they are up to date.
 
-One source, so that the code of the two cannot drift: a cell of code is written once, a cell of text in both languages.
+One source, so that the code of the two cannot drift: a cell of code is written once, and only its comments and texts are translated.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+from PIL import Image
 
 FOLDER = Path(__file__).parent
+NAMES = {"en": "lab.ipynb", "ru": "lab.ru.ipynb"}
+
+WIDTH = 1200
+"""Of a picture that is stored, in pixels."""
 
 
 class Text(NamedTuple):
@@ -21,10 +30,19 @@ class Text(NamedTuple):
     ru: str
 
 
-class Code(NamedTuple):
-    """A cell of code, the same in both notebooks."""
+@dataclass(frozen=True)
+class Code:
+    """A cell of code.
+
+    Attributes:
+        source: with comments and texts in English.
+        ru: those in Russian: English → Russian.
+        alt: what its picture shows, in English and in Russian.
+    """
 
     source: str
+    ru: dict[str, str] = field(default_factory=dict)
+    alt: tuple[str, str] = ("", "")
 
 
 CELLS: list[Text | Code] = [
@@ -32,44 +50,63 @@ CELLS: list[Text | Code] = [
         en="""# The lab, in PyTorch
 
 Four attention maps of VGG16: vanilla saliency, SmoothGrad, Grad-CAM and Grad-CAM++. The lab drew them with Keras and tf-keras-vis;
-here a torchvision VGG16 draws the same maps with Captum and pytorch-grad-cam. The last two cells check that they *are* the same, and
-show what the libraries' plain calls would have drawn.
+here a torchvision VGG16 draws the same maps with Captum and pytorch-grad-cam. Then: the whole family of maps, whether a map is right (the
+network itself is asked), and what the libraries' plain calls would have drawn. Where TensorFlow is installed, Keras draws these
+photographs' four maps as well, and every stage between photograph and map is compared.
 
-Run it from the top. On a CPU it takes some two minutes, most of them SmoothGrad's.""",
+Run it from the top. On two CPU cores it took two and a half minutes: SmoothGrad 13 seconds, the question whether a map is right 20, the
+comparison with Keras a minute and a half (without TensorFlow it is left out).""",
         ru="""# Лабораторная работа на PyTorch
 
-Четыре карты внимания сети VGG16: простая карта значимости (vanilla saliency), SmoothGrad, Grad-CAM и Grad-CAM++. В исходной работе их
-рисовали Keras и tf-keras-vis; здесь те же карты рисует VGG16 из torchvision с помощью Captum и pytorch-grad-cam. Последние две ячейки
-проверяют, что карты *действительно* те же, и показывают, что нарисовали бы обычные вызовы библиотек.
+Четыре карты внимания сети VGG16: карта значимости (vanilla saliency), SmoothGrad, Grad-CAM и Grad-CAM++. В исходной работе их строили Keras
+и tf-keras-vis; здесь те же карты строит VGG16 из torchvision с помощью Captum и pytorch-grad-cam. Затем — всё семейство карт, вопрос о том,
+верна ли карта (отвечает на него сама сеть), и то, что нарисовали бы библиотеки при обычном вызове. Если установлен TensorFlow, Keras тоже
+строит четыре карты этих фотографий, и сравнивается каждый шаг от фотографии до карты.
 
-Выполняйте ячейки сверху вниз. На процессоре это занимает около двух минут, большую часть — SmoothGrad.""",
+Выполняйте ячейки сверху вниз. На двух ядрах процессора это заняло две с половиной минуты: SmoothGrad — 13 секунд, проверка карт на самой сети — 20,
+сравнение с Keras — полторы минуты (без TensorFlow оно пропускается).""",
     ),
     Text(
         en="""## Settings
 
-`offline` weights are inside the package: ImageNet convolutions under a small classifier. `keras` are the lab's own weights, a download of
-half a gigabyte.""",
+Put your own files into the list, and a class for each. `offline` weights are inside the package: ImageNet convolutions under a small
+classifier. `keras` are the lab's own weights, a download of some 0.5 GB.""",
         ru="""## Настройки
 
-Веса `offline` лежат внутри пакета: свёртки ImageNet и небольшой классификатор. `keras` — веса самой лабораторной работы, загрузка около
-половины гигабайта.""",
+Впишите в список свои файлы и класс для каждого из них. Веса `offline` входят в пакет: свёртки, обученные на ImageNet, и небольшой
+классификатор. `keras` — веса из самой лабораторной работы, скачивание примерно 0,5 ГБ.""",
     ),
-    Code("""%matplotlib inline
+    Code(
+        """%matplotlib inline
 import os
 import warnings
 
+from torch_impl import images
+
 warnings.filterwarnings("ignore", message="IProgress")  # a progress bar that nobody asked for
+
+FILES = images.defaults()  # four files; or your own: ["cat.jpg", "cup.jpg", "camera.jpg", "palace.jpg"]
+CLASSES = ["Egyptian cat", "espresso", "tripod", "palace"]  # a label or an index for each
 
 WEIGHTS = os.environ.get("LAB_WEIGHTS", "offline")
 SAMPLES = int(os.environ.get("LAB_SAMPLES", "20"))  # SmoothGrad's noisy copies
-NOISE = 0.20  # and their noise, a fraction of each photograph's range"""),
+NOISE = 0.20  # and their noise, a fraction of each photograph's range
+print(*map(os.path.basename, FILES))""",
+        ru={
+            "a progress bar that nobody asked for": "индикатор выполнения здесь не нужен",
+            "four files; or your own:": "четыре файла; или свои:",
+            "a label or an index for each": "название или номер для каждого",
+            "SmoothGrad's noisy copies": "число зашумлённых копий для SmoothGrad",
+            "and their noise, a fraction of each photograph's range": "и уровень шума, доля диапазона значений фотографии",
+        },
+    ),
     Text(
         en="""## Devices
 
 A GPU is used where there is one.""",
         ru="""## Устройства
 
-Если есть видеокарта, используется она.""",
+Если есть видеокарта, вычисления идут на ней.""",
     ),
     Code("""import torch
 
@@ -84,7 +121,8 @@ device"""),
 Keras's names stand beside torchvision's: `block5_conv3`, whose output after the ReLU both CAMs read, is `features.29`.""",
         ru="""## VGG16
 
-Имена слоёв Keras стоят рядом с именами torchvision: `block5_conv3`, чей выход после ReLU читают обе CAM, — это `features.29`.""",
+Рядом с именами слоёв в torchvision стоят их имена в Keras: слой `block5_conv3`, выход которого после ReLU используют обе карты CAM, — это
+`features.29`.""",
     ),
     Code("""from torch_impl import Explainer
 from torch_impl.network import summary
@@ -96,23 +134,44 @@ print(summary(network.table))"""),
     Text(
         en="""## Four photographs
 
-Resized as Keras's `load_img(target_size=(224, 224))` does it: nearest neighbour, the aspect ratio ignored. Put your own files into the
-list, and their classes below.""",
+Resized as Keras's `load_img(target_size=(224, 224))` does it: nearest neighbour, the aspect ratio ignored.""",
         ru="""## Четыре фотографии
 
-Размер меняется так же, как в `load_img(target_size=(224, 224))` из Keras: ближайший сосед, без сохранения пропорций. Впишите в список свои
-файлы, а ниже — их классы.""",
+Размер меняется так же, как в `load_img(target_size=(224, 224))` из Keras: методом ближайшего соседа, без сохранения пропорций.""",
     ),
-    Code("""import matplotlib.pyplot as plt
+    Code(
+        """import matplotlib.pyplot as plt
 
-from torch_impl import images
-
-photographs, _ = images.load_all(images.defaults())
-figure, axes = plt.subplots(1, len(photographs), figsize=(12, 4))
-for axis, photograph in zip(axes, photographs):
+photographs, _ = images.load_all(FILES, size=explainer.size)
+figure, axes = plt.subplots(1, len(photographs), figsize=(12, 3.4), squeeze=False)
+for axis, photograph in zip(axes[0], photographs):
     axis.imshow(photograph.pixels)
     axis.set_title(photograph.name)
-    axis.axis("off")"""),
+    axis.axis("off")""",
+        alt=(
+            "Four photographs: a cat, a cup of coffee, a man with a camera on a tripod, a Chinese palace.",
+            "Четыре фотографии: кошка, чашка кофе, человек с камерой на штативе, китайский дворец.",
+        ),
+    ),
+    Text(
+        en="""## preprocess_input
+
+What Keras's `vgg16.preprocess_input` does, bit for bit: channels B, G, R, the mean of ImageNet subtracted. The explainer does it by itself,
+as the weights ask for it; this cell only shows the numbers.""",
+        ru="""## preprocess_input
+
+То же, что делает `vgg16.preprocess_input` из Keras, бит в бит: каналы в порядке B, G, R, вычтено среднее по ImageNet. Дальше это делается
+автоматически, как требуют веса; здесь лишь показаны числа.""",
+    ),
+    Code(
+        """import numpy as np
+
+from torch_impl.preprocess import preprocess
+
+inputs = preprocess(np.stack([photograph.pixels for photograph in photographs]), input=network.input)
+print(f"{tuple(inputs.shape)}, {inputs.dtype}, from {inputs.min():.3f} to {inputs.max():.3f}")""",
+        ru={", from {inputs.min": ", от {inputs.min", " to {inputs.max": " до {inputs.max"},
+    ),
     Text(
         en="""## Linear output
 
@@ -120,8 +179,8 @@ The lab replaces Keras's softmax by a linear activation, because the gradient of
 about its own. torchvision's network ends without a softmax: its outputs are the logits already.""",
         ru="""## Линейный выход
 
-В лабораторной работе softmax заменяют линейной активацией: градиент вероятности говорит о других классах столько же, сколько о своём.
-Сеть torchvision заканчивается без softmax: её выходы — уже логиты.""",
+В лабораторной работе softmax заменяют линейной активацией: градиент вероятности говорит о других классах не меньше, чем о своём. Сеть из
+torchvision заканчивается без softmax: на её выходе уже логиты.""",
     ),
     Code("""explainer.model.classifier[-1]"""),
     Text(
@@ -130,135 +189,197 @@ about its own. torchvision's network ends without a softmax: its outputs are the
 The score is the logit of the photograph's own class, given by its label or its index. What the network itself thinks stands beside it.""",
         ru="""## Оценка для каждой фотографии
 
-Оценка — это логит собственного класса фотографии, заданного названием или номером. Рядом — что думает сама сеть.""",
+Оценка — это логит того класса, который указан для фотографии названием или номером. Рядом — мнение самой сети.""",
     ),
-    Code("""classes = ["Egyptian cat", "espresso", "tripod", "palace"]
-maps = explainer(photographs, classes, methods="gradcam")
+    Code(
+        """maps = explainer(photographs, CLASSES, methods="gradcam")
+chosen = [row["class"] for row in maps.manifest["photographs"]]
 for row in maps.manifest["photographs"]:
-    best = row["top5"][0]
-    print(f"{row['name']:12}  {row['label']:14} logit {row['logit']:6.2f}  p {row['probability']:.2f}   top-1: {best['label']}")"""),
+    best = row["top5"][0]["label"]
+    print(f"{row['name']:12}  {row['label']:14} logit {row['logit']:6.2f}  p {row['probability']:.2f}   top-1: {best}")""",
+        ru={"logit {row": "логит {row", "top-1: {best}": "лучший класс: {best}"},
+    ),
     Text(
         en="""## Vanilla saliency
 
 The largest absolute gradient of the score over the three colour channels, at each pixel.""",
-        ru="""## Простая карта значимости
+        ru="""## Карта значимости (vanilla saliency)
 
-Наибольший по модулю градиент оценки среди трёх цветовых каналов, в каждом пикселе.""",
+Для каждого пикселя — наибольший по модулю градиент оценки среди трёх цветовых каналов.""",
     ),
-    Code("""maps = explainer(photographs, classes, methods="vanilla")
-maps.figure("vanilla")"""),
+    Code(
+        """maps = explainer(photographs, CLASSES, methods="vanilla")
+maps.figure("vanilla")""",
+        alt=(
+            "Vanilla saliency of the four photographs: fine dots all over them, a little denser on the cup, the tripod and the roofs.",
+            "Карты значимости четырёх фотографий: мелкие точки повсюду, немного гуще на чашке, штативе и крышах.",
+        ),
+    ),
     Text(
         en="""## SmoothGrad
 
-The mean over 20 noisy copies; the noise is 0.20 of each photograph's own range. Twenty forward and backward passes a photograph: this is
-where the time goes.""",
+The mean over 20 noisy copies; the noise is 0.20 of each photograph's own range. Twenty forward and backward passes a photograph: of the four
+maps it is the one that takes time.""",
         ru="""## SmoothGrad
 
-Среднее по 20 зашумлённым копиям; шум — 0,20 от диапазона самой фотографии. Двадцать прямых и обратных проходов на фотографию: здесь и
-тратится время.""",
+Среднее по 20 зашумлённым копиям; шум составляет 0,20 от диапазона значений самой фотографии. Это двадцать прямых и обратных проходов на
+фотографию: из четырёх карт бóльшую часть времени занимает SmoothGrad.""",
     ),
-    Code("""import time
-
-started = time.perf_counter()
-maps = explainer(photographs, classes, methods="smoothgrad", n_samples=SAMPLES, noise_level=NOISE)
-print(f"{len(photographs)} photographs × {SAMPLES} samples: {time.perf_counter() - started:.2f} s on {explainer.device}")
-maps.figure("smoothgrad")"""),
+    Code(
+        """%%time
+maps = explainer(photographs, CLASSES, methods="smoothgrad", n_samples=SAMPLES, noise_level=NOISE)
+figure = maps.figure("smoothgrad")
+figure.savefig("smoothgrad.png")
+figure""",
+        alt=(
+            "SmoothGrad of the four photographs: brightest on the cat's eyes, on cup and saucer, on the man's head and camera, on the palace.",
+            "SmoothGrad для четырёх фотографий: ярче всего глаза кошки, чашка с блюдцем, голова человека и камера, дворец.",
+        ),
+    ),
     Text(
         en="""## Grad-CAM
 
 The last feature maps, each weighted by its mean gradient; 14 × 14 places, enlarged.""",
         ru="""## Grad-CAM
 
-Последние карты признаков, каждая с весом, равным её среднему градиенту; 14 × 14 точек, затем увеличение.""",
+Последние карты признаков, каждая с весом, равным её среднему градиенту; карта 14 × 14, увеличенная до размера фотографии.""",
     ),
-    Code("""maps = explainer(photographs, classes, methods="gradcam")
-maps.figure("gradcam")"""),
+    Code(
+        """maps = explainer(photographs, CLASSES, methods="gradcam")
+maps.figure("gradcam")""",
+        alt=(
+            "Grad-CAM over the four photographs: red on the cat's eyes, in the cup, on the tripod's legs, on the upper roof.",
+            "Grad-CAM поверх четырёх фотографий: красным — глаза кошки, чашка, ножки штатива, верхняя крыша.",
+        ),
+    ),
     Text(
         en="""## Grad-CAM++
 
 A weight for each place instead of one mean. Five different maps go by this name; this is tf-keras-vis's.""",
         ru="""## Grad-CAM++
 
-Вес для каждой точки вместо одного среднего. Под этим именем ходят пять разных карт; эта — из tf-keras-vis.""",
+Вместо одного среднего — свой вес для каждой точки. Под этим именем известны пять разных карт; здесь та, что в tf-keras-vis.""",
     ),
-    Code("""maps = explainer(photographs, classes, methods="gradcam++")
-maps.figure("gradcam++")"""),
+    Code(
+        """maps = explainer(photographs, CLASSES, methods="gradcam++")
+figure = maps.figure("gradcam++")
+figure.savefig("gradcam_plus_plus.png")
+figure""",
+        alt=(
+            "Grad-CAM++ over the four photographs: as Grad-CAM, with larger red areas.",
+            "Grad-CAM++ поверх четырёх фотографий: как Grad-CAM, но красные области больше.",
+        ),
+    ),
     Text(
         en="""## The whole family
 
 Three more maps of tf-keras-vis, which the lab did not draw, beside its four, on one photograph. LayerCAM weighs each place by its own
-gradient. Score-CAM needs no gradient: it shows the network the photograph through each of the 512 feature maps, which takes half a minute a
-photograph on a CPU; Faster-ScoreCAM takes the ten feature maps that vary most. (All 512: `methods="scorecam"`.)""",
+gradient. Score-CAM needs no gradient: it shows the network the photograph through each of the 512 feature maps, which takes half a
+minute a photograph on a CPU; Faster-ScoreCAM takes the ten feature maps that vary most. (All 512: `methods="scorecam"`.)""",
         ru="""## Всё семейство
 
 Ещё три карты из tf-keras-vis, которых в лабораторной работе не было, — рядом с её четырьмя, на одной фотографии. LayerCAM взвешивает каждую
 точку её собственным градиентом. Score-CAM обходится без градиента: сети показывают фотографию сквозь каждую из 512 карт признаков, и на
-процессоре это полминуты на фотографию; Faster-ScoreCAM берёт лишь десять карт признаков с наибольшим разбросом. (Все 512:
+процессоре это занимает около полуминуты на фотографию; Faster-ScoreCAM берёт лишь десять карт признаков с наибольшим разбросом. (Все 512:
 `methods="scorecam"`.)""",
     ),
-    Code("""family = ["vanilla", "smoothgrad", "gradcam", "gradcam++", "layercam", "faster_scorecam"]
-maps = explainer(photographs[:1], classes[:1], family, n_samples=SAMPLES, noise_level=NOISE)
-maps.overview()[0]"""),
+    Code(
+        """family = ["vanilla", "smoothgrad", "gradcam", "gradcam++", "layercam", "faster_scorecam"]
+maps = explainer(photographs[:1], CLASSES[:1], family, n_samples=SAMPLES, noise_level=NOISE)
+maps.overview()[0]""",
+        alt=(
+            "The cat and its six maps in a row: two of fine dots, four of coloured areas over the face.",
+            "Кошка и шесть её карт в ряд: две из мелких точек, четыре с цветными областями на морде.",
+        ),
+    ),
+    Text(
+        en="""## Is the map right?
+
+The lab ends with the remark that Grad-CAM++ may explain the network better than Grad-CAM. Here the network is asked: what a map points at is
+taken away, or only that is left, and the probability of the class is read again. *drop* and *increase* are the Grad-CAM++ paper's, *ROAD* and
+*deletion* take equally many pixels of every map, and three maps that know nothing of the network stand beside. Four photographs and so few
+steps decide nothing; `attention-maps faithfulness FOLDER` takes more of both.""",
+        ru="""## Верна ли карта?
+
+Лабораторная работа заканчивается замечанием, что Grad-CAM++, возможно, объясняет предсказания сети лучше, чем Grad-CAM. Спросим саму сеть:
+уберём то, на что указывает карта, или оставим только это, и снова посмотрим на вероятность класса. *drop* и *increase* — из статьи о
+Grad-CAM++; *ROAD* и *deletion* убирают у всех карт одинаковое число пикселей. Рядом стоят три карты, которые ничего не знают о сети: случайная
+(random), с максимумом в центре (centre) и контуры (edges). Стрелка показывает, больше (↑) или меньше (↓) лучше. Четыре фотографии и столь малое
+число шагов ничего не решают; команда `attention-maps faithfulness ПАПКА` берёт больше и тех и других.""",
+    ),
+    Code("""maps = explainer(photographs, CLASSES, ["gradcam", "gradcam++"])
+result = maps.faithfulness(shares=(0.5,), steps=4, stages=0)
+print(result.as_table())"""),
     Text(
         en="""## Are they the same maps?
 
-The lab lacked this cell. Where TensorFlow is installed, Keras and tf-keras-vis draw one photograph's maps now, in a process of their own, with
-the same weights; elsewhere a small network's maps that they drew earlier are taken from the project's tests. Then this port is given the same job,
-and every stage between photograph and map is compared, in float64 and in float32. A difference would be an `AssertionError` that names its
-place.""",
+The lab lacked this cell. Where TensorFlow is installed, Keras and tf-keras-vis now draw the four maps of these photographs, in processes of
+their own, with the same classes and weights (SmoothGrad with two noisy copies, which says as much as twenty); this port is given the same
+job, and every stage between photograph and map is compared, in float64 and in float32. A difference would be an `AssertionError` that names
+its place.""",
         ru="""## Те же ли это карты?
 
-Этой ячейки в лабораторной работе не было. Если установлен TensorFlow, Keras и tf-keras-vis сейчас нарисуют карты одной фотографии, в
-отдельном процессе и с теми же весами; иначе берутся карты небольшой сети, нарисованные ими раньше, из тестов проекта. Затем ту же задачу
-получает эта реализация, и сравнивается каждый шаг между фотографией и картой, в float64 и в float32. Различие стало бы ошибкой
-`AssertionError`, которая называет место.""",
+Этой ячейки в лабораторной работе не было. Если установлен TensorFlow, Keras и tf-keras-vis сейчас построят четыре карты этих фотографий, в
+отдельных процессах, с теми же классами и весами (SmoothGrad — по двум зашумлённым копиям: для сравнения этого достаточно). Затем то же задание
+получает эта реализация, и сравнивается каждый шаг от фотографии до карты, в float64 и в float32. При расхождении ячейка завершится ошибкой
+`AssertionError` с указанием места.""",
     ),
-    Code("""import importlib.util
-import pathlib
+    Code(
+        """import importlib.util
 import subprocess
 import sys
 import tempfile
 
 from parity import assert_parity
 
-weights, reference = network, pathlib.Path(tempfile.mkdtemp(), "reference.safetensors")
-if importlib.util.find_spec("tf_keras_vis") and WEIGHTS == "offline":
-    options = ["--weights", WEIGHTS, "--classes", "285", "--methods", "vanilla,gradcam,gradcam++,layercam", "--floor"]
-    command = [sys.executable, "-m", "keras_ref", *options, "--quiet", "--out", str(reference), str(images.defaults()[0])]
-    subprocess.run(command, check=True)
-else:  # its weights are inside
-    folders = [pathlib.Path.cwd(), *pathlib.Path.cwd().parents]
-    golden = [file for folder in folders if (file := folder / "tests" / "golden" / "tiny.safetensors").is_file()]
-    assert golden, "open this notebook in a checkout of the project, or install the extra: pip install 'attention-maps[keras]'"
-    weights, reference = None, golden[0]
-report = assert_parity("torch_impl.candidate:candidate", reference, network=weights)
-print(report.as_table())"""),
+if importlib.util.find_spec("tf_keras_vis"):
+    reference = os.path.join(tempfile.mkdtemp(), "reference.safetensors")
+    classes = ",".join(map(str, chosen))
+    options = ["--weights", WEIGHTS, "--classes", classes, "--samples", "2", "--noise", str(NOISE), "--floor", "--quiet"]
+    subprocess.run([sys.executable, "-m", "keras_ref", *options, "--out", reference, *map(str, FILES)], check=True)
+    print(assert_parity("torch_impl.candidate:candidate", reference, network=network).as_table())
+else:
+    print("TensorFlow is not installed here. To compare: pip install 'attention-maps[keras]', then run this cell again.")""",
+        ru={
+            "TensorFlow is not installed here. To compare: pip": "TensorFlow здесь не установлен. Чтобы сравнить: pip",
+            ", then run this cell again.": ", затем выполните ячейку ещё раз.",
+        },
+    ),
     Text(
         en="""## What the libraries' plain calls would have drawn
 
-The same network, photographs and classes; the calls as the READMEs show them. They look like maps. The number over each is its Pearson
-correlation with the reference's map.""",
-        ru="""## Что нарисовали бы обычные вызовы библиотек
+The same network, photographs and classes; the calls as the READMEs show them (SmoothGrad with four noisy copies). They look like maps. Each stands
+to the right of this port's map; *r* is its Pearson correlation with that.""",
+        ru="""## Что нарисовали бы библиотеки при обычном вызове
 
-Та же сеть, те же фотографии и классы; вызовы — как в README библиотек. Они похожи на карты. Число над каждой — корреляция Пирсона с
-эталонной картой.""",
+Та же сеть, те же фотографии и классы; вызовы — как в README библиотек (SmoothGrad — по четырём зашумлённым копиям). На вид это обычные карты.
+Каждая стоит справа от карты, построенной этой реализацией; *r* — корреляция Пирсона между ними.""",
     ),
-    Code("""import numpy as np
-
-pairs = {
+    Code(
+        """pairs = {
     "smoothgrad": "smoothgrad@captum",
     "gradcam": "gradcam@pytorch-grad-cam",
     "gradcam++": "gradcam++@pytorch-grad-cam",
 }
-both = explainer(photographs, classes, [*pairs, *pairs.values()], n_samples=min(SAMPLES, 4), noise_level=NOISE)
-figure, axes = plt.subplots(len(pairs), len(photographs), figsize=(12, 9.6), layout="constrained")
-for row, (ours, stock) in zip(axes, pairs.items()):
-    for axis, right, plain in zip(row, both[ours], both[stock]):
-        axis.imshow(plain, cmap="jet")
-        axis.set_title(f"{np.corrcoef(right.ravel(), plain.ravel())[0, 1]:.2f}")
-        axis.set_xticks([])
-        axis.set_yticks([])
-    row[0].set_ylabel(stock.replace("@", "\\n"))"""),
+both = explainer(photographs, CLASSES, [*pairs, *pairs.values()], n_samples=min(SAMPLES, 4), noise_level=NOISE)
+figure, axes = plt.subplots(len(pairs), 2 * len(photographs), figsize=(14, 6), layout="constrained")
+for row, (ours, plain) in zip(axes, pairs.items()):
+    for number, (right, wrong) in enumerate(zip(both[ours], both[plain])):
+        r = np.corrcoef(right.ravel(), wrong.ravel())[0, 1]
+        for axis, shown, title in ((row[2 * number], right, "this port"), (row[2 * number + 1], wrong, f"plain call, r = {r:.2f}")):
+            axis.imshow(shown, cmap="jet")
+            axis.set_title(title, fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    row[0].set_ylabel(plain.replace("@", "\\n"))""",
+        ru={"this port": "эта реализация", "plain call, r": "обычный вызов, r"},
+        alt=(
+            "Three rows, SmoothGrad, Grad-CAM, Grad-CAM++: of each photograph this port's map and beside it the library's plain call's, "
+            "with their correlation.",
+            "Три строки, SmoothGrad, Grad-CAM и Grad-CAM++: для каждой фотографии карта этой реализации, рядом — карта обычного вызова "
+            "библиотеки и корреляция между ними.",
+        ),
+    ),
 ]
 
 
@@ -267,7 +388,13 @@ def notebook(language: str) -> nbformat.NotebookNode:
     cells = []
     for number, cell in enumerate(CELLS):
         if isinstance(cell, Code):
-            made = nbformat.v4.new_code_cell(cell.source)
+            source = cell.source
+            for english, russian in cell.ru.items() if language == "ru" else ():
+                assert english in source, english
+                source = source.replace(english, russian)
+            made = nbformat.v4.new_code_cell(source)
+            if any(cell.alt):
+                made["metadata"]["alt"] = cell.alt[language == "ru"]
         else:
             made = nbformat.v4.new_markdown_cell(cell.en if language == "en" else cell.ru)
         made["id"] = f"cell-{number:02}"  # not nbformat's random ones: the files change only where the lab does
@@ -276,15 +403,49 @@ def notebook(language: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
+def run(book: nbformat.NotebookNode, folder: Path) -> None:
+    """Run a notebook from top to bottom in a folder, by the kernel of this very environment; it then holds its outputs."""
+    from nbclient import NotebookClient
+
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(book, kernel_name="python3", timeout=1200, resources=resources, record_timing=False)
+    manager = client.create_kernel_manager()
+    manager.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    client.execute()
+
+
+def shrink(book: nbformat.NotebookNode) -> None:
+    """Pictures as JPEG, at most `WIDTH` pixels wide: seven of them fit into a file that a forge shows."""
+    for output in (output for cell in book.cells for output in cell.get("outputs", ())):
+        if png := output.get("data", {}).pop("image/png", None):
+            picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+            picture.thumbnail((WIDTH, WIDTH), Image.Resampling.LANCZOS)
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=85, optimize=True)
+            output["data"]["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+            output["metadata"] = {}
+
+
+def bare(book: nbformat.NotebookNode) -> str:
+    """A notebook without outputs, as text."""
+    book = nbformat.from_dict(book)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(book)
+
+
 def main(arguments: list[str]) -> int:
-    """Write both files, or with `--check` compare them; returns the exit status."""
+    """Write both files, or with `--check` compare their cells; returns the exit status."""
     stale = 0
-    for language, name in (("en", "lab.ipynb"), ("ru", "lab.ru.ipynb")):
-        text = nbformat.writes(notebook(language)) + "\n"
-        path = FOLDER / name
+    for language, name in NAMES.items():
+        book, path = notebook(language), FOLDER / name
         if "--check" not in arguments:
-            path.write_text(text, encoding="utf-8")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with tempfile.TemporaryDirectory() as folder:
+                run(book, Path(folder))
+            shrink(book)
+            path.write_text(nbformat.writes(book) + "\n", encoding="utf-8")
+        elif not path.is_file() or bare(nbformat.read(path, as_version=4)) != bare(book):
             print(f"{path}: not up to date: run python notebooks/make.py", file=sys.stderr)
             stale = 1
     return stale

@@ -28,7 +28,7 @@ def make_photographs(folder: Path, count: int, *, seed: int = 0) -> None:
 
 def batch(weights: str, *arguments: object, quiet: bool = True) -> int:
     """`batch ARGUMENTS`, in this process; the exit status."""
-    given = ["batch", *(["--quiet"] if quiet else []), "--weights", weights, "--device", "cpu", "--loaders", "0"]
+    given = ["batch", *(["--quiet"] if quiet else []), "--weights", weights, "--device", "cpu", "--loaders", "1"]
     return main([*given, *map(str, arguments)])
 
 

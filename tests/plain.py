@@ -74,3 +74,25 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
             nn.init.uniform_(module.weight, 0.7, 1.3, generator=generator)
             nn.init.normal_(module.bias, 0, 0.1, generator=generator)
     return model
+
+
+def with_wide_gradients(model):
+    """The same forward pass, bit for bit, and so the same ReLUs and max-pools; gradients in float64.
+
+    Against a wider forward pass, a map tells how many of them switch by rounding: as many as the device likes.
+    """
+    model = copy.deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            model.set_submodule(name, WideGradients(module))
+    return model
+
+
+class WideGradients(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.narrow, self.wide = layer, copy.deepcopy(layer).double()
+
+    def forward(self, x):
+        slopes = self.wide(x.double())
+        return self.narrow(x.detach().to(self.narrow.weight.dtype)).double() + (slopes - slopes.detach())

@@ -61,7 +61,7 @@ def test_it_stays_out_of_the_way(calls):
 
 def test_the_network_is_the_same_one(tiny, inputs, target):
     """The same names and weights, and the same logits and gradients up to rounding."""
-    plain, quick = network.build(tiny), network.prepared(tiny, torch.device("cpu"), torch.float32)
+    plain, quick = network.build(tiny), network.prepared(tiny, torch.device("cpu"), "fp32")
     assert list(plain.state_dict()) == list(quick.state_dict())
     assert sum(isinstance(module, Dense) for module in quick.modules()) == 3
     assert not any(isinstance(module, Dense) for module in plain.modules())

@@ -10,7 +10,6 @@ import pytest
 import torch
 from anybodys import FORMS, LAYER, Adapter, Net, net, pictures
 from test_any_model import TARGET, Branches, by_both, check, layer_of
-from torch import nn
 
 from torch_impl import Explainer, methods
 from torch_impl.preserve import ModelError
@@ -113,36 +112,6 @@ def test_its_owners_hooks_are_called_and_keep_what_they_note(engine):
     model.f[3].register_full_backward_hook(lambda module, inputs, outputs: seen.append("back"))
     check(model, engine, ("gradcam", "vanilla"))
     assert {(2, 7, 6, 8), "back"} <= set(seen)
-
-
-class Fuse(nn.Module):
-    """Breaks the pass, forwards or backwards, after the target layer has run."""
-
-    def __init__(self, backwards):
-        super().__init__()
-        self.backwards = backwards
-
-    def forward(self, x):
-        if not self.backwards:
-            raise LookupError("blown")
-        if x.requires_grad:
-            x.register_hook(self.blow)
-        return x
-
-    def blow(self, gradient):
-        raise LookupError("blown")
-
-
-@by_both
-@pytest.mark.parametrize("backwards", [False, True])
-def test_after_a_failure(engine, backwards):
-    model = net().train()
-    model.dropout, model.fc.weight.grad = Fuse(backwards), torch.ones(5, 7, dtype=torch.float64)
-    before = state(model)
-    for name in ("gradcam", "vanilla", "smoothgrad"):
-        with pytest.raises(LookupError, match="blown"):
-            draw_all(model, engine, (name,))
-    assert state(model) == before
 
 
 @by_both

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,7 +9,8 @@ from conftest import TARGET_LAYER, close, drawn, every_engine, every_map, tolera
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64
+from plain import with_wide_gradients
+from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64, NARROW_GRADIENTS
 from torch import nn
 
 from parity.contract import noise
@@ -270,7 +269,7 @@ def test_against_the_formula_written_out(model, inputs, target, name, engine):
 def test_vanilla_is_the_difference_quotient(model, inputs, target):
     """By central differences of the picture's own score, at every 367th pixel, in its three channels."""
     raw = drawn("vanilla", model, inputs, target)
-    step = 1e-6
+    step = 1e-3
     for i in range(len(inputs)):
         for place in range(11 * i, 64 * 64, 367):
             moved = inputs[i].repeat(6, 1, 1, 1).flatten(2)
@@ -371,10 +370,11 @@ def test_other_sizes_and_pictures_that_are_not_square(model, target, device, nam
 @every_map
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_types_give_float32_maps(tiny, inputs, target, device, name, engine, dtype):
-    raw = drawn(name, build(tiny).to(device, dtype), inputs.to(dtype), target, engine=engine)
+    narrow = build(tiny).to(device, dtype)
+    raw = drawn(name, narrow, inputs.to(dtype), target, engine=engine)
     assert raw.dtype == torch.float32
-    wide = drawn(name, build(tiny).to(device), inputs.float(), target, engine=engine)
-    assert likeness(raw, wide) > 0.9  # 8 bits of bfloat16 through 13 layers, and the ReLUs that switch on the way
+    expected = drawn(name, with_wide_gradients(narrow), inputs.to(dtype), target, engine=engine)
+    assert likeness(raw, expected) > NARROW_GRADIENTS
 
 
 def likeness(a, b):
@@ -387,14 +387,16 @@ def likeness(a, b):
 def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engine, monkeypatch):
     """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
     narrow = build(tiny)
-    for layer, factor in ((6, 5e-6), (3, 0.03 if METHODS[name].at_layer else 1)):
+    smaller = (
+        2e-6 if name == "layercam" else 5e-6
+    )  # it weighs place by place: the largest gradients alone are nearly the map
+    for layer, factor in ((6, smaller), (3, 0.03 if METHODS[name].at_layer else 1)):
         narrow.classifier[layer].weight = nn.Parameter(narrow.classifier[layer].weight * factor)
     narrow = narrow.to(device, torch.float16)
-    expected = drawn(name, copy.deepcopy(narrow).double(), inputs.half().double(), target, engine=engine)
+    expected = drawn(name, with_wide_gradients(narrow), inputs.half(), target, engine=engine)
     raw = drawn(name, narrow, inputs.half(), target, engine=engine)
-    # A network's own ReLUs switch in float16, on a GPU in more places than on a CPU.
-    assert likeness(raw, expected) > 0.95
+    assert likeness(raw, expected) > NARROW_GRADIENTS
     assert 0.9 < raw.double().norm() / expected.norm() < 1.1  # and the scale is taken out again
     for module in (libraries, one_pass, passes):
         monkeypatch.setattr(module, "SCORE_SCALE", 1.0, raising=False)
-    assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.85
+    assert not likeness(drawn(name, narrow, inputs.half(), target, engine=engine), expected) > 0.7

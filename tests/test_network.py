@@ -51,7 +51,7 @@ def test_build_is_frozen_in_eval_mode_and_copies_nothing(tiny):
 
 @torch.inference_mode()
 def test_prepared_is_on_its_device_in_its_format_and_can_be_differentiated(tiny, device):
-    model = prepared(tiny, device, torch.float64)
+    model = prepared(tiny, device, "fp64")
     assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device.type, torch.float64)}
     assert not any(p.is_inference() for p in model.parameters())
     assert model.features[2].weight.is_contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import a_cuda_device, close, every_engine, tolerance_of
+from conftest import a_cuda_device, close, drawn, every_engine, tolerance_of
 from PIL import Image
 from pretend_cuda import pretended
 from tolerances import FLOAT32, FLOAT64
@@ -19,6 +19,8 @@ from parity.contract.methods import LIBRARY, METHODS, REFERENCE, Options
 from parity.contract.stages import PRECISIONS
 from torch_impl import Explainer
 from torch_impl.__main__ import main
+from torch_impl.network import build
+from torch_impl.preprocess import preprocess
 from torch_impl.stock import NARROW
 
 pytestmark = pytest.mark.cuda
@@ -79,6 +81,24 @@ def test_an_explainer(tiny, pictures, engine, precision):
             # What pytorch-grad-cam computes in NumPy is float32.
             tolerance = FLOAT32 if METHODS[name].library == "pytorch-grad-cam" else tolerance_of(name)
             close(torch.tensor(there[name]), torch.tensor(here[name]), tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@every_engine
+def test_functions_of_tensors(tiny, pictures, engine, dtype):
+    """Of a model and inputs that somebody has on the device; in small passes, the last one smaller."""
+    model, options = build(tiny).to(dtype), {"engine": engine, "batch_size": 2}
+    x = preprocess(np.stack(pictures), input="caffe", dtype=dtype)
+    with a_cuda_device() as device:
+        there = {name: drawn(name, model.to(device), x.to(device), 2, **options) for name in REFERENCE}
+        assert all(raw.is_cuda for raw in there.values())
+        there = {name: raw.cpu() for name, raw in there.items()}
+    model = build(tiny).to(dtype)
+    for name, raw in there.items():
+        assert raw.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert torch.isfinite(raw).all()
+        if dtype == torch.float64:
+            close(raw, drawn(name, model, x, 2, **options), tolerance_of(name))
 
 
 def test_the_explain_command(tmp_path, monkeypatch, weights, pictures):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import drawn
+from test_left_as_it_was import state
 from torch import nn
 
 from parity.contract.methods import LIBRARY, REFERENCE
@@ -23,18 +24,6 @@ def owned(model):
         parameter.grad = torch.full_like(parameter, i) if i % 2 else None
     model.features[0].register_forward_hook(lambda *_: None)
     return model
-
-
-def state(model):
-    """Everything that must stay; tensors as their identity and their values."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return {
-        "modes": [module.training for module in model.modules()],
-        "hooks": [len(getattr(module, kind)) for module in model.modules() for kind in hooks],
-        "parameters": [(id(p), p.requires_grad, p.is_leaf, p.dtype, p.device, p.stride()) for p in model.parameters()],
-        "values": [p.tolist() for p in model.parameters()],
-        "gradients": [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in model.parameters()],
-    }
 
 
 @every_case

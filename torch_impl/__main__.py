@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING, NoReturn
 from parity.contract.command import (
     DONE,
     Parser,
-    auto_or,
     integer,
     listed,
     map_options,
     methods,
+    options_of,
     run,
 )
 from parity.contract.methods import DEFAULT, LIBRARY
 from parity.contract.network import INPUTS
-from parity.contract.stages import PRECISIONS
 from parity.contract.text import printable
 from torch_impl import __version__, options
 from torch_impl.batch import command as batch_commands
-from torch_impl.capture import ENGINES
+from torch_impl.faithfulness import command as faithfulness_command
 
 if TYPE_CHECKING:
     from torch_impl.explanation import Explanation
@@ -64,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     summary.add_argument("--weights", metavar="SOURCE", help="default: VGG16, without loading any weights")
     summary.set_defaults(run=_summary)
     _convert_parser(commands)
+    faithfulness_command.register(commands)
     batch_commands.register(commands)
     return top
 
@@ -98,26 +98,8 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
         help=f"default: {','.join(DEFAULT)} (gradcam++ is the same as gradcam_plus_plus); for comparison also "
         f"{', '.join(LIBRARY)}",
     )
-    options.weights_option(explain)
-    options.explainer_option(explain)
-    add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
-    add(
-        "--resize",
-        choices=("lab", "torchvision"),
-        default="lab",
-        help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
-    )
+    options.network_options(explain)
     map_options(explain)
-    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
-    batch_size = auto_or(integer(1, 65536))
-    add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)")
-    add(
-        "--engine",
-        choices=ENGINES,
-        default="library",
-        help="library: Captum and pytorch-grad-cam, map by map (default); shared: the same maps in the fewest passes, faster",
-    )
     colors = "matplotlib's; cividis is safe for colour-blind readers (%(default)s)"
     add("--colormap", default="jet", metavar="NAME", help=colors)
     add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
@@ -125,7 +107,6 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     add("--quiet", action="store_true", help="print errors only")
     add("--out", required=True, metavar="DIR", help="folder for the results; an earlier result in it is replaced")
     explain.set_defaults(run=_explain)
-    options.remember_defaults(explain)
 
 
 def _convert_parser(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -192,10 +173,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             photographs,
             classes,
             arguments.methods,
-            n_samples=arguments.samples,
-            noise_level=arguments.noise,
-            seed=arguments.seed,
-            channels=arguments.channels,
+            **vars(options_of(arguments)),
             progress=progress,
         )
     finally:

@@ -16,7 +16,7 @@ from torch_impl.capture.draw import Drawn, draw, opened
 from torch_impl.capture.passes import scaled_score
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish, upsample
-from torch_impl.network import prepared
+from torch_impl.network import layout_of, prepared
 from torch_impl.precision import SCORE_SCALE, choose_device, dtype_of, numerics
 from torch_impl.preprocess import preprocess
 from torch_impl.preserve import Double, own_gradients
@@ -72,12 +72,12 @@ def rungs(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
 def _prepared(job: Job, inputs: np.ndarray | None = None) -> tuple[nn.Module, Tensor, Tensor]:
     """Model, inputs (N, C, H, W) and target of a job."""
     device, dtype = choose_device(job.device), dtype_of(job.precision)
-    model = prepared(job.network, device, dtype)
+    model = prepared(job.network, device, job.precision)
     if inputs is None:
         given = preprocess(job.pixels, input=job.input, dtype=dtype, device=device)
     else:
         given = torch.from_numpy(inputs).permute(0, 3, 1, 2).to(device, dtype)
-    return model, given.contiguous(memory_format=torch.channels_last), torch.tensor(job.classes, device=device)
+    return model, given.contiguous(memory_format=layout_of(model)), torch.tensor(job.classes, device=device)
 
 
 def _drawn(job: Job, engine: str, model: nn.Module, inputs: Tensor, target: Tensor) -> Drawn:

@@ -22,10 +22,11 @@ from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
 from torch_impl.capture.target_layer import find_layer, found_layer, name_of
-from torch_impl.explanation import Explanation
+from torch_impl.explanation import Explanation, Origin
 from torch_impl.manifest import manifest, photograph_rows
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
+from torch_impl.network import layout_of, prepared
 from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
 from torch_impl.preprocess import preprocess
@@ -134,8 +135,7 @@ class Explainer:
         self.batch_size, self.engine, self.weights = batch_size, engine, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
-        self.single = False  # whether the network has one output: known once it has run
-        self._memory_format = _memory_format(model)
+        self._layout = layout_of(model)
 
     @classmethod
     def vgg16(
@@ -169,14 +169,13 @@ class Explainer:
             DeviceError: no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
-        from torch_impl.network import prepared
         from torch_impl.weights import load_network
 
         where = choose_device(device)
-        dtype = check_precision(precision, where)  # before the weights, which may be a long download
+        check_precision(precision, where)  # before the weights, which may be a long download
         network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
         return cls(
-            prepared(network, where, dtype),
+            prepared(network, where, precision),
             network.table.modules[network.table.target],
             preprocess=input or network.input,
             size=network.table.size[0],
@@ -230,7 +229,7 @@ class Explainer:
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             clock = time.perf_counter()
-            read, pixels, inputs = self._prepared(photographs)
+            read, pixels, inputs = self.prepared(photographs)
             if rows != list(range(len(read))):
                 read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
             seconds["photographs"] = time.perf_counter() - clock
@@ -243,12 +242,12 @@ class Explainer:
             finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
             seconds["finish"] = time.perf_counter() - clock
         assert drawn.logits is not None
-        single = self.single
-        outputs = self._outputs(drawn, single)
-        answers = photograph_rows(read, drawn, self.labels, single=single, outputs=outputs)
-        logits = drawn.logits[:, 1:] if single else drawn.logits
+        outputs = self._outputs(drawn)
+        answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
+        logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
         said = manifest(self, capture, answers, names, seconds, options, outputs)
-        return Explanation(finished, pixels, logits.cpu().numpy(), said)
+        origin = Origin(self, read, drawn.target.tolist(), options)
+        return Explanation(finished, pixels, logits.cpu().numpy(), said, origin)
 
     def compute(
         self,
@@ -328,15 +327,14 @@ class Explainer:
             raw |= drawn.raw
             no_gradient |= drawn.no_gradient
         assert isinstance(target, Tensor)
-        self.single = bool(capture.model.single)
-        return Drawn(target, raw, no_gradient, logits)
+        return Drawn(target, raw, no_gradient, logits, single=bool(capture.model.single))
 
-    def _outputs(self, drawn: Drawn, single: bool) -> str:
+    def _outputs(self, drawn: Drawn) -> str:
         """What the model's outputs are: `score`, `logits` or `probabilities`; a warning where the last was not said."""
         if self.score is not None:
             return "score"
         assert drawn.logits is not None
-        if self.outputs is None and not single and are_probabilities(drawn.logits):
+        if self.outputs is None and not drawn.single and are_probabilities(drawn.logits):
             warnings.warn(PROBABILITIES, stacklevel=3)
             return "probabilities"
         return self.outputs or "logits"
@@ -346,7 +344,7 @@ class Explainer:
         """How photographs are made the network's size: one of `images.RESIZES`; as they are for a function of one's own."""
         return self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
 
-    def _prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
+    def prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
         fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
         loaded = iter(images.load_all(fresh, size=self.size, resize=self.reads_with)[0] if fresh else [])
@@ -356,7 +354,7 @@ class Explainer:
             return read, pixels, self._inputs(pixels)
         inputs = transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
         check_pictures(inputs)
-        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._memory_format)
+        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._layout)
         return read, visible(inputs), inputs
 
     def _inputs(self, pixels: np.ndarray) -> Images:
@@ -366,7 +364,7 @@ class Explainer:
         else:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
-        return inputs.contiguous(memory_format=self._memory_format)
+        return inputs.contiguous(memory_format=self._layout)
 
 
 def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
@@ -379,10 +377,3 @@ def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[
     for name in names:
         if name not in together:
             yield name, [name]
-
-
-def _memory_format(model: nn.Module) -> torch.memory_format:
-    """The layout of the model's own kernels, in which its inputs are handed to it."""
-    kernels = (p for p in model.parameters() if p.ndim == 4)
-    last = any(p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in kernels)
-    return torch.channels_last if last else torch.contiguous_format

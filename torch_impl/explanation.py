@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,33 @@ import numpy as np
 
 from parity.contract.methods import canonical_name
 from torch_impl._version import __version__
+from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from parity.contract.methods import Options
+    from torch_impl import images
+    from torch_impl.explainer import Explainer
+    from torch_impl.faithfulness.measure import Report
+    from torch_impl.faithfulness.result import Faithfulness
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What maps were drawn from, so that their network can be asked again.
+
+    Attributes:
+        explainer: which drew them.
+        photographs: one for each map.
+        classes: the explained class of each.
+        options: of the maps.
+    """
+
+    explainer: Explainer
+    photographs: Sequence[images.Photograph]
+    classes: Sequence[int]
+    options: Options
 
 
 @dataclass(frozen=True)
@@ -27,12 +51,18 @@ class Explanation:
         pixels: (N, H, W, 3) uint8: what the network saw.
         logits: (N, classes), the same type as the maps.
         manifest: photographs, classes, weights, settings, versions, seconds; plain JSON types.
+        origin: what they were drawn from; None for maps that were read from files, or pickled.
     """
 
     maps: Mapping[str, np.ndarray] = field(repr=False)
     pixels: np.ndarray = field(repr=False)
     logits: np.ndarray = field(repr=False)
     manifest: Mapping[str, Any]
+    origin: Origin | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the network: what is pickled or copied is the maps."""
+        return {**self.__dict__, "origin": None}
 
     def __getitem__(self, method: str) -> np.ndarray:
         """A method's maps (N, H, W); `gradcam++` is an alias.
@@ -132,6 +162,32 @@ class Explanation:
 
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
+
+    def faithfulness(
+        self,
+        *,
+        shares: Sequence[float] = Removals.shares,
+        steps: int = Removals.steps,
+        stages: int = RANDOM_LAYERS,
+        seed: int = Removals.seed,
+        progress: Report | None = None,
+    ) -> Faithfulness:
+        """How far the maps agree with the network: parts of the photographs are taken away, and the network is asked again.
+
+        Args:
+            shares: of the pixels, which ROAD takes away and fills in.
+            steps: in which deletion takes all pixels away.
+            stages: networks of which the top layer, more layers, and at last all layers are random; 0: none.
+            seed: of what is random.
+            progress: called after each pass with (what, done, in all).
+
+        Raises:
+            ModelError: maps of a score of one's own, which has no probability, or maps that were read from files.
+            ValueError: a setting out of range.
+        """
+        from torch_impl.faithfulness.measure import measured
+
+        return measured(self, Removals(tuple(shares), steps, seed), stages, progress)
 
     def _constant(self, name: str) -> list[str]:
         """Why each photograph's map is constant; "" where it is not."""

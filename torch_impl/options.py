@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from parity.contract.command import auto_or, integer
 from parity.contract.lookup import lookup
+from parity.contract.network import INPUTS
+from parity.contract.stages import PRECISIONS
+from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explainer
@@ -41,6 +46,31 @@ def explainer_option(command: argparse.ArgumentParser) -> None:
     )
 
 
+def network_options(command: argparse.ArgumentParser) -> None:
+    """Add `--weights`, `--explainer` and what else says which network is run and how."""
+    weights_option(command)
+    explainer_option(command)
+    add = command.add_argument
+    add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
+    add(
+        "--resize",
+        choices=("lab", "torchvision"),
+        default="lab",
+        help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
+    )
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
+    batch_size = auto_or(integer(1, 65536))
+    add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)")
+    add(
+        "--engine",
+        choices=ENGINES,
+        default="library",
+        help="library: Captum and pytorch-grad-cam, map by map (default); shared: the same maps in the fewest passes, faster",
+    )
+    remember_defaults(command)
+
+
 def remember_defaults(command: argparse.ArgumentParser) -> None:
     """Note which options of `REPLACED` were left as they are: called when all options are there."""
     command.set_defaults(usual={name: command.get_default(name) for name in REPLACED})
@@ -48,29 +78,32 @@ def remember_defaults(command: argparse.ArgumentParser) -> None:
 
 def explainer_of(arguments: argparse.Namespace) -> Explainer:
     """The explainer that a command's options ask for: VGG16 with some weights, or a network of the user's own."""
+    changed = [name for name in REPLACED if getattr(arguments, name) != arguments.usual[name]]
+    if arguments.explainer and changed:
+        option = changed[0].replace("_", "-")
+        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
+    settings = {name: getattr(arguments, name) for name in REPLACED} | {"progress": not arguments.quiet}
+    return make(arguments.explainer, labels_of(arguments.labels), **settings)
+
+
+def make(name: str | None, labels: Sequence[str] | None, **settings: Any) -> Explainer:
+    """An explainer.
+
+    Args:
+        name: `module:name` of a function that returns a network of the user's own; none: VGG16.
+        labels: of the classes; None: those that the network has by itself.
+        settings: of `Explainer.vgg16`.
+
+    Raises:
+        ValueError: that function returns something else.
+    """
     from torch_impl.explainer import Explainer
 
-    labels = labels_of(arguments.labels)
-    if arguments.explainer is None:
-        return Explainer.vgg16(
-            arguments.weights,
-            input=arguments.input,
-            resize=arguments.resize,
-            device=arguments.device,
-            precision=arguments.precision,
-            batch_size=arguments.batch_size,
-            engine=arguments.engine,
-            labels=labels,
-            progress=not arguments.quiet,
-        )
-    if given := [name for name in REPLACED if getattr(arguments, name) != arguments.usual[name]]:
-        option = given[0].replace("_", "-")
-        raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
-    explainer = lookup(arguments.explainer, "--explainer")()
+    if not name:
+        return Explainer.vgg16(**settings, labels=labels)
+    explainer = lookup(name, "--explainer")()
     if not isinstance(explainer, Explainer):
-        raise ValueError(
-            f"--explainer {arguments.explainer}: it returned {type(explainer).__name__}, not a torch_impl.Explainer"
-        )
+        raise ValueError(f"--explainer {name}: it returned {type(explainer).__name__}, not a torch_impl.Explainer")
     if labels is not None:
         explainer.labels = labels
     return explainer

@@ -23,7 +23,7 @@ def preprocess(
 ) -> Images:
     """Turns pixels into what the network was trained on.
 
-    The bytes are copied to the device, a quarter of the floats, and the arithmetic is done there: in float64 for float64
+    The bytes are copied to the device, a quarter of the floats, and all else is done there, the arithmetic in float64 for float64
     and in float32 for everything narrower, so that the inputs are Keras's bit for bit.
 
     Args:
@@ -48,13 +48,14 @@ def preprocess(
         raise ValueError(f"inputs are floating-point numbers, not {dtype}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
         raise ValueError(f"pixels are uint8 (N, H, W, 3), not {pixels.dtype} {pixels.shape}")
-    channels = pixels[..., ::-1] if input == "caffe" else pixels
-    values = torch.from_numpy(
-        np.array(channels.transpose(0, 3, 1, 2), order="C")
-    )  # a copy: the caller's stays as it is
+    values = torch.from_numpy(np.array(pixels, order="C"))  # a copy: torch takes no read-only array
     if torch.device(device).type == "cuda":
         values = values.pin_memory()
-    inputs = values.to(device, non_blocking=True).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    channels = values.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    if input == "caffe":
+        channels = channels.flip(1)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs = channels.to(wide, memory_format=torch.contiguous_format)
     if input == "caffe":
         inputs -= _constant(CAFFE_MEAN_BGR, inputs)
     else:

@@ -20,10 +20,13 @@ from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
 from parity.contract.text import printable
 from torch_impl import options
+from torch_impl.batch.plan import PART_ROWS, RESOLUTIONS
 from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
-    from torch_impl.batch.run import Plan, Run
+    from parity.contract.network import Network
+    from torch_impl.batch.plan import Plan
+    from torch_impl.batch.run import Run
     from torch_impl.explainer import Explainer
 
 IN_PART = 3
@@ -90,21 +93,21 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
     add("--resize", choices=("lab", "torchvision"), default="lab", help="as of explain (%(default)s)")
     map_options(batch)
-    add(
-        "--resolution", choices=("raw", "full"), default="raw", help="raw (default): before enlarging; full: normalized"
-    )
+    add("--resolution", choices=RESOLUTIONS, default="raw", help="raw (default): before enlarging; full: normalized")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
     add("--engine", choices=ENGINES, default="shared", help=engines)
     add("--limit", type=_count, metavar="N", help="the first N rows only; a larger N goes on from there")
-    add("--part-rows", type=_count, default=256, metavar="N", help="rows of one Parquet file (%(default)s)")
+    add("--part-rows", type=_count, default=PART_ROWS, metavar="N", help="rows of one Parquet file (%(default)s)")
 
 
 def _options_of_the_machine(add: Callable[..., object]) -> None:
     batch_size = auto_or(integer(1, 65536))
-    loaders = "processes that decode (0: one thread; auto: the thread for a CPU, up to 8 processes for a GPU)"
+    loaders = (
+        "threads that read and decode (auto: one less than there are cores, or, of a Ray worker, CPUs; at least 1)"
+    )
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="photographs in one pass (%(default)s)")
-    add("--loaders", type=_loaders, default="auto", metavar="auto|N", help=loaders)
+    add("--loaders", type=auto_or(integer(1, 999)), default="auto", metavar="auto|N", help=loaders)
     add("--runner", choices=("local", "ray"), default="local", help="this process (default), or a Ray cluster")
     add("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: one is started here")
     add(
@@ -197,7 +200,7 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
         write_listing(items, file, arguments.part_rows, progress)
         progress.close()
         total = Listing(file).rows
-        explainer, plan, about = _planned(arguments)
+        network, explainer, plan, about = _planned(arguments)
         with run.locked():
             survey = run.begin(plan, about, file, redo_changed=arguments.redo_changed, strict=arguments.strict)
             for remark in survey.remarks:
@@ -207,8 +210,10 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
                 if not arguments.quiet:
                     _head(plan, about["remark"], total, survey.done)
                 progress.begin(total, survey.done, errors.total())
-                explain = _on_ray if arguments.runner == "ray" else _here
-                errors = errors + explain(arguments, explainer, run, survey.todo, progress)
+                if arguments.runner == "ray":
+                    errors = errors + _on_ray(arguments, network, run, survey.todo, progress)
+                else:
+                    errors = errors + _here(arguments, network, explainer, run, survey.todo, progress)
                 progress.close()
                 seconds, fresh = round(time.perf_counter() - started, 3), total - survey.done
                 said = {
@@ -223,60 +228,82 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
     return IN_PART if errors else DONE
 
 
-def _planned(arguments: argparse.Namespace) -> tuple[Explainer, Plan, dict[str, Any]]:
-    """The network, what decides the rows, and what else `run.json` says."""
-    from torch_impl.batch.run import Plan, RunError
+def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer | None, Plan, dict[str, Any]]:
+    """VGG16's weights, or the user's own explainer; what decides the rows; and what else `run.json` says."""
+    from torch_impl.batch.plan import Plan
     from torch_impl.manifest import program_versions
-    from torch_impl.network import fingerprint_of
+    from torch_impl.precision import check_precision, choose_device
+    from torch_impl.weights import load_network
 
-    precision = arguments.precision
-    if (
-        arguments.runner == "ray" and arguments.explainer is None
-    ):  # the actors have it on their devices: this process hands it out
-        arguments = argparse.Namespace(**{**vars(arguments), "device": "cpu", "precision": "fp32"})
-    explainer = options.explainer_of(arguments)
-    if not isinstance(explainer.preprocess, str):
-        raise RunError(
-            f"--explainer {arguments.explainer}: batch reads photographs with preprocess caffe or torchvision and size=, "
-            "not with a function: make the Explainer so"
-        )
-    network = explainer.weights
+    network = explainer = None
+    if arguments.explainer:
+        explainer = options.explainer_of(arguments)
+        decided = _decided(arguments.explainer, explainer)
+    else:
+        if arguments.runner == "local":  # before the weights, which may be a long download
+            check_precision(arguments.precision, choose_device(arguments.device))
+        network = load_network(arguments.weights, input=arguments.input, progress=not arguments.quiet)
+        decided = {"weights": network.source, "fingerprint": network.fingerprint, "size": network.table.size[0]}
+        decided |= {name: getattr(arguments, name) for name in ("resize", "precision", "engine")}
+        decided["input"] = arguments.input or network.input
     plan = Plan(
         methods=arguments.methods,
-        weights=network.source if network else type(explainer.model).__name__,
-        fingerprint=network.fingerprint if network else fingerprint_of(explainer.model),
-        size=explainer.size,
-        input=explainer.preprocess,
-        resize=explainer.resize,
         n_samples=arguments.samples,
         noise_level=arguments.noise,
         seed=arguments.seed,
-        precision=precision if network else explainer.precision,
-        engine=explainer.engine,
         resolution=arguments.resolution,
         part_rows=arguments.part_rows,
         channels=arguments.channels,
         explainer=arguments.explainer or "",
+        labels=options.labels_of(arguments.labels),
+        **decided,
     )
     given = {name: getattr(arguments, name) for name in ("inputs", "classes", "root")}
     remark = network.remark if network else ""
-    return explainer, plan, {**given, "folder": os.getcwd(), "remark": remark, "versions": program_versions()}
+    about = {**given, "folder": os.getcwd(), "remark": remark, "versions": program_versions()}
+    return network, explainer, plan, about
+
+
+def _decided(name: str, explainer: Explainer) -> dict[str, Any]:
+    """What a network of the user's own decides of a plan."""
+    from torch_impl.batch.run import RunError
+    from torch_impl.network import fingerprint_of
+
+    if not isinstance(explainer.preprocess, str):
+        raise RunError(
+            f"--explainer {name}: batch reads photographs with preprocess caffe or torchvision and size=, not with a "
+            "function: make the Explainer so"
+        )
+    network = explainer.weights
+    return {
+        "weights": network.source if network else type(explainer.model).__name__,
+        "fingerprint": network.fingerprint if network else fingerprint_of(explainer.model),
+        "input": explainer.preprocess,
+        **{name: getattr(explainer, name) for name in ("size", "resize", "precision", "engine")},
+    }
 
 
 def _here(
-    arguments: argparse.Namespace, explainer: Explainer, run: Run, numbers: list[int], progress: _Progress
+    arguments: argparse.Namespace,
+    network: Network | None,
+    explainer: Explainer | None,
+    run: Run,
+    numbers: list[int],
+    progress: _Progress,
 ) -> Counter[str]:
-    from torch_impl.batch.worker import Worker, run_local
+    from torch_impl.batch.loading import automatic
+    from torch_impl.batch.worker import Worker, explainer_of, run_local
 
-    processes = arguments.loaders
-    if processes == "auto":
-        processes = 0 if explainer.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 2) - 1))
-    worker = Worker(explainer, run.plan, strict=arguments.strict)
-    return run_local(run, worker, numbers, processes, report=progress)
+    def make() -> Explainer:
+        return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size)
+
+    worker = Worker(make, run.plan, strict=arguments.strict)
+    threads = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
+    return run_local(run, worker, numbers, threads, report=progress)
 
 
 def _on_ray(
-    arguments: argparse.Namespace, explainer: Explainer, run: Run, numbers: list[int], progress: _Progress
+    arguments: argparse.Namespace, network: Network | None, run: Run, numbers: list[int], progress: _Progress
 ) -> Counter[str]:
     from torch_impl.batch.on_ray import Cluster, run_ray
 
@@ -286,10 +313,10 @@ def _on_ray(
         gpus=arguments.gpus_per_worker,
         device=arguments.device,
         batch_size=arguments.batch_size,
-        processes=arguments.loaders,
+        loaders=arguments.loaders,
         strict=arguments.strict,
     )
-    return run_ray(run, numbers, explainer.weights, cluster, address=arguments.address, report=progress)
+    return run_ray(run, numbers, network, cluster, address=arguments.address, report=progress)
 
 
 def _head(plan: Plan, remark: str, total: int, done: int) -> None:
@@ -346,12 +373,6 @@ def _count(text: str) -> int:
     if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number, 1 or more")
     return int(text)
-
-
-def _loaders(text: str) -> int | str:
-    if not re.fullmatch(r"auto|[0-9]{1,3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: give auto, or a number of processes from 0 to 999")
-    return text if text == "auto" else int(text)
 
 
 def _range(text: str) -> tuple[int, int]:

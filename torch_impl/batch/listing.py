@@ -157,21 +157,17 @@ class Listing:
         """Open it.
 
         Args:
-            source: its file; a name is mapped into memory, so that forked processes do not share a place in it.
+            source: its file; a name is mapped into memory, and not read whole.
         """
         self._reader = pa.ipc.open_file(pa.memory_map(str(source)) if isinstance(source, str | Path) else source)
         self.parts: int = self._reader.num_record_batches
-        self._part_rows: int = len(self.part(0))
-        self.rows: int = (self.parts - 1) * self._part_rows + len(self.part(self.parts - 1))
+        self.rows: int = (self.parts - 1) * len(self.part(0)) + len(self.part(self.parts - 1))
 
     def part(self, number: int) -> pa.RecordBatch:
         """The rows of a part, columns as `SCHEMA`."""
         return self._reader.get_batch(number)
 
-    def length(self, number: int) -> int:
-        """How many rows a part has."""
-        return min(self._part_rows, self.rows - number * self._part_rows)
-
-    def items(self, number: int, start: int, stop: int) -> list[Item]:
-        """Some of a part's rows, counted from the part's first."""
-        return [Item(**row) for row in self.part(number)[start:stop].to_pylist()]
+    def items(self, number: int, start: int = 0, stop: int | None = None) -> Iterator[Item]:
+        """Rows of a part, all or some, counted from the part's first."""
+        columns = [column.to_pylist() for column in self.part(number)[start:stop].columns]
+        return map(Item._make, zip(*columns, strict=True))

@@ -1,69 +1,54 @@
-"""Photographs read, hashed and decoded ahead of the network, once each, by processes of PyTorch's `DataLoader`."""
+"""Photographs read, hashed and decoded ahead of the network, once each, in threads: Pillow and hashlib let go of Python's lock."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from functools import partial
+from itertools import islice
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from parity.contract.text import one_line
 from torch_impl import images
 from torch_impl.batch import tables
-from torch_impl.batch.listing import Listing
 from torch_impl.batch.run import AGAIN
 from torch_impl.batch.sources import Item, is_below, readable, stamp_of
 
 LARGEST_PHOTOGRAPH = 2**29
 """Bytes that are read of a file, and one more; `images` refuses what is larger."""
 
-Piece = tuple[int, int, int]
-"""A part's number; its first row, and the one behind its last, counted within the part."""
+AHEAD = 512
+"""Photographs that are decoded, or being decoded, before somebody takes them: 77 MB at 224×224."""
 
 
-class Loaded(NamedTuple):
-    """What is to be said of one photograph beside its pixels.
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """One photograph, or why there is none.
 
     Attributes:
         sha256: of its bytes; None where they could not be read.
         notes: what was done to it on purpose; see `images.Photograph`.
         error: why there is none; None: there is one.
+        pixels: uint8 (H, W, 3); None where there is none.
         seconds: spent on it.
     """
 
     sha256: str | None = None
     notes: Sequence[str] = ()
     error: str | None = None
+    pixels: np.ndarray | None = field(default=None, repr=False)
     seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Decoded:
-    """The photographs of a few rows.
-
-    Attributes:
-        pixels: uint8 (N, H, W, 3); 0 where there is no photograph.
-        photographs: N of them.
-    """
-
-    pixels: Tensor = field(repr=False)
-    photographs: list[Loaded]
 
 
 class Reader:
@@ -129,52 +114,71 @@ def _check_unchanged(file: BinaryIO, item: Item) -> None:
         raise ValueError("the file that holds it has changed since it was listed: run the command again")
 
 
-class Photographs(Dataset[Decoded]):
-    """A listing's photographs, read, hashed and decoded by whoever asks, in whatever process.
+@contextmanager
+def loaded(items: Iterable[Item], size: int, resize: str, threads: int) -> Iterator[Iterator[Loaded]]:
+    """Photographs in order; the work on the first `AHEAD` of them begins now, and all of it ends with the block.
 
-    Attributes:
-        listing: the file.
-        size: of the result, pixels.
+    Args:
+        items: rows of a listing.
+        size: of the results, pixels.
         resize: one of `images.RESIZES`.
+        threads: that read and decode.
     """
+    pool, reader, stream = ThreadPoolExecutor(threads, "loader"), Reader(), iter(items)
+    cell_read = threading.Event()  # of the last cell that was asked for: a table's are read one after another
+    cell_read.set()
 
-    def __init__(self, listing: Path, size: int, resize: str) -> None:
-        self.listing, self.size, self.resize = listing, size, resize
-        self._reader = Reader()
+    def begin(item: Item) -> Future[Loaded]:
+        nonlocal cell_read
+        read = partial(reader.read, item)
+        if item.column is not None:
+            before, cell_read = cell_read, threading.Event()
+            read = partial(_in_turn, read, before, cell_read)
+        return pool.submit(_loaded, item, read, size, resize)
 
-    @cached_property
-    def _listing(self) -> Listing:
-        return Listing(self.listing)
+    def in_order() -> Iterator[Loaded]:
+        while ahead:
+            photograph = ahead.popleft().result()
+            ahead.extend(map(begin, islice(stream, 1)))
+            yield photograph
 
-    def __getitem__(self, piece: Piece) -> Decoded:
-        """The photographs of a piece."""
-        listed = self._listing.items(*piece)
-        pixels = torch.zeros((len(listed), self.size, self.size, 3), dtype=torch.uint8)
-        if get_worker_info() is not None:  # else the queue's own thread would do it, and be alone with its error
-            pixels.share_memory_()  # type: ignore[no-untyped-call]
-        photographs = []
-        for item, place in zip(listed, pixels.numpy(), strict=True):
-            clock = time.perf_counter()
-            photograph = self._photograph(item, place)
-            photographs.append(photograph._replace(seconds=time.perf_counter() - clock))
-        return Decoded(pixels, photographs)
+    try:
+        ahead = deque(map(begin, islice(stream, AHEAD)))
+        yield in_order()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
-    def _photograph(self, item: Item, place: np.ndarray) -> Loaded:
-        """One photograph; its pixels are put in their place."""
-        try:
-            data = self._reader.read(item)
-        except (FileNotFoundError, NotADirectoryError):
-            return Loaded(error="no such file")
-        except (OSError, MemoryError) as error:
-            return Loaded(error=f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}")
-        except (ValueError, pa.ArrowException) as error:
-            return Loaded(error=one_line(error))
-        try:
-            photograph = decoded(item, data, self.size, self.resize)
-        except images.ImageError as error:
-            return Loaded(hashlib.sha256(data).hexdigest(), error=one_line(error.problem))
-        place[:] = photograph.pixels
-        return Loaded(photograph.sha256, photograph.notes)
+
+def _in_turn(read: Callable[[], bytes], before: threading.Event, after: threading.Event) -> bytes:
+    """Read once the one before has been read; threads begin in order, so that nobody waits for one that never comes."""
+    before.wait()
+    try:
+        return read()
+    finally:
+        after.set()
+
+
+def _loaded(item: Item, read: Callable[[], bytes], size: int, resize: str) -> Loaded:
+    """One photograph; whatever is wrong with it as one line."""
+    clock = time.perf_counter()
+    try:
+        data = read()
+    except (FileNotFoundError, NotADirectoryError):
+        return Loaded(error="no such file")
+    except (OSError, MemoryError) as error:
+        return Loaded(error=f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}")
+    except (ValueError, pa.ArrowException) as error:
+        return Loaded(error=one_line(error))
+    try:
+        photograph = decoded(item, data, size, resize)
+    except images.ImageError as error:
+        return Loaded(hashlib.sha256(data).hexdigest(), error=one_line(error.problem))
+    return Loaded(photograph.sha256, photograph.notes, None, photograph.pixels, time.perf_counter() - clock)
+
+
+def automatic(cores: int | None) -> int:
+    """How many threads decode where nobody says: one core is left to the network."""
+    return max(1, (cores or 1) - 1)
 
 
 def decoded(item: Item, data: bytes, size: int, resize: str) -> images.Photograph:
@@ -185,91 +189,3 @@ def decoded(item: Item, data: bytes, size: int, resize: str) -> images.Photograp
     """
     name = item.path.rpartition("/")[2] or item.path
     return images.load_bytes(data, name=name, path=item.path, size=size, resize=resize)
-
-
-def pieces(listing: Listing, numbers: Sequence[int], size: int) -> list[Piece]:
-    """Parts cut into micro-batches."""
-    return [
-        (number, start, min(start + size, listing.length(number)))
-        for number in numbers
-        for start in range(0, listing.length(number), size)
-    ]
-
-
-@contextmanager
-def loaded(photographs: Photographs, wanted: Sequence[Piece], processes: int) -> Iterator[Iterator[Decoded]]:
-    """The photographs of pieces, in order; the work on them begins now, and ends with the block.
-
-    Args:
-        photographs: of the listing.
-        wanted: the pieces.
-        processes: that decode, each two pieces ahead; 0: a thread, one piece ahead.
-
-    Raises:
-        RuntimeError: a process has died; see `has_died`.
-    """
-    if not processes:
-        with ThreadPoolExecutor(1, "loader") as thread:
-            yield _one_ahead(thread, map(photographs.__getitem__, wanted))
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # more processes than cores: so the user wishes
-        loader = DataLoader(photographs, None, sampler=wanted, num_workers=processes, worker_init_fn=_begin)
-        before = signal.getsignal(signal.SIGCHLD)
-        iterator: Any = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        # PyTorch would raise a process's death wherever the program is; the next piece says it too, in 5 seconds.
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
-    try:
-        yield _whole(iterator)
-    finally:
-        iterator._shutdown_workers()  # now, and not when somebody lets go of the last frame
-
-
-def _whole(stream: Iterator[Decoded]) -> Iterator[Decoded]:
-    try:
-        yield from stream
-    except (ConnectionError, EOFError) as error:  # while a piece was on its way
-        raise RuntimeError(f"DataLoader worker died: {one_line(error)}") from None
-
-
-def _one_ahead(thread: ThreadPoolExecutor, stream: Iterator[Decoded]) -> Iterator[Decoded]:
-    first = thread.submit(next, stream, None)
-
-    def pieces() -> Iterator[Decoded]:
-        waiting = first
-        while (decoded := waiting.result()) is not None:
-            waiting = thread.submit(next, stream, None)
-            yield decoded
-
-    return pieces()
-
-
-def _begin(number: int) -> None:
-    """In each process: one thread; Ctrl-C is its parent's business. Without a parent, PyTorch ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    pa.set_cpu_count(1)
-    pa.set_io_thread_count(1)
-
-
-def has_died(error: RuntimeError) -> bool:
-    """Whether it says that a process of `loaded` is dead."""
-    return "DataLoader worker" in str(error)
-
-
-def carefully_loaded(photographs: Photographs, piece: Piece) -> Decoded:
-    """A piece in a process of its own; where that dies, by halves, until what kills it is alone and has an error."""
-    number, start, stop = piece
-    try:
-        with loaded(photographs, [piece], 1) as stream:
-            return next(stream)
-    except RuntimeError as error:
-        if not has_died(error):
-            raise
-    if stop - start == 1:
-        nothing = torch.zeros((1, photographs.size, photographs.size, 3), dtype=torch.uint8)
-        return Decoded(nothing, [Loaded(error=f"{AGAIN}: the process that decodes it died")])
-    middle = (start + stop) // 2
-    first, second = (carefully_loaded(photographs, half) for half in ((number, start, middle), (number, middle, stop)))
-    return Decoded(torch.cat([first.pixels, second.pixels]), first.photographs + second.photographs)

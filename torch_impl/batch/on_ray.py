@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from parity.contract.lookup import lookup
 from parity.contract.network import Network
 from parity.contract.text import one_line
+from torch_impl.batch.loading import automatic
 from torch_impl.batch.run import GO_ON, ROWS, Run, RunError
 
 INSTALL = "pip install 'attention-maps[ray]'"
@@ -47,7 +48,7 @@ class Cluster:
         gpus: of one actor; a fraction shares a GPU between several. None: one where the cluster has any.
         device: of each actor: `auto`, `cpu`, `cuda`.
         batch_size: photographs in one pass, or "auto".
-        processes: that decode, in each actor; "auto": one a thread where it has a GPU, else none.
+        loaders: threads that decode, in each actor; "auto": see `loading.automatic`.
         strict: stop at the first photograph that cannot be explained.
     """
 
@@ -56,7 +57,7 @@ class Cluster:
     gpus: float | None = None
     device: str = "auto"
     batch_size: int | str = "auto"
-    processes: int | str = "auto"
+    loaders: int | str = "auto"
     strict: bool = False
 
 
@@ -134,36 +135,20 @@ class Actor:
         import ray
         import torch
 
-        from torch_impl.batch.worker import Worker
-        from torch_impl.explainer import Explainer
+        from torch_impl.batch.worker import Worker, explainer_of
 
         torch.set_num_threads(cluster.cpus)
-        self.run, self.processes, self.failure = Run(folder), int(cluster.processes), ""
+        self.run, self.loaders, self.failure = Run(folder), int(cluster.loaders), ""
         try:
             if self.run.said["id"] != run_id:
                 raise RunError("another run's")
+            plan = self.run.plan
         except RunError:
             where = f"{self.run.shown} on node {platform.node()}"
             self.failure = f"{where} is not the folder of this run: --out must be on a file system that all nodes share"
             return
-        try:
-            plan = self.run.plan
-            explainer = (
-                lookup(plan.explainer, "--explainer")()
-                if plan.explainer
-                else Explainer.vgg16(
-                    ray.get(network[0]),
-                    input=plan.input,
-                    resize=plan.resize,
-                    device=cluster.device,
-                    precision=plan.precision,
-                    batch_size=cluster.batch_size,
-                    engine=plan.engine,
-                )
-            )
-            self.worker = Worker(explainer, plan, strict=cluster.strict)
-        except (ValueError, ArithmeticError, RuntimeError) as error:
-            self.failure = one_line(error)
+        make = partial(explainer_of, plan, ray.get(network[0]), cluster.device, cluster.batch_size)
+        self.worker = Worker(make, plan, strict=cluster.strict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         """Do one part, and say how it went."""
@@ -172,7 +157,7 @@ class Actor:
         if not self.failure:
             try:
                 rows, errors = self.done(number)
-            except (ValueError, OSError, RuntimeError) as error:
+            except (ValueError, ArithmeticError, OSError, RuntimeError) as error:
                 self.failure = one_line(error)
         return {"rows": [rows], "errors": [json.dumps(errors)], "failure": [self.failure]}
 
@@ -189,17 +174,16 @@ class Actor:
         if begun > TRIES:
             raise RunError(
                 f"part {number} has lost its worker {TRIES} times: too little memory for it, or for its neighbours on "
-                f"the node? {GO_ON}"
+                f"the node, or a photograph that brings the decoder down? {GO_ON}"
             )
-        # From the second time on, a process of its own decodes: the worker may have died of a photograph.
-        table = self.worker.part(self.run.listing, number, self.processes, careful=begun > 1)
-        errors = self.run.write_part(number, table, self.worker.about() | {"runner": "ray"})
+        ((_, table),) = self.worker.parts(self.run.listing, [number], self.loaders)
+        errors = self.run.write_part(number, table, self.worker.about | {"runner": "ray"})
         tries.unlink()
         return table.num_rows, errors
 
 
 def _fitted(cluster: Cluster, resources: dict[str, float]) -> tuple[Cluster, tuple[int, int]]:
-    """With device, GPUs and processes of this cluster where "auto" was asked for; the least and most actors.
+    """With device, GPUs and threads of this cluster where "auto" was asked for; the least and most actors.
 
     Raises:
         RunError: not one fits.
@@ -216,8 +200,8 @@ def _fitted(cluster: Cluster, resources: dict[str, float]) -> tuple[Cluster, tup
             f"{resources.get('CPU', 0):g} and {there:g} in all: ask for less"
         )
     device = ("cuda" if gpus else "cpu") if cluster.device == "auto" else cluster.device.partition(":")[0]
-    processes = (cpus if gpus else 0) if cluster.processes == "auto" else cluster.processes
-    return replace(cluster, gpus=gpus, device=device, processes=processes), cluster.workers or (held, held)
+    loaders = automatic(cpus) if cluster.loaders == "auto" else cluster.loaders
+    return replace(cluster, gpus=gpus, device=device, loaders=loaders), cluster.workers or (held, held)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from parity.contract.methods import canonical_name
 from parity.contract.text import one_line
-from torch_impl.batch.run import ROWS, Plan, Run, RunError
+from torch_impl.batch.plan import Plan
+from torch_impl.batch.run import ROWS, Run, RunError
 
 EXAMPLE = "class = 282 AND probability > 0.5"
 

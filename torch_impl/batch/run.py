@@ -20,7 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -33,17 +33,12 @@ import pyarrow.parquet as pq
 from parity.contract.files import whole
 from parity.contract.text import one_line
 from torch_impl.batch.listing import Listing
+from torch_impl.batch.plan import Plan
 
 FORMAT = "attention-maps batch 2"
 """Of `run.json`. Counted up when a file or a column changes its meaning."""
 
 RUN, LISTING, SUMMARY, ROWS, LOCK = "run.json", "listing.arrow", "summary.json", "rows", ".lock"
-
-RESOLUTIONS = ("raw", "full")
-"""raw: CAMs at the layer's resolution, before they are enlarged. full: normalized, at the network's input size."""
-
-PART_ROWS = 256
-"""Rows of a part: what a kill can cost, some 20 s on two cores, and 5,000 files for ImageNet's training set."""
 
 ROW_GROUP = 64
 """Rows of a row group: what a reader that asks for one row decompresses; 25 MB with four maps at 224×224."""
@@ -62,71 +57,6 @@ _META = b"attention-maps"
 
 class RunError(ValueError):
     """A run that cannot begin or go on; its text is one line: what, where, what to do."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a row depends on beside its photograph and class.
-
-    How fast and where it is computed (device, batch size, runner) is not in it: that may change from start to start.
-
-    Attributes:
-        methods: canonical names, in the order of the columns.
-        weights: where the weights came from, in words; not compared.
-        fingerprint: of the weights.
-        size: of the network's input, pixels.
-        input: preprocessing.
-        resize: `lab` or `torchvision`.
-        n_samples: SmoothGrad's noisy copies.
-        noise_level: SmoothGrad's σ, a fraction of each image's range.
-        seed: of SmoothGrad's noise.
-        precision: number format of the passes.
-        engine: `shared` or `library`.
-        resolution: one of `RESOLUTIONS`.
-        part_rows: rows of a part, all but the last.
-        channels: feature maps that Faster-ScoreCAM takes.
-        explainer: `module:name` of a network of the user's own; "" for VGG16.
-    """
-
-    methods: tuple[str, ...]
-    weights: str = field(compare=False)
-    fingerprint: str
-    size: int
-    input: str
-    resize: str
-    n_samples: int
-    noise_level: float
-    seed: int
-    precision: str
-    engine: str
-    resolution: str
-    part_rows: int
-    channels: int | None = None
-    explainer: str = ""
-
-    def difference(self, other: Plan) -> str:
-        """The first setting that differs, in words: `methods gradcam there, vanilla here`. Empty: the same rows.
-
-        Args:
-            other: as it is wanted now; self is as it was.
-        """
-        for setting in fields(self):
-            there, here = getattr(self, setting.name), getattr(other, setting.name)
-            if setting.compare and there != here:
-                return f"{_WORDS.get(setting.name, setting.name)} {_shown(there)} there, {_shown(here)} here"
-        return ""
-
-
-_WORDS = {
-    "fingerprint": "weights' fingerprint",
-    "n_samples": "samples",
-    "noise_level": "noise",
-    "part_rows": "part size",
-}
-
-
-def _shown(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else one_line(str(value))[:16]
 
 
 @dataclass
@@ -199,8 +129,11 @@ class Run:
             RunError: as `said`.
         """
         try:
-            return Plan(**self.said["plan"] | {"methods": tuple(self.said["plan"]["methods"])})
-        except (KeyError, TypeError):
+            plan: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in self.said["plan"].items()
+            }
+            return Plan(**plan)
+        except (KeyError, TypeError, AttributeError):
             raise RunError(f"{ascii(str(self.folder / RUN))}: damaged: {START_AFRESH}") from None
 
     def check(self) -> None:
@@ -229,7 +162,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "wb") as file:
             try:
-                # Not flock: processes that decode would inherit it, and hold it for some seconds after a kill.
+                # Not flock, which a process that is started meanwhile could inherit and hold.
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
                 raise RunError(
@@ -260,15 +193,7 @@ class Run:
         Raises:
             RunError: settings or inputs have changed; the message says the first difference. With `strict`, an error.
         """
-        begun = bool(self.part_numbers())
-        if begun and (difference := self.plan.difference(plan)):
-            raise RunError(
-                f"{self.shown} holds a run with other settings: {difference}: give the same, or {START_AFRESH}"
-            )
-        if not begun:  # settings without a single row bind nobody
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.said = {"format": FORMAT, "id": uuid.uuid4().hex, "created": now, **about, "plan": asdict(plan)}
-            self._write_json(RUN, self.said)
+        self._settle(plan, about)
         survey = self._survey(Listing(listing))
         if survey.changes and not redo_changed:
             count = len(survey.changes)
@@ -282,17 +207,32 @@ class Run:
                 f"({survey.errors.most_common(1)[0][0]}, …): run without --strict, or mend these photographs and add "
                 "--redo-changed"
             )
-        for left in self.folder.rglob(".part-*"):  # by a program that was killed
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
-        for number in survey.useless:  # what is wrong does not lie about until it is replaced
-            self.part_path(number).unlink(missing_ok=True)
+        self._tidy(survey)
         listing.seek(0)
         with self._whole(self.listing) as file:
             shutil.copyfileobj(listing, file)
-        if survey.todo:
-            (self.folder / SUMMARY).unlink(missing_ok=True)
         (self.folder / ROWS).mkdir(exist_ok=True)
         return survey
+
+    def _settle(self, plan: Plan, about: Mapping[str, Any]) -> None:
+        """Note down the settings, or compare them with those of the parts that are there."""
+        if not self.part_numbers():  # settings without a single row bind nobody
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            self.said = {"format": FORMAT, "id": uuid.uuid4().hex, "created": now, **about, "plan": asdict(plan)}
+            self._write_json(RUN, self.said)
+        elif difference := self.plan.difference(plan):
+            raise RunError(
+                f"{self.shown} holds a run with other settings: {difference}: give the same, or {START_AFRESH}"
+            )
+
+    def _tidy(self, survey: Survey) -> None:
+        """Remove what a program that was killed has left, and what is wrong: it does not lie about until it is replaced."""
+        for left in self.folder.rglob(".part-*"):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink(missing_ok=True)
+        for number in survey.useless:
+            self.part_path(number).unlink(missing_ok=True)
+        if survey.todo:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
 
     def _survey(self, listing: Listing) -> Survey:
         survey = Survey()

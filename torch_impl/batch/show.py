@@ -16,8 +16,9 @@ from parity.contract.samples import credit_of
 from parity.contract.text import one_line, printable
 from torch_impl.batch.listing import Listing
 from torch_impl.batch.loading import Reader, decoded
+from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, rows_where
-from torch_impl.batch.run import Plan, Run
+from torch_impl.batch.run import Run
 from torch_impl.explanation import Explanation
 from torch_impl.images import ImageError
 from torch_impl.manifest import program_versions

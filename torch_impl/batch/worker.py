@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,26 @@ import torch
 from torch import Tensor
 
 from parity.contract import classes as imagenet
+from parity.contract.network import Network
 from parity.contract.text import one_line
 from torch_impl.batch.listing import Listing
-from torch_impl.batch.loading import Decoded, Photographs, carefully_loaded, has_died, loaded, pieces
-from torch_impl.batch.run import LISTED, Plan, Run, RunError
+from torch_impl.batch.loading import Loaded, loaded
+from torch_impl.batch.plan import Plan
+from torch_impl.batch.run import LISTED, Run, RunError
+from torch_impl.batching import BatchSize
+from torch_impl.capture.draw import Drawn
 from torch_impl.capture.passes import MapError
 from torch_impl.explainer import Explainer
 from torch_impl.manifest import program_versions
 from torch_impl.maps.postprocess import finish
+from torch_impl.options import make
 from torch_impl.question import probabilities_of
 from torch_impl.score import are_probabilities
 
-ROWS_AT_ONCE = {"cpu": 16, "cuda": 64}
-"""Photographs that are decoded and explained together where no batch size is given; a pass takes as many as fit."""
+ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
+"""Photographs that are explained together where no batch size is given; a pass takes as many as fit."""
+
+_CLASS = pa.struct([("class", pa.int32()), ("label", pa.string()), ("probability", pa.float64())])
 
 _BEFORE = (
     pa.field("index", pa.int64(), nullable=False),
@@ -40,11 +48,13 @@ _BEFORE = (
     pa.field("path", pa.string(), nullable=False),
     ("sha256", pa.string()),
     ("asked", pa.string()),
+)
+_EXPLAINED = (
     ("class", pa.int32()),
     ("label", pa.string()),
     ("logit", pa.float64()),
     ("probability", pa.float64()),
-    ("top5", pa.list_(pa.struct([("class", pa.int32()), ("label", pa.string()), ("probability", pa.float64())]))),
+    ("top5", pa.list_(_CLASS)),
 )
 _AFTER = (
     ("notes", pa.list_(pa.string())),
@@ -53,20 +63,20 @@ _AFTER = (
     ("seconds", pa.float64()),
     ("error", pa.string()),
 )
-"""The columns of a run before and after those of its maps."""
+"""The columns of a run before and after those of its maps, which come behind `_EXPLAINED`."""
 
 Report = Callable[[int, int], object]
 """Called with (rows, rows with an error among them) as they come."""
 
 
-def run_local(run: Run, worker: Worker, numbers: Sequence[int], processes: int, *, report: Report) -> Counter[str]:
+def run_local(run: Run, worker: Worker, numbers: Sequence[int], threads: int, *, report: Report) -> Counter[str]:
     """Explain parts in this process, and write each beside the next. Whatever happens, complete parts are written.
 
     Args:
         run: its folder, locked.
         worker: the network.
         numbers: of the parts.
-        processes: that decode.
+        threads: that decode.
         report: progress.
 
     Returns:
@@ -76,58 +86,100 @@ def run_local(run: Run, worker: Worker, numbers: Sequence[int], processes: int, 
         OSError: a part could not be written.
         RunError, OutOfMemoryError: see `Worker.parts`.
     """
-    errors, about = Counter[str](), worker.about() | {"runner": "local"}
-    left, writing = deque(numbers), deque[Future[Counter[str]]]()
-
-    def write(number: int, rows: pa.Table) -> None:
-        while writing:  # one part is written while the next is computed, and no more wait
-            errors.update(writing.popleft().result())
-        writing.append(writer.submit(run.write_part, number, rows, about))
-        left.popleft()
-
-    with ThreadPoolExecutor(1, "writer") as writer:
-        while left:
-            try:
-                with closing(worker.parts(run.listing, list(left), processes, report=report)) as parts:
-                    for number, rows in parts:
-                        write(number, rows)
-            except RuntimeError as error:
-                if not has_died(error):
-                    raise
-                write(left[0], worker.part(run.listing, left[0], processes, careful=True))
+    errors, writing = Counter[str](), deque[Future[Counter[str]]]()
+    parts = worker.parts(run.listing, numbers, threads, report=report)
+    with ThreadPoolExecutor(1, "writer") as writer, closing(parts):
+        for number, rows in parts:
+            while writing:  # one part is written while the next is computed, and no more wait
+                errors.update(writing.popleft().result())
+            writing.append(writer.submit(run.write_part, number, rows, worker.about | {"runner": "local"}))
         for future in writing:
             errors.update(future.result())
     return errors
+
+
+def explainer_of(plan: Plan, network: Network | None, device: str, batch_size: BatchSize) -> Explainer:
+    """The explainer of a run, on a device.
+
+    Args:
+        plan: of the run.
+        network: VGG16's weights; None: the plan names a network of the user's own, which has its own device.
+        device: of VGG16: `auto`, `cpu`, `cuda`, `cuda:1`.
+        batch_size: of VGG16: photographs in one pass, or "auto".
+
+    Raises:
+        ValueError, RuntimeError: see `options.make`.
+    """
+    return make(
+        plan.explainer,
+        plan.labels,
+        weights=network,
+        input=plan.input,
+        resize=plan.resize,
+        device=device,
+        precision=plan.precision,
+        batch_size=batch_size,
+        engine=plan.engine,
+    )
 
 
 class Worker:
     """One network on one device.
 
     Attributes:
-        explainer: of the network.
         plan: of the run.
         strict: whether to stop at the first photograph that cannot be explained.
-        rows_at_once: photographs that are decoded and explained together.
     """
 
-    def __init__(self, explainer: Explainer, plan: Plan, *, strict: bool = False) -> None:
-        self.explainer, self.plan, self.strict = explainer, plan, strict
-        size = explainer.batch_size
-        self.rows_at_once = size if isinstance(size, int) else ROWS_AT_ONCE.get(explainer.device.type, 16)
+    def __init__(self, make: Callable[[], Explainer], plan: Plan, *, strict: bool = False) -> None:
+        """Note down what is to be done; nothing is loaded yet.
+
+        Args:
+            make: gives the explainer: called once, when the first photographs are being decoded already.
+            plan: see above.
+            strict: see above.
+        """
+        self._make, self.plan, self.strict = make, plan, strict
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Method → (h, w) of its column: those of the maps of a blank picture, which is the first pass.
+    def explainer(self) -> Explainer:
+        """Of the network."""
+        return self._make()
+
+    @property
+    def rows_at_once(self) -> int:
+        """Photographs that are explained together."""
+        size = self.explainer.batch_size
+        return size if isinstance(size, int) else ROWS_AT_ONCE.get(self.explainer.device.type, ROWS_AT_ONCE["cpu"])
+
+    @cached_property
+    def _blank(self) -> Drawn:
+        """The maps of a blank picture, which is the first pass: it shows how large everything is.
 
         Raises:
             MapError, OutOfMemoryError: as of `Explainer.compute`.
         """
-        size = (self.plan.size, self.plan.size)
-        logits, _, raw = self._drawn(np.zeros((1, *size, 3), np.uint8), [0], n_samples=1)
-        self.n_classes = logits.shape[1]
-        full = self.plan.resolution == "full"
-        return {name: size if full else tuple(maps.shape[1:]) for name, maps in raw.items()}
+        return self._drawn(np.zeros((1, self.plan.size, self.plan.size, 3), np.uint8), [0], n_samples=1)
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Method → (h, w) of its column."""
+        size, full = (self.plan.size, self.plan.size), self.plan.resolution == "full"
+        return {name: size if full else tuple(maps.shape[1:]) for name, maps in self._blank.raw.items()}
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes the network has."""
+        assert self._blank.logits is not None
+        return self._blank.logits.shape[1]
+
+    @cached_property
+    def labels(self) -> pa.Array:
+        """Of every class."""
+        names = [imagenet.label(category, self.n_classes, self.explainer.labels) for category in range(self.n_classes)]
+        return pa.array(names, pa.string())
+
+    @cached_property
     def about(self) -> dict[str, Any]:
         """How rows are computed here, for a part's metadata."""
         return {
@@ -141,9 +193,8 @@ class Worker:
         self,
         listing: Path,
         numbers: Sequence[int],
-        processes: int,
+        threads: int,
         *,
-        careful: bool = False,
         report: Report = lambda rows, errors: None,
     ) -> Generator[tuple[int, pa.Table], None, None]:
         """Explain parts, one after another, while the photographs of the next are being decoded.
@@ -151,8 +202,7 @@ class Worker:
         Args:
             listing: the file.
             numbers: of the parts.
-            processes: that decode; see `loading.loaded`.
-            careful: see `loading.carefully_loaded`.
+            threads: that decode; see `loading.loaded`.
             report: called after each micro-batch.
 
         Yields:
@@ -160,68 +210,55 @@ class Worker:
 
         Raises:
             RunError: with `strict`, a photograph that cannot be explained.
-            RuntimeError: a process that decodes has died; see `loading.has_died`.
         """
         listed = Listing(listing)
-        photographs = Photographs(listing, self.plan.size, self.plan.resize)
-        wanted = pieces(listed, numbers, self.rows_at_once)
-        one_by_one = (carefully_loaded(photographs, piece) for piece in wanted)
-        explained: list[pa.RecordBatch] = []
-        with nullcontext(one_by_one) if careful else loaded(photographs, wanted, processes) as stream:
-            schema = self.schema  # a first pass, while the first photographs are decoded
-            for (number, start, stop), decoded in zip(wanted, stream, strict=True):
-                index = number * self.plan.part_rows + start
-                rows = self._explained(schema, listed.part(number)[start:stop], index, decoded)
-                bad = [row for row in rows.select(["path", "error"]).to_pylist() if row["error"] is not None]
-                if bad and self.strict:
-                    raise RunError(
-                        f"{bad[0]['path']!r}: {bad[0]['error']} (--strict: not one may be missing); finished parts are "
-                        "kept; mend it, or run the same command without --strict"
-                    )
-                report(len(rows), len(bad))
-                explained.append(rows)
-                if stop == listed.length(number):
-                    yield number, pa.Table.from_batches(explained)
-                    explained = []
+        items = (item for number in numbers for item in listed.items(number))
+        with loaded(items, self.plan.size, self.plan.resize, threads) as photographs:
+            schema = self.schema  # the network is made, and its first pass, while the first photographs are decoded
+            for number in numbers:
+                part, explained = listed.part(number), []
+                for start in range(0, len(part), self.rows_at_once):
+                    rows = part[start : start + self.rows_at_once]
+                    index = number * self.plan.part_rows + start
+                    explained.append(self._explained(rows, index, list(islice(photographs, len(rows)))))
+                    self._tell(explained[-1], report)
+                yield number, pa.Table.from_batches(explained, schema)
 
-    def part(self, listing: Path, number: int, processes: int, *, careful: bool = False) -> pa.Table:
-        """Explain one part, whatever becomes of the processes that decode; arguments and errors as of `parts`."""
-        try:
-            ((_, rows),) = self.parts(listing, [number], processes, careful=careful)
-        except RuntimeError as error:
-            if careful or not has_died(error):
-                raise
-            return self.part(listing, number, processes, careful=True)
-        return rows
+    def _tell(self, rows: pa.RecordBatch, report: Report) -> None:
+        """Report rows; with `strict`, refuse those that have an error."""
+        bad = rows.filter(rows["error"].is_valid())
+        if len(bad) and self.strict:
+            raise RunError(
+                f"{bad['path'][0].as_py()!r}: {bad['error'][0].as_py()} (--strict: not one may be missing); finished parts "
+                "are kept; mend it, or run the same command without --strict"
+            )
+        report(len(rows), len(bad))
 
-    def _explained(self, schema: pa.Schema, listed: pa.RecordBatch, index: int, decoded: Decoded) -> pa.RecordBatch:
-        """The rows of a piece, of which `index` is the first's place in the listing."""
+    def _explained(self, listed: pa.RecordBatch, index: int, photographs: list[Loaded]) -> pa.RecordBatch:
+        """The rows of a few photographs, of which `index` is the first's place in the listing."""
         clock, count = time.perf_counter(), len(listed)
-        photographs = decoded.photographs
         errors = [photograph.error for photograph in photographs]
         target = self._target(listed["asked"].to_pylist(), errors)
         good = [place for place in range(count) if errors[place] is None]
-        columns: dict[str, Any] = {name: [None] * count for name in schema.names}
-        for method, shape in self.shapes.items():  # not null: several readers refuse tensors with nulls
-            columns[method] = np.full((count, *shape), np.nan, np.float16)
-        for places, values in self._columns(good, decoded.pixels.numpy()[good], [target[i] for i in good], errors):
-            for name, column in values.items():
-                for place, value in zip(places, column, strict=True):
-                    columns[name][place] = value
+        computed = self._finite(good, photographs, target, errors)
+        done = [place for place in good if errors[place] is None]
+        row = np.full(count, len(done))
+        row[done] = np.arange(len(done))
+        table = pa.Table.from_batches([*computed, self.nothing]).take(pa.array(row))
         spent = (time.perf_counter() - clock) / max(1, len(good))
-        columns |= {name: listed[name] for name in LISTED}
-        columns["index"] = range(index, index + count)
+        columns: dict[str, Any] = {name: listed[name] for name in LISTED}
+        columns |= {name: table[name].combine_chunks() for name in table.column_names}
+        columns["index"] = np.arange(index, index + count)
         columns["sha256"] = [photograph.sha256 for photograph in photographs]
         columns["notes"] = [photograph.notes for photograph in photographs]
-        columns["seconds"] = [photograph.seconds + spent * (i in good) for i, photograph in enumerate(photographs)]
+        columns["seconds"] = [photograph.seconds + spent * (photograph.error is None) for photograph in photographs]
         columns["error"] = errors
-        return pa.record_batch([_array(columns[field.name], field.type) for field in schema], schema=schema)
+        return pa.record_batch([_array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
 
     def _target(self, asked: Sequence[str | None], errors: list[str | None]) -> list[int | None]:
         """The class of each row, None for the top-1; what is no class is noted down."""
-        target: list[int | None] = []
+        target: list[int | None] = [None] * len(asked)
         for place, category in enumerate(asked):
-            target.append(None)
             if category is not None and errors[place] is None:
                 try:
                     target[place] = imagenet.index(category, self.n_classes, self.explainer.labels)
@@ -229,63 +266,76 @@ class Worker:
                     errors[place] = one_line(error)
         return target
 
-    def _columns(
-        self, places: list[int], pixels: np.ndarray, target: list[int | None], errors: list[str | None]
-    ) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """(places, computed columns); a photograph whose maps are not finite gets an error, its neighbours do not."""
+    def _finite(
+        self, places: list[int], photographs: list[Loaded], target: list[int | None], errors: list[str | None]
+    ) -> list[pa.RecordBatch]:
+        """Computed columns of some places; a photograph whose maps are not finite gets an error, its neighbours do not."""
         if not places:
-            return
+            return []
         try:
-            yield places, self._computed(pixels, target)
+            pixels = np.stack([pixels for i in places if (pixels := photographs[i].pixels) is not None])
+            return [self._computed(pixels, [target[i] for i in places])]
         except MapError as error:
             if len(places) == 1:
                 errors[places[0]] = f"no finite map: {one_line(error)}"
-                return
-            for i in range(len(places)):
-                yield from self._columns(places[i : i + 1], pixels[i : i + 1], target[i : i + 1], errors)
+                return []
+            return [rows for i in places for rows in self._finite([i], photographs, target, errors)]
 
-    def _computed(self, pixels: np.ndarray, target: list[int | None]) -> dict[str, Any]:
-        raw_logits, explained, raw = self._drawn(pixels, target, self.plan.n_samples)
-        logits, chosen = raw_logits.double().cpu(), explained.cpu()[:, None]
-        seen = self.explainer.outputs or ("probabilities" if are_probabilities(raw_logits) else "logits")
-        probabilities = probabilities_of(logits, single=self.explainer.single, outputs=seen)
+    def _computed(self, pixels: np.ndarray, target: list[int | None]) -> pa.RecordBatch:
+        """Everything that the network says of photographs (N, H, W, 3) and classes: the columns of `computed`."""
+        drawn = self._drawn(pixels, target, self.plan.n_samples)
+        assert drawn.logits is not None
+        logits, chosen = drawn.logits.double().cpu(), drawn.target.cpu()[:, None]
+        seen = self.explainer.outputs or ("probabilities" if are_probabilities(drawn.logits) else "logits")
+        probabilities = probabilities_of(logits, single=drawn.single, outputs=seen)
         best = logits.topk(min(5, self.n_classes)).indices
         columns: dict[str, Any] = {
-            "class": chosen[:, 0].tolist(),
-            "label": [self._label(category) for category in chosen[:, 0].tolist()],
-            "logit": logits.gather(1, chosen)[:, 0].tolist(),
-            "probability": probabilities.gather(1, chosen)[:, 0].tolist(),
-            "top5": [
-                [{"class": c, "label": self._label(c), "probability": p} for c, p in zip(classes, values, strict=True)]
-                for classes, values in zip(best.tolist(), probabilities.gather(1, best).tolist(), strict=True)
-            ],
+            "class": chosen[:, 0].numpy(),
+            "label": self.labels.take(pa.array(chosen[:, 0].numpy())),
+            "logit": logits.gather(1, chosen)[:, 0].numpy(),
+            "probability": probabilities.gather(1, chosen)[:, 0].numpy(),
+            "top5": self._lists(best.numpy(), probabilities.gather(1, best).numpy()),
         }
-        for name, maps in raw.items():
+        for name, maps in drawn.raw.items():
             columns |= self._kept(name, maps.double())
-        return columns
+        return pa.record_batch(
+            [_array(columns[field.name], field.type) for field in self.computed], schema=self.computed
+        )
 
-    def _kept(self, name: str, raw: Tensor) -> dict[str, Any]:
+    @cached_property
+    def nothing(self) -> pa.RecordBatch:
+        """A row of the computed columns where nothing is computed: nulls, and maps of NaN; readers refuse tensors of null."""
+        columns = [
+            _array(np.full((1, *field.type.shape), np.nan, np.float16), field.type)
+            if isinstance(field.type, pa.FixedShapeTensorType)
+            else pa.nulls(1, field.type)
+            for field in self.computed
+        ]
+        return pa.record_batch(columns, schema=self.computed)
+
+    def _lists(self, categories: np.ndarray, probabilities: np.ndarray) -> pa.Array:
+        """Some classes of each photograph (N, K), as the column `top5`."""
+        count, length = categories.shape
+        flat = pa.array(categories.ravel(), pa.int32())
+        entries = [flat, self.labels.take(flat), pa.array(probabilities.ravel())]
+        offsets = pa.array(np.arange(0, (count + 1) * length, length), pa.int32())
+        return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(entries, fields=list(_CLASS.fields)))
+
+    def _kept(self, name: str, raw: Tensor) -> dict[str, np.ndarray]:
         """A map's columns: float16 (N, h, w) in [0, 1], and the raw map's low and high."""
         low, high = raw.amin(dim=(1, 2), keepdim=True), raw.amax(dim=(1, 2), keepdim=True)
         if self.plan.resolution == "full":
             kept = finish(raw, (self.plan.size, self.plan.size))
         else:
             kept = torch.where(high > low, (raw - low) / (high - low), 0.0)
-        return {
-            name: kept.to(torch.float16).cpu().numpy(),
-            f"{name}_low": low.flatten().tolist(),
-            f"{name}_high": high.flatten().tolist(),
-        }
+        ends = {f"{name}_low": low, f"{name}_high": high}
+        columns = {name: kept.to(torch.float16)} | {end: values.flatten() for end, values in ends.items()}
+        return {column: values.cpu().numpy() for column, values in columns.items()}
 
-    def _label(self, category: int) -> str:
-        return imagenet.label(category, self.n_classes, self.explainer.labels)
-
-    def _drawn(
-        self, pixels: np.ndarray, target: Sequence[int | None], n_samples: int
-    ) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    def _drawn(self, pixels: np.ndarray, target: Sequence[int | None], n_samples: int) -> Drawn:
         """Logits, the explained classes, and every method's raw maps."""
         plan = self.plan
-        drawn = self.explainer.compute(
+        return self.explainer.compute(
             pixels,
             target,
             plan.methods,
@@ -294,21 +344,26 @@ class Worker:
             seed=plan.seed,
             channels=plan.channels,
         )
-        assert drawn.logits is not None
-        return drawn.logits, drawn.target, drawn.raw
 
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns of a run."""
+    @cached_property
+    def computed(self) -> pa.Schema:
+        """The columns that are computed."""
         maps: list[tuple[str, pa.DataType]] = []
         for method, shape in self.shapes.items():
             maps.append((method, pa.fixed_shape_tensor(pa.float16(), shape)))
             maps += [(f"{method}_{end}", pa.float64()) for end in ("low", "high")]
-        return pa.schema([*_BEFORE, *maps, *_AFTER])
+        return pa.schema([*_EXPLAINED, *maps])
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The columns of a run."""
+        return pa.schema([*_BEFORE, *self.computed, *_AFTER])
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(values, pa.Array):
+        return values
     if isinstance(kind, pa.FixedShapeTensorType):
         storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values[0].size)
         return pa.ExtensionArray.from_storage(kind, storage)
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)
+    return pa.array(values, kind)

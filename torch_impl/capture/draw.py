@@ -34,6 +34,7 @@ class Drawn:
         no_gradient: method → bool (N,): whether every gradient that the map reads is 0; of maps that read some.
         logits: (N, classes), float32, or float64 for float64 inputs; None where the classes were given.
         stages: `method/quantity` → (N, …), where they were asked for: what the maps' functions kept.
+        single: whether the network has one output: see `score.Classifier`.
     """
 
     target: Tensor = field(repr=False)
@@ -41,6 +42,7 @@ class Drawn:
     no_gradient: Mapping[str, Tensor] = field(repr=False)
     logits: Tensor | None = field(default=None, repr=False)
     stages: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    single: bool = False
 
 
 GRADIENTS = frozenset(("gradients", "input_gradients"))
@@ -160,7 +162,7 @@ def draw(
         raw = {name: results[name].whole for name in names}
         flags = {name: pieces.whole for name, pieces in no_gradient.items()}
         kept = {name: pieces.whole for name, pieces in stages.items()}
-        return Drawn(results["target"].whole, raw, flags, logits, kept)
+        return Drawn(results["target"].whole, raw, flags, logits, kept, bool(capture.model.single))
 
 
 CHECKPOINTED = (

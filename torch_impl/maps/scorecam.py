@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from parity.contract.methods import FASTER_CHANNELS
-from torch_impl.arrays import Cams, FeatureMaps
+from torch_impl.arrays import Cams, FeatureMaps, Images
+from torch_impl.batching import Pieces
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.gradcam import class_activation_map
 from torch_impl.maps.postprocess import normalize, upsample
@@ -63,6 +64,12 @@ def masks_of(activations: Float[Tensor, "m h w"], size: tuple[int, int]) -> Floa
     return normalize(upsample(activations, size))
 
 
+def _seen_through(pictures: Images, activations: Float[Tensor, "N h w"]) -> Images:
+    """Preprocessed pictures, each times the mask of one feature map of it."""
+    size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
+    return pictures * masks_of(activations, size)[:, None].to(pictures.dtype)
+
+
 def _weighted(p: Pass, channels: Channels) -> Cams:
     """relu(Σ w·A) over some channels, w their probabilities rounded to float32, as the library rounds them."""
     if p.capture.model.single or p.capture.model.score is not None:
@@ -70,43 +77,36 @@ def _weighted(p: Pass, channels: Channels) -> Cams:
             "Score-CAM says nothing of a network with one output, or a score of one's own: it takes the softmax over the "
             "classes, which is 1 for every mask; choose another map"
         )
-    probabilities = _probabilities(p, channels)
+    chosen = torch.gather(p.activations, 1, channels[:, :, None, None].expand(-1, -1, *p.activations.shape[2:]))
+    probabilities = _probabilities(p, chosen)
     channel_weights = probabilities.float().to(probabilities.dtype)
     p.keep(scores=lambda: probabilities, weights=lambda: channel_weights)
-    chosen = torch.gather(p.activations, 1, channels[:, :, None, None].expand(-1, -1, *p.activations.shape[2:]))
     return class_activation_map(chosen, channel_weights, relu=p.options.relu)
 
 
-def _probabilities(p: Pass, channels: Channels) -> Float[Tensor, "N m"]:
-    """The explained class's probability for each mask. Constant feature maps give empty masks, and share one pass."""
-    flat = p.activations.flatten(2)
-    constant = torch.gather(flat.amax(dim=2) == flat.amin(dim=2), 1, channels)
-    probabilities = torch.zeros(channels.shape, dtype=at_least_fp32(p.inputs.dtype), device=p.inputs.device)
-    rows: list[tuple[int, int]] = [(row, -1) for row in range(len(channels)) if bool(constant[row].any())]
-    rows += [(row, place) for row, place in torch.nonzero(~constant).tolist()]
+def _probabilities(p: Pass, chosen: FeatureMaps) -> Float[Tensor, "N m"]:
+    """The explained class's probability seen through each feature map. Constant ones give empty masks, and share one pass.
 
-    def add(items: list[tuple[int, int]]) -> None:
-        of = [row for row, _ in items]
-        p.capture.attend(of)
-        logits = p.capture.logits_alone(torch.cat([_seen_through(p, channels, row, place) for row, place in items]))
-        target = p.target[of]
-        values = logits.to(probabilities.dtype).softmax(dim=1).gather(1, target[:, None])[:, 0]
-        for (row, place), value in zip(items, values, strict=True):
-            probabilities[row] = (
-                torch.where(constant[row], value, probabilities[row]) if place < 0 else probabilities[row]
-            )
-            if place >= 0:
-                probabilities[row, place] = value
+    Whatever a pass takes is on the device before the first one: nothing waits for the host in between.
+    """
+    device, wide = chosen.device, at_least_fp32(p.inputs.dtype)
+    flat = chosen.flatten(2)
+    constant = flat.amax(dim=2) == flat.amin(dim=2)
+    shown = torch.where(constant[:, :, None, None], 0, chosen)  # enlarged, a constant might not be one any more
+    first = constant.int().argmax(dim=1, keepdim=True)
+    stands_in = torch.where(constant, first, torch.arange(chosen.shape[1], device=device))
+    masks = [(row, place) for row, places in enumerate(stands_in.tolist()) for place in dict.fromkeys(places)]
+    rows = [row for row, _ in masks]
+    row, place = torch.tensor(masks, device=device).T
+    maps, target, seen = shown[row, place], p.target[row], Pieces(len(masks))
 
-    p.capture.in_batches(rows, len(rows), add, like=p.inputs, gradients=False)
-    return probabilities
+    def look(numbers: list[int]) -> None:
+        piece = slice(numbers[0], numbers[-1] + 1)
+        p.capture.attend(rows[piece])
+        logits = p.capture.logits_alone(_seen_through(p.inputs[row[piece]], maps[piece]))
+        seen.put(numbers, logits.to(wide).softmax(dim=1).gather(1, target[piece, None])[:, 0])
 
-
-def _seen_through(p: Pass, channels: Channels, row: int, place: int) -> Float[Tensor, "1 C H W"]:
-    """A picture (1, C, H, W) times the mask of one of its channels; place −1: an empty mask."""
-    picture = p.inputs[row : row + 1]
-    if place < 0:
-        return torch.zeros_like(picture)
-    size = (int(picture.shape[-2]), int(picture.shape[-1]))
-    channel = int(channels[row, place])
-    return picture * masks_of(p.activations[row, channel : channel + 1], size).to(picture.dtype)
+    p.capture.in_batches(range(len(masks)), len(masks), look, like=p.inputs, gradients=False)
+    number = torch.zeros_like(stands_in)
+    number[row, place] = torch.arange(len(masks), device=device)
+    return seen.whole[number.gather(1, stands_in)]

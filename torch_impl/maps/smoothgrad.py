@@ -42,8 +42,8 @@ def smoothgrad(p: Pass) -> Maps:
     def add(copies: list[tuple[int, Unit]]) -> None:
         runs = [(row, [unit for _, unit in run]) for row, run in groupby(copies, key=itemgetter(0))]
         noisy = torch.cat([p.inputs[row] + scaled(units, sigma[row], p.inputs) for row, units in runs])
-        if p.inputs.is_contiguous(memory_format=torch.channels_last):
-            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        last = p.inputs.is_contiguous(memory_format=torch.channels_last)
+        noisy = noisy.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         target = torch.cat([p.target[row].expand(len(units)) for row, units in runs])
         p.capture.attend([row for row, _ in copies])
         gradients = p.capture.input_gradients(noisy, target).abs()

@@ -1,0 +1,1 @@
+"""How far maps agree with the network that they explain: measured by taking away what they point at."""
