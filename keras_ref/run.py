@@ -15,14 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keras_ref import KerasRefError, keras_files, model, photographs
+from keras_ref import KerasRefError, model, photographs
+from keras_ref import subject as subjects
+from keras_ref.exact import NUDGE, exact_formulas, moved
 from keras_ref.maps import MAPS
-from keras_ref.passes import Models, Pass, linear_models, pass_through
-from parity.contract import classes
-from parity.contract.artifact import Artifact, JobSettings, Photograph, Weights
-from parity.contract.layers import LayerTable
-from parity.contract.methods import METHODS, Options
-from parity.contract.network import Network, from_source
+from keras_ref.passes import Models, Pass, Stages, pass_through
+from parity.contract.artifact import Artifact, JobSettings, Photograph
+from parity.contract.methods import METHODS
 from parity.contract.recorder import Recorder, merge
 
 
@@ -33,10 +32,12 @@ class Result:
     Attributes:
         artifact: every stage.
         finals: method → tf-keras-vis's own map of each photograph, (H, W), whole, for figures.
+        tensors: canonical, of a model that `--export` may write.
     """
 
     artifact: Artifact
     finals: dict[str, list[np.ndarray]]
+    tensors: dict[str, np.ndarray] | None = None
 
 
 def both_precisions(options: argparse.Namespace) -> Result:
@@ -51,7 +52,7 @@ def both_precisions(options: argparse.Namespace) -> Result:
     single = _in_child(options, "fp32")
     # Both must explain the same class, also where rounding decides which is top-1.
     asked = argparse.Namespace(**{**vars(options), "classes": single.artifact.classes})
-    return Result(merge(single.artifact, _in_child(asked, "fp64").artifact), single.finals)
+    return Result(merge(single.artifact, _in_child(asked, "fp64").artifact), single.finals, single.tensors)
 
 
 def _in_child(options: argparse.Namespace, precision: str) -> Result:
@@ -82,33 +83,35 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         KerasRefError, WeightsError, ClassError: whatever prevents an answer.
     """
     started = time.perf_counter()
-    network = _network(options, precision)
-    table, weights, kind = network.table, Weights.of(network), options.input or network.input
+    subject = subjects.of(options, precision)
+    settings, channels = subject.settings, subject.table.input_shape[2]
     if options.pixels:
-        pictures = photographs.given(options.pixels, options.photographs, table.size)
+        pictures = photographs.given(options.pixels, options.photographs, subject.pictures)
     else:
-        pictures = photographs.by_keras(options.photographs, table.size)
-    asked = _classes(options, len(pictures), table)
-    models = _models(network, photographs.preprocessed(pictures[0].pixels, kind))
-    del network  # 0.5 GB that are in Keras now
-    settings = _settings(options, kind)
-    recorder = Recorder(weights, settings, np.stack([picture.pixels for picture in pictures]))
+        pictures = photographs.by_keras(options.photographs, subject.pictures, channels)
+    asked = subject.classes_of(options, len(pictures))
+    pixels = np.stack([subject.cropped(picture.pixels) for picture in pictures])
+    models = subject.models(subject.preprocess(pixels[0]), pixels[0])
+    recorder = Recorder(subject.weights, settings, pixels)
     seconds = {f"{precision}/setup": time.perf_counter() - started}
     rows: list[Photograph] = []
-    remarks: list[str] = []
+    remarks = list(subject.warnings)
+    moves: dict[str, float] = {}
     finals: dict[str, list[np.ndarray]] = {method: [] for method in settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
-        with _timed(seconds, f"{precision}/layers"):
-            p = pass_through(models, photographs.preprocessed(picture.pixels, kind), asked[i], settings.options)
-        stages = p.shared | _maps(p, settings.methods, precision, seconds)
+        inputs = subject.preprocess(pixels[i])
+        p, stages = _stages(models, inputs, asked[i], settings, precision, seconds)
         for stage, array in stages.items():
             recorder.add(precision, i, stage, array)
         for method in settings.methods:  # the last of a map's quantities is what tf-keras-vis itself returns
             finals[method].append(stages[f"{method}/{METHODS[method].quantities[-1].name}"])
-        label = classes.label(p.class_index, table.classes)
+        label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
+        if subject.tensors is not None and precision == "fp64":
+            for stage, move in _moves(recorder, models, p, stages, settings, seconds).items():
+                moves[stage] = max(move, moves.get(stage, 0.0))
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
@@ -116,8 +119,9 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         flags=model.flags(),
         warnings=remarks,
         seconds=seconds,
+        moves=moves,
     )
-    return Result(artifact, finals)
+    return Result(artifact, finals, subject.tensors if options.export else None)
 
 
 def progress(options: argparse.Namespace, text: str) -> None:
@@ -126,48 +130,35 @@ def progress(options: argparse.Namespace, text: str) -> None:
         print(f"keras_ref: {text}", file=sys.stderr)
 
 
-def _network(options: argparse.Namespace, precision: str) -> Network:
-    """The network asked for, and the frameworks loaded."""
-    network = from_source(options.weights)  # most mistakes are seen before TensorFlow takes its four seconds
-    if network is None:
-        keras_files.check_kind(options.weights)
-    elif options.photographs:
-        _classes(options, len(options.photographs), network.table)
-    model.load_frameworks(precision)
-    return network or keras_files.from_keras_file(options.weights)
-
-
-def _models(network: Network, probe: np.ndarray) -> Models:
-    keras_model = model.build(network.table)
-    model.load(keras_model, network)
-    return linear_models(keras_model, network.table, probe)
-
-
-def _classes(options: argparse.Namespace, n_photographs: int, table: LayerTable) -> list[int | None]:
-    """The classes asked for; None, the top-1 prediction, where none was."""
-    if options.classes is None:
-        return [None] * n_photographs
-    return list(classes.per_photograph(options.classes, n_photographs, table.classes))
-
-
-def _settings(options: argparse.Namespace, kind: str) -> JobSettings:
-    return JobSettings(
-        methods=options.methods,
-        options=Options(options.samples, options.noise, options.seed, options.channels),
-        input=kind,
-        resize=options.resize,
-        pixels="given" if options.pixels else "keras_ref",
-        sample=options.keep,
-    )
-
-
-def _maps(p: Pass, methods: tuple[str, ...], precision: str, seconds: dict[str, float]) -> dict[str, np.ndarray]:
-    """Every map's own stages, and in `seconds` what each took."""
-    stages: dict[str, np.ndarray] = {}
-    for method in methods:
+def _stages(
+    models: Models,
+    inputs: np.ndarray,
+    class_index: int | None,
+    settings: JobSettings,
+    precision: str,
+    seconds: dict[str, float],
+) -> tuple[Pass, Stages]:
+    """One photograph forward and back, and every map; in `seconds` what each took."""
+    with _timed(seconds, f"{precision}/layers"):
+        p = pass_through(models, inputs, class_index, settings.options)
+    stages = dict(p.shared)
+    for method in settings.methods:
         with _timed(seconds, f"{precision}/{method}"):
             stages |= MAPS[method](p)
-    return stages
+    return p, stages
+
+
+def _moves(
+    recorder: Recorder, models: Models, p: Pass, stages: Stages, settings: JobSettings, seconds: dict[str, float]
+) -> dict[str, float]:
+    """How far the values that are kept of one photograph are off or move in float64: see `exact`."""
+    kept = {stage.name: stage.take(stages[stage.name][None]) for stage in recorder.stages if stage.name in stages}
+    inputs, class_index = p.inputs, p.class_index
+    stages.clear()  # as large as what comes now
+    p.shared.clear()
+    with exact_formulas():
+        _, again = _stages(models, inputs * NUDGE, class_index, settings, "moves", seconds)
+    return moved(kept, {stage.name: stage.take(again[stage.name][None]) for stage in recorder.stages if stage.name in kept})
 
 
 @contextlib.contextmanager
