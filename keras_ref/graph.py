@@ -162,7 +162,7 @@ class Flattener:
         else:
             outputs = keras.tree.flatten(made(given if len(given) > 1 else given[0]))
         name = self._row_name(prefix + operation.name)
-        made.name = first
+        made.name = keras_name(first)
         kind, config = _operation(node, made) if not isinstance(operation, keras.Layer) else kind_of(made)
         if len(outputs) == 1:
             self._row(name, first, kind, config, given, outputs[0], made)
@@ -247,7 +247,7 @@ class Flattener:
             kernel, point, *bias = layer.get_weights()
             depthwise.set_weights([np.float32(kernel)])
             pointwise.set_weights([np.float32(point[0, 0]), *map(np.float32, bias)])
-            depthwise.name, pointwise.name = first_name, name
+            depthwise.name, pointwise.name = keras_name(first_name), keras_name(name)
         one, two = separable_tensors(layer) if not shared else ({}, {})
         more = {"shared_with": first_name} if shared else {}
         _, config = kind_of(depthwise)
@@ -330,6 +330,11 @@ class Flattener:
             row.keras_layer.activation = keras.activations.linear
             row.layer = replace(row.layer, config={**row.layer.config, "activation": "linear"})
         return output
+
+
+def keras_name(row_name: str) -> str:
+    """A row's name as Keras takes it, which has no slash."""
+    return row_name.replace("/", ".")
 
 
 def as_function(model: Any, inputs: list[Any] | None = None) -> Any:

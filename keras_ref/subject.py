@@ -131,7 +131,7 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     random = None if seed is None else np.random.RandomState(seed)
     flat = Flattener(shape, random, floatx).flatten(function)
     layers = tuple(row.layer for row in flat.rows)
-    target, cam_options, warnings = choose(flat.model, layers, options.target_layer)
+    target, cam_options, warnings = choose(flat, options.target_layer)
     table = LayerTable(layers, target)
     if len(layers[-1].shape) != 1:
         raise KerasRefError(f"--model: its output has the shape {layers[-1].shape}, expected (classes,)")

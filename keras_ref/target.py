@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_ref import KerasRefError
+from keras_ref.graph import Flat, keras_name
 from parity.contract.layers import Layer
 
 CamOptions = dict[str, Any]
@@ -16,25 +17,25 @@ LAST: CamOptions = {"penultimate_layer": -1}
 """The lab's own call: the last convolution, which may be linear, 1×1 or one branch of several."""
 
 
-def choose(model: Any, layers: Sequence[Layer], asked: str | None) -> tuple[str, CamOptions, tuple[str, ...]]:
+def choose(flat: Flat, asked: str | None) -> tuple[str, CamOptions, tuple[str, ...]]:
     """The target layer's name, how tf-keras-vis is told of it, and warnings.
 
     Args:
-        model: flat, of Keras.
-        layers: its rows.
+        flat: the network.
         asked: the layer that the user named, or None.
 
     Raises:
         KerasRefError: there is none, or it has no feature maps.
     """
+    layers = [row.layer for row in flat.rows]
     better = _best(layers)
     suggestion = f"--target-layer {better}" if better else "a convolutional network"
     if asked is None:
-        name = _last_convolution(model)
-        if name is None:
+        last = _last_convolution(flat.model)
+        if last is None:
             raise KerasRefError(f"--model: tf-keras-vis finds no convolution in it: give {suggestion}")
-        layer = next(layer for layer in layers if layer.name == name)
-        doubts = _doubts(layer, layers)
+        layer = next(row.layer for row in flat.rows if row.keras_layer is last)
+        name, doubts = layer.name, _doubts(layer, layers)
         chosen = f"target layer {name}, as tf-keras-vis chooses"
         if doubts and better not in (None, name):
             return name, LAST, (f"{chosen}: it is {', '.join(doubts)}; {suggestion} is the better one",)
@@ -42,7 +43,7 @@ def choose(model: Any, layers: Sequence[Layer], asked: str | None) -> tuple[str,
     layer = _named(asked, layers)
     if len(layer.shape) != 3 or layer is layers[-1] or not layer.compared or layer.kind == "input" or ":" in asked:
         raise KerasRefError(f"--target-layer {asked}: it has no feature maps of its own to read: give {suggestion}")
-    return asked, {"penultimate_layer": asked, "seek_penultimate_conv_layer": False}, ()
+    return asked, {"penultimate_layer": keras_name(asked), "seek_penultimate_conv_layer": False}, ()
 
 
 def _named(name: str, layers: Sequence[Layer]) -> Layer:
@@ -54,13 +55,12 @@ def _named(name: str, layers: Sequence[Layer]) -> Layer:
     raise KerasRefError(f"--target-layer {name}: no such layer; nearest: {nearest}")
 
 
-def _last_convolution(model: Any) -> str | None:
-    """What `penultimate_layer=-1` finds."""
+def _last_convolution(model: Any) -> Any:
+    """The Keras layer that `penultimate_layer=-1` finds; None: there is none."""
     from tf_keras_vis.utils import find_layer
     from tf_keras_vis.utils.model_modifiers import Conv
 
-    layer = find_layer(model, lambda candidate: isinstance(candidate, Conv), offset=model.layers[-1])
-    return None if layer is None else str(layer.name)
+    return find_layer(model, lambda layer: isinstance(layer, Conv), offset=model.layers[-1])
 
 
 def _passed_by_all(layers: Sequence[Layer]) -> list[Layer]:
