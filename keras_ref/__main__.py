@@ -172,6 +172,8 @@ def _draw(folder: Path, result: run.Result) -> None:
 def _report(options: Namespace, result: run.Result, seconds: float) -> None:
     artifact, megabytes = result.artifact, os.path.getsize(options.out) / 1e6
     print(f"weights: {artifact.weights.source} (fingerprint {artifact.weights.fingerprint[:16]})")
+    if options.model:
+        print(f"target layer: {artifact.table.target}, of {len(artifact.table.layers)}")
     for photograph in artifact.photographs:
         print(f"{photograph.name!r}: class {photograph.class_index}, {photograph.label}")
     for line in artifact.warnings:

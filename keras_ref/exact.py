@@ -16,6 +16,10 @@ NUDGE = 1 + 1e-14
 """Times which the inputs are computed once more: what moves then by more is not known better than that."""
 
 
+FLAT = 1e-6
+"""A stage whose range is below this fraction of its largest value is constant, but for rounding: that fraction is its range."""
+
+
 @contextlib.contextmanager
 def exact_formulas() -> Iterator[None]:
     """gelu, leaky ReLU, Rescaling and Normalization with constants of the type that they compute in."""
@@ -50,7 +54,7 @@ def moved(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> 
     moves: dict[str, float] = {}
     for name, values in first.items():
         a, b = np.float64(values), np.float64(second[name])
-        span = float(np.ptp(a)) or float(np.abs(a).max())
+        span = max(float(np.ptp(a)), FLAT * float(np.abs(a).max()))
         with np.errstate(all="ignore"):
             distance = float(np.abs(a - b).max()) / span if span > 0 else 0.0
         if 0 < distance < math.inf:

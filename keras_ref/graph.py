@@ -72,11 +72,13 @@ class Flat:
         model: of Keras, one input and one output, linear.
         rows: in the order of the computation; the last gives the logits.
         front: what was left out at the input.
+        ended: the activation that was left out at the output: `softmax`, or "".
     """
 
     model: Any
     rows: list[Row]
     front: Front
+    ended: str
 
 
 class _Leading:
@@ -94,9 +96,11 @@ class Flattener:
         self._counts: dict[str, int] = {}
         self._names: dict[int, str] = {}  # of the row that gave a tensor
         self._flattened: dict[str, tuple[int, ...]] = {}
+        self._functions: dict[int, Any] = {}  # operation → the functional model that it is, or None
         self._filled: set[str] = set()  # names of layers that have their weights
         self._leading: Any = _Leading()
         self._start: Any = None
+        self._ended = ""
 
     def flatten(self, model: Any) -> Flat:
         """The flat model.
@@ -113,7 +117,7 @@ class Flattener:
             raise KerasRefError("--model: it has no layers but preprocessing")
         output = self._linear(output)
         flat = keras.Model(self._start, output)
-        return Flat(flat, self.rows, self.front)
+        return Flat(flat, self.rows, self.front, self._ended)
 
     def _walk(self, function: Any, inputs: list[Any], prefix: str) -> list[Any]:
         """Compute a functional model's outputs from these inputs."""
@@ -131,7 +135,7 @@ class Flattener:
                 if alone and self._absorbed(node.operation, prefix):
                     values[id(node.output_tensors[0])] = self._leading
                     continue
-                inner = as_function(node.operation, tensors)
+                inner = self._function(node.operation, tensors)
                 if not (alone and inner):
                     self._begin()
             elif any(values[id(tensor)] is self._leading for tensor in tensors):
@@ -141,6 +145,12 @@ class Flattener:
             values.update({id(tensor): value for tensor, value in zip(node.output_tensors, outputs, strict=True)})
         return [values[id(tensor)] for tensor in function._outputs]
 
+    def _function(self, operation: Any, tensors: list[Any]) -> Any:
+        """See `as_function`; asked once for each."""
+        if id(operation) not in self._functions:
+            self._functions[id(operation)] = as_function(operation, tensors)
+        return self._functions[id(operation)]
+
     def _node(self, node: Any, tensors: list[Any], given: list[Any], prefix: str) -> list[Any]:
         """The outputs of one call of one layer, operation or model."""
         import keras
@@ -148,7 +158,7 @@ class Flattener:
         operation = node.operation
         if node.arguments.kwargs.get("training"):
             raise KerasRefError(f"--model: layer {prefix}{operation.name} is called with training=True: its output is random")
-        if (inner := as_function(operation, tensors)) is not None and len(inner._inputs) == len(given):
+        if (inner := self._function(operation, tensors)) is not None and len(inner._inputs) == len(given):
             return self._walk(inner, given, f"{prefix}{operation.name}/")
         if type(operation).__name__ == "SeparableConv2D":
             return [self._separable(operation, given[0], prefix + operation.name)]
@@ -322,6 +332,7 @@ class Flattener:
             behind -= 1
         row = self.rows[behind]
         if row.layer.config.get("activation") in PROBABILITIES:
+            self._ended = row.layer.config["activation"]
             if row.layer.kind == "activation" and behind == len(self.rows) - 1:
                 del self.rows[behind]
                 return self.rows[-1].output
@@ -409,8 +420,8 @@ def _random(generator: np.random.RandomState, layer: Any, variable: Any) -> np.n
     """Random weights and batch statistics: fresh ones hide a wrong epsilon or a missing bias."""
     name, shape = variable.path.rsplit("/", 1)[-1], tuple(variable.shape)
     if name in ("gamma", "moving_variance"):
-        return generator.uniform(0.7, 1.3, shape)
+        return generator.uniform(0.7, 1.3, shape).astype(np.float32)
     if name in ("beta", "moving_mean", "bias"):
-        return generator.normal(0, 0.1, shape)
+        return generator.normal(0, 0.1, shape).astype(np.float32)
     fan = shape[0] * shape[1] if "depthwise" in name or type(layer).__name__ == "DepthwiseConv2D" else np.prod(shape[:-1])
-    return generator.normal(0, np.sqrt(1.6 / fan), shape)
+    return generator.normal(0, np.sqrt(1.6 / fan), shape).astype(np.float32)

@@ -53,7 +53,7 @@ def canonical_tensors(kind: str, layer: Any, flattened: tuple[int, ...] | None) 
     tensors: dict[str, np.ndarray] = {}
     for variable in layer.weights:
         own = variable.path.rsplit("/", 1)[-1]
-        role = ROLES.get(own, own)
+        role = "weight" if len(layer.weights) == 1 else ROLES.get(own, own)
         if role in tensors:
             role = variable.path.replace("/", ".")
         tensors[role] = _canonical(kind, role, np.asarray(variable, np.float32), flattened)

@@ -91,7 +91,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         pictures = photographs.by_keras(options.photographs, subject.pictures, channels)
     asked = subject.classes_of(options, len(pictures))
     pixels = np.stack([subject.cropped(picture.pixels) for picture in pictures])
-    models = subject.models(subject.preprocess(pixels[0]), pixels[0])
+    models = subject.models(subject.preprocess(pixels[0]), pictures[0].pixels)
     recorder = Recorder(subject.weights, settings, pixels)
     seconds = {f"{precision}/setup": time.perf_counter() - started}
     rows: list[Photograph] = []
@@ -109,7 +109,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
-        if subject.tensors is not None and precision == "fp64":
+        if subject.any_model and precision == "fp64":
             for stage, move in _moves(recorder, models, p, stages, settings, seconds).items():
                 moves[stage] = max(move, moves.get(stage, 0.0))
     artifact = recorder.artifact(
@@ -121,7 +121,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         seconds=seconds,
         moves=moves,
     )
-    return Result(artifact, finals, subject.tensors if options.export else None)
+    return Result(artifact, finals, subject.tensors)
 
 
 def progress(options: argparse.Namespace, text: str) -> None:

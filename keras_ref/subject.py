@@ -27,8 +27,8 @@ KINDS = {"caffe": "caffe", "tf": "tf", "torch": "torchvision", "none": "none"}
 
 Preprocess = Callable[[np.ndarray], np.ndarray]
 
-AGREEMENT = 1e-3
-"""Absolute, between the probabilities of the user's model and those of the flat one: another network is further off."""
+AGREEMENT = 2e-2
+"""Between the outputs of the user's model, which may be of half precision, and of the flat one, of the largest."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Subject:
         pictures: (H, W) of the photographs.
         corner: (top, left) of what the network's own cropping leaves of them.
         preprocess: uint8 (H, W, 3) → inputs (1, H, W, C), in the precision of the process.
-        models: probe (inputs of one photograph), its pixels → the network in Keras.
+        models: inputs of one photograph, on which they are checked, and its (H, W, 3) → the network in Keras.
         labels: of the classes, or ().
         warnings: for every reader.
-        tensors: canonical, for `--export`; none of VGG16 by name.
+        tensors: canonical, for `--export`.
+        any_model: whether it came by `--model`.
     """
 
     table: LayerTable
@@ -58,11 +59,12 @@ class Subject:
     labels: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     tensors: dict[str, np.ndarray] | None = None
+    any_model: bool = False
 
     @property
     def n_classes(self) -> int:
         """How many may be explained: a model of one output has two, it and its negative."""
-        return 2 if self.tensors is not None and self.table.classes == 1 else self.table.classes
+        return 2 if self.any_model and self.table.classes == 1 else self.table.classes
 
     def cropped(self, pixels: np.ndarray) -> np.ndarray:
         """The part of (H, W, 3) that the network sees."""
@@ -122,8 +124,9 @@ def _check_classes(options: argparse.Namespace, table: LayerTable) -> None:
 
 
 def _any_model(options: argparse.Namespace, precision: str) -> Subject:
-    models.check(options.model, options.weights)
     model.load_frameworks(precision)
+    import keras
+
     floatx = model.FLOATX[precision]
     original = models.load(options.model, options.weights, trust=options.trust)
     function, shape = models.functional(original, options.size)
@@ -131,34 +134,63 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     random = None if seed is None else np.random.RandomState(seed)
     flat = Flattener(shape, random, floatx).flatten(function)
     layers = tuple(row.layer for row in flat.rows)
+    front = flat.front
     target, cam_options, warnings = choose(flat, options.target_layer)
     table = LayerTable(layers, target)
     if len(layers[-1].shape) != 1:
         raise KerasRefError(f"--model: its output has the shape {layers[-1].shape}, expected (classes,)")
-    kind, preprocess = _preprocessing(options, flat.front, floatx)
+    kind, prepare = _preprocessing(options, front, floatx)
     tensors = {f"{row.layer.name}.{what}": array for row in flat.rows for what, array in row.tensors.items()}
     n_classes = max(2, table.classes)
     labels = _labels(options, n_classes)
-    scale, offset = _affine(flat.front)
+    scale, offset = _affine(front)
     settings = _settings(options, kind, options.keep or (SMALL_SAMPLE if len(layers) > MANY else SAMPLE), labels)
     settings = JobSettings(**{**vars(settings), "scale": scale, "offset": offset})
 
-    def built(probe: np.ndarray, pixels: np.ndarray) -> Models:
-        return _checked_models(function, flat, table, cam_options, probe)
+    kept = [function]  # let go once it is seen to be the same network
+
+    def built(probe: np.ndarray, picture: np.ndarray) -> Models:
+        _check_same(kept.pop(), flat, prepare(picture), probe)
+        hidden = [row.output for row in flat.rows if row.layer in table.hidden]
+        layered = keras.Model(flat.model.inputs, [*hidden, *flat.model.outputs])
+        return Models(flat.model, layered, table, cam_options, binary=table.classes == 1)
 
     source = options.model + (f" --weights {options.weights}" if options.weights else "")
     weights = _weights(source, kind, table, tensors)
-    corner, pictures = flat.front.corner, flat.front.pictures
-    warnings = (*_front_remarks(flat.front), *warnings)
-    return Subject(table, weights, settings, pictures, corner, preprocess, built, labels, warnings, tensors)
+
+    def preprocess(pixels: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(front.scale * np.float64(prepare(pixels)) + front.offset, floatx)
+
+    for row in flat.rows:
+        row.tensors = {}
+    exported = tensors if options.export and precision != "fp64" else None
+    warnings = (*_front_remarks(front), *warnings)
+    return Subject(
+        table, weights, settings, front.pictures, front.corner, preprocess, built, labels, warnings, exported, any_model=True
+    )
 
 
-def _checked_models(function: Any, flat: Flat, table: LayerTable, cam_options: dict[str, Any], probe: np.ndarray) -> Models:
-    """Both views of the flat model, once it is seen to be the user's."""
+def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray) -> None:
+    """Whether the flat model is the user's.
+
+    Args:
+        original: the user's, functional.
+        flat: what is explained.
+        given: what the original reads.
+        inputs: what the flat model reads.
+
+    Raises:
+        KerasRefError: they differ, or give what is no number.
+    """
     import keras
 
-    hidden = [row.output for row in flat.rows if row.layer in table.hidden]
-    return Models(flat.model, keras.Model(flat.model.inputs, [*hidden, flat.rows[-1].output]), table, cam_options, table.classes == 1)
+    before = np.asarray(original(given, training=False), np.float64)
+    logits = flat.model(inputs, training=False)
+    if not (np.isfinite(before).all() and np.isfinite(np.asarray(logits)).all()):
+        raise KerasRefError("--model: its output holds NaN or infinity")
+    after = np.asarray(getattr(keras.ops, flat.ended)(logits) if flat.ended else logits, np.float64)
+    if not np.abs(before - after).max() <= AGREEMENT * max(1.0, np.abs(before).max()):
+        raise KerasRefError("--model: made again layer by layer it gives another output: report it, with the model's summary")
 
 
 def _weights(source: str, kind: str, table: LayerTable, tensors: dict[str, np.ndarray]) -> Weights:
@@ -178,19 +210,17 @@ def _preprocessing(options: argparse.Namespace, front: Front, floatx: str) -> tu
     if own is None and channels != 3 and (channels != 1 or asked in ("caffe", "torch")):
         raise KerasRefError(f"--preprocess {asked}: the model has {channels} channels: give package.module:function")
 
-    def preprocess(pixels: np.ndarray) -> np.ndarray:
+    def prepare(pixels: np.ndarray) -> np.ndarray:
         if own is not None:
-            inputs = _by_own(own, asked, pixels, front.shape)
-        else:
-            inputs = photographs.preprocessed(pixels.astype(np.float64), KINDS[asked])[..., :channels]
-        if front.layers:
-            inputs = front.scale * np.float64(inputs) + front.offset
-        return np.ascontiguousarray(inputs, floatx)
+            return _by_own(own, asked, pixels, channels)
+        exact = pixels.astype(np.float64) if front.layers else pixels  # else as Keras does it
+        return photographs.preprocessed(exact, KINDS[asked])[..., :channels]
 
-    return (OWN_INPUT if own else KINDS[asked]), preprocess
+    return (OWN_INPUT if own else KINDS[asked]), prepare
 
 
-def _by_own(function: Preprocess, name: str, pixels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _by_own(function: Preprocess, name: str, pixels: np.ndarray, channels: int) -> np.ndarray:
+    shape = (*pixels.shape[:2], channels)
     try:
         inputs = np.asarray(function(pixels[None].copy()))
     except Exception as error:  # whatever the user's code raises

@@ -36,10 +36,10 @@ def choose(flat: Flat, asked: str | None) -> tuple[str, CamOptions, tuple[str, .
             raise KerasRefError(f"--model: tf-keras-vis finds no convolution in it: give {suggestion}")
         layer = next(row.layer for row in flat.rows if row.keras_layer is last)
         name, doubts = layer.name, _doubts(layer, layers)
-        chosen = f"target layer {name}, as tf-keras-vis chooses"
         if doubts and better not in (None, name):
-            return name, LAST, (f"{chosen}: it is {', '.join(doubts)}; {suggestion} is the better one",)
-        return name, LAST, (chosen,)
+            warning = f"target layer {name}, as tf-keras-vis chooses: it is {', '.join(doubts)}; {suggestion} is the better one"
+            return name, LAST, (warning,)
+        return name, LAST, ()
     layer = _named(asked, layers)
     if len(layer.shape) != 3 or layer is layers[-1] or not layer.compared or layer.kind == "input" or ":" in asked:
         raise KerasRefError(f"--target-layer {asked}: it has no feature maps of its own to read: give {suggestion}")
