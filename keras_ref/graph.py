@@ -164,13 +164,17 @@ class Flattener:
             return [self._separable(operation, given[0], prefix + operation.name)]
         made, first = self._again(operation, tensors, prefix + operation.name, node)
         arguments = dict(zip(map(id, tensors), given, strict=True))
-        if isinstance(operation, keras.Layer):
-            args, kwargs = node.arguments.fill_in(arguments)
-            kwargs.pop("training", None)
-            outputs = keras.tree.flatten(made(*args, **kwargs))
-            self._fill(operation, made, first)
-        else:
-            outputs = keras.tree.flatten(made(given if len(given) > 1 else given[0]))
+        try:
+            if isinstance(operation, keras.Layer):
+                args, kwargs = node.arguments.fill_in(arguments)
+                kwargs.pop("training", None)
+                outputs = keras.tree.flatten(made(*args, **kwargs))
+                self._fill(operation, made, first)
+            else:
+                outputs = keras.tree.flatten(made(given if len(given) > 1 else given[0]))
+        except Exception as error:  # whatever a layer's own code raises
+            said = one_line(error, 200)
+            raise KerasRefError(f"--model: layer {prefix}{operation.name} cannot be called ({said})") from None
         name = self._row_name(prefix + operation.name)
         made.name = keras_name(first)
         kind, config = _operation(node, made) if not isinstance(operation, keras.Layer) else kind_of(made)
@@ -377,6 +381,8 @@ def _made_again(layer: Any, floatx: str) -> Any:
     """The same layer in another number format."""
     import keras
 
+    if type(layer).__name__ == "Lambda":
+        return keras.layers.Lambda(layer.function, arguments=layer.arguments, dtype=floatx)
     try:
         own = {f.__name__: f for f in vars(layer).values() if inspect.isfunction(f)}
         with keras.saving.custom_object_scope(own):

@@ -15,6 +15,7 @@ from keras_ref import KerasRefError
 from keras_ref.graph import as_function
 from parity.contract.lookup import lookup
 from parity.contract.text import one_line
+from parity.contract.vgg import STANDARD_SIZE
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -68,7 +69,6 @@ def load(name: str, weights: str | None, *, trust: bool) -> Any:
     import keras
 
     model = _from_file(name, trust=trust) if is_file(name) else _from_function(name, weights)
-    keras.config.enable_unsafe_deserialization()  # what is there has been let in: its layers are made once more
     if not isinstance(model, keras.Model):
         raise KerasRefError(f"--model {name!r}: gave {type(model).__name__}, expected a Keras model")
     return model
@@ -85,9 +85,10 @@ def _from_file(path: str, *, trust: bool) -> Any:
             raise KerasRefError(
                 f"--model {path!r}: it holds a Lambda layer, which is code that would run here: give --trust if it is yours"
             ) from None
-        if "could not be located" in said.lower() or "unknown layer" in said.lower() or "not locate" in said.lower():
+        if unknown := re.search(r"(?:locate class|Unknown layer:?) '([^']{1,100})'", str(error)):
             raise KerasRefError(
-                f"--model {path!r}: a class of its own is not known here ({said}): give package.module:function that loads it"
+                f"--model {path!r}: its class {unknown[1]} is not known here: give package.module:function, of a module "
+                "that defines the class and returns the loaded model"
             ) from None
         raise KerasRefError(f"--model {path!r}: Keras does not load it ({said})") from None
 
@@ -111,11 +112,12 @@ def _from_function(name: str, weights: str | None) -> Any:
         keras.config.set_image_data_format("channels_last")
 
 
-def functional(model: Any, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int, int]]:
+def functional(model: Any, name: str, size: tuple[int, int] | None) -> tuple[Any, tuple[int, int, int]]:
     """A model as a functional one, and the shape of its input.
 
     Args:
         model: of any make.
+        name: as `--model` has it: those of `keras.applications` are made for 224×224 where they leave it open.
         size: (H, W), where the user gave them.
 
     Raises:
@@ -145,7 +147,10 @@ def functional(model: Any, size: tuple[int, int] | None) -> tuple[Any, tuple[int
     said = shape[1:3]
     if None not in said and size not in (None, said):
         raise KerasRefError(f"--size {size[0]}x{size[1]}: the model is made for {said[0]}x{said[1]}")  # type: ignore[index]
-    height, width = said if None not in said else _given(size)
+    if None in said:
+        usual = (STANDARD_SIZE, STANDARD_SIZE) if name.startswith(APPLICATIONS) else None
+        said = _given(size or usual)
+    height, width = said
     return function, (int(height), int(width), int(shape[3] or 3))
 
 

@@ -32,7 +32,10 @@ def kind_of(layer: Any) -> tuple[str, Config]:
     name = type(layer).__name__
     if name in KINDS:
         kind, read = KINDS[name]
-        return kind, read(layer)
+        config = read(layer)
+        if kind == "conv" and config["groups"] > 1 and config["groups"] == layer.input_spec.axes[-1]:
+            return "depthwise", {**config, "groups": 1, "multiplier": layer.filters // config["groups"]}
+        return kind, config
     if name in MERGES:
         return name.lower(), {}
     if "Dropout" in name or name == "StochasticDepth":

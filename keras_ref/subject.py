@@ -129,7 +129,7 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
 
     floatx = model.FLOATX[precision]
     original = models.load(options.model, options.weights, trust=options.trust)
-    function, shape = models.functional(original, options.size)
+    function, shape = models.functional(original, options.model, options.size)
     seed = models.seed_of(options.weights)
     random = None if seed is None else np.random.RandomState(seed)
     flat = Flattener(shape, random, floatx).flatten(function)
@@ -251,7 +251,10 @@ def _labels(options: argparse.Namespace, n_classes: int) -> tuple[str, ...]:
     """The lines of `--labels`, one for each class."""
     if not options.labels:
         return ()
-    labels = tuple(Path(options.labels).read_text(encoding="utf-8").splitlines())
+    try:
+        labels = tuple(Path(options.labels).read_text(encoding="utf-8").splitlines())
+    except UnicodeDecodeError:
+        raise KerasRefError(f"--labels {options.labels!r}: not a text in UTF-8") from None
     return tuple(classes.names_of(n_classes, labels))
 
 
