@@ -67,6 +67,12 @@ class Pass:
         return BinaryScore(bool(self.class_index)) if self.models.binary else CategoricalScore([self.class_index])
 
     @property
+    def read_by_maps(self) -> tuple[str, ...]:
+        """Names of the shared stages that maps read."""
+        target = self.models.table.target
+        return ("inputs", "logits", "score", "gradients/inputs", f"activations/{target}", f"gradients/{target}")
+
+    @property
     def activations(self) -> np.ndarray:
         """A of the target layer, (h, w, K)."""
         return self.shared[f"activations/{self.models.table.target}"]

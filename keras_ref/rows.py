@@ -33,7 +33,9 @@ def kind_of(layer: Any) -> tuple[str, Config]:
     if name in KINDS:
         kind, read = KINDS[name]
         config = read(layer)
-        if kind == "conv" and config["groups"] > 1 and config["groups"] == layer.input_spec.axes[-1]:
+        if config == {"activation": "linear"} and kind == "activation":
+            return "identity", {}
+        if kind == "conv" and each_channel_alone(layer):
             return "depthwise", {**config, "groups": 1, "multiplier": layer.filters // config["groups"]}
         return kind, config
     if name in MERGES:
@@ -43,6 +45,11 @@ def kind_of(layer: Any) -> tuple[str, Config]:
     if name in IDENTITY or name.startswith("Random"):
         return "identity", {}
     return "other", {"class": name}
+
+
+def each_channel_alone(layer: Any) -> bool:
+    """Whether a Conv2D is a depthwise convolution: it has as many groups as channels."""
+    return type(layer).__name__ == "Conv2D" and layer.groups > 1 and layer.kernel.shape[2] == 1
 
 
 def canonical_tensors(kind: str, layer: Any, flattened: tuple[int, ...] | None) -> dict[str, np.ndarray]:

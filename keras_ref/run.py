@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ from keras_ref import KerasRefError, model, photographs
 from keras_ref import subject as subjects
 from keras_ref.exact import NUDGE, exact_formulas, moved
 from keras_ref.maps import MAPS
-from keras_ref.passes import Models, Pass, Stages, pass_through
+from keras_ref.passes import Models, Pass, pass_through
 from parity.contract.artifact import Artifact, JobSettings, Photograph
 from parity.contract.methods import METHODS
 from parity.contract.recorder import Recorder, merge
+from parity.contract.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,23 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     finals: dict[str, list[np.ndarray]] = {method: [] for method in settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
-        inputs = subject.preprocess(pixels[i])
-        p, stages = _stages(models, inputs, asked[i], settings, precision, seconds)
-        for stage, array in stages.items():
+        inputs, kept = subject.preprocess(pixels[i]), _Kept(recorder.stages)
+
+        def keep(stage: str, array: np.ndarray, i: int = i, kept: _Kept = kept) -> None:
             recorder.add(precision, i, stage, array)
-        for method in settings.methods:  # the last of a map's quantities is what tf-keras-vis itself returns
-            finals[method].append(stages[f"{method}/{METHODS[method].quantities[-1].name}"])
+            kept.add(stage, array)
+
+        p, drawn = _computed(models, inputs, asked[i], settings, precision, seconds, keep)
+        for method, final in drawn.items():
+            finals[method].append(final)
         label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
         if subject.any_model and precision == "fp64":
-            for stage, move in _moves(recorder, models, p, stages, settings, seconds).items():
+            again = _Kept(recorder.stages)
+            with exact_formulas():
+                _computed(models, inputs * NUDGE, p.class_index, settings, "moves", seconds, again.add)
+            for stage, move in moved(kept.arrays, again.arrays).items():
                 moves[stage] = max(move, moves.get(stage, 0.0))
     artifact = recorder.artifact(
         program="keras_ref",
@@ -130,35 +137,59 @@ def progress(options: argparse.Namespace, text: str) -> None:
         print(f"keras_ref: {text}", file=sys.stderr)
 
 
-def _stages(
+class _Kept:
+    """The values of one photograph that an artifact keeps.
+
+    Args:
+        stages: of the artifact.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.stages = {stage.name: stage for stage in stages}
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def add(self, stage: str, array: np.ndarray) -> None:
+        """Keep what is kept of a stage."""
+        self.arrays[stage] = np.array(self.stages[stage].take(np.asarray(array)[None])[0])
+
+
+def _computed(
     models: Models,
     inputs: np.ndarray,
     class_index: int | None,
     settings: JobSettings,
-    precision: str,
+    part: str,
     seconds: dict[str, float],
-) -> tuple[Pass, Stages]:
-    """One photograph forward and back, and every map; in `seconds` what each took."""
-    with _timed(seconds, f"{precision}/layers"):
+    keep: Callable[[str, np.ndarray], None],
+) -> tuple[Pass, dict[str, np.ndarray]]:
+    """One photograph forward and back, and every map.
+
+    Args:
+        models: the network.
+        inputs: (1, H, W, C).
+        class_index: whose score; None for the top-1 prediction.
+        settings: of the maps.
+        part: under which `seconds` has what each took.
+        seconds: likewise.
+        keep: is given each stage, and nothing else holds what no map reads: all at once would be a gigabyte.
+
+    Returns:
+        The pass, with what maps read; method → tf-keras-vis's own map, (H, W).
+    """
+    with _timed(seconds, f"{part}/layers"):
         p = pass_through(models, inputs, class_index, settings.options)
-    stages = dict(p.shared)
+    for stage in tuple(p.shared):
+        keep(stage, p.shared[stage])
+        if stage not in p.read_by_maps:
+            del p.shared[stage]
+    finals: dict[str, np.ndarray] = {}
     for method in settings.methods:
-        with _timed(seconds, f"{precision}/{method}"):
-            stages |= MAPS[method](p)
-    return p, stages
-
-
-def _moves(
-    recorder: Recorder, models: Models, p: Pass, stages: Stages, settings: JobSettings, seconds: dict[str, float]
-) -> dict[str, float]:
-    """How far the values that are kept of one photograph are off or move in float64: see `exact`."""
-    kept = {stage.name: stage.take(stages[stage.name][None]) for stage in recorder.stages if stage.name in stages}
-    inputs, class_index = p.inputs, p.class_index
-    stages.clear()  # as large as what comes now
-    p.shared.clear()
-    with exact_formulas():
-        _, again = _stages(models, inputs * NUDGE, class_index, settings, "moves", seconds)
-    return moved(kept, {stage.name: stage.take(again[stage.name][None]) for stage in recorder.stages if stage.name in kept})
+        with _timed(seconds, f"{part}/{method}"):
+            stages = MAPS[method](p)
+        for stage, array in stages.items():
+            keep(stage, array)
+        finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis itself returns
+    return p, finals
 
 
 @contextlib.contextmanager

@@ -147,10 +147,14 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     settings = _settings(options, kind, options.keep or (SMALL_SAMPLE if len(layers) > MANY else SAMPLE), labels)
     settings = JobSettings(**{**vars(settings), "scale": scale, "offset": offset})
 
-    kept = [function]  # let go once it is seen to be the same network
+    kept = [function] if precision == "fp32" else []  # let go once it is seen to be the same network
+    del function, original
 
     def built(probe: np.ndarray, picture: np.ndarray) -> Models:
-        _check_same(kept.pop(), flat, prepare(picture), probe)
+        if not np.isfinite(np.asarray(flat.model(probe, training=False))).all():
+            raise KerasRefError("--model: its output holds NaN or infinity")
+        if kept:
+            _check_same(kept.pop(), flat, prepare(picture), probe)
         hidden = [row.output for row in flat.rows if row.layer in table.hidden]
         layered = keras.Model(flat.model.inputs, [*hidden, *flat.model.outputs])
         return Models(flat.model, layered, table, cam_options, binary=table.classes == 1)
@@ -186,8 +190,6 @@ def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray
 
     before = np.asarray(original(given, training=False), np.float64)
     logits = flat.model(inputs, training=False)
-    if not (np.isfinite(before).all() and np.isfinite(np.asarray(logits)).all()):
-        raise KerasRefError("--model: its output holds NaN or infinity")
     after = np.asarray(getattr(keras.ops, flat.ended)(logits) if flat.ended else logits, np.float64)
     if not np.abs(before - after).max() <= AGREEMENT * max(1.0, np.abs(before).max()):
         raise KerasRefError("--model: made again layer by layer it gives another output: report it, with the model's summary")

@@ -59,7 +59,7 @@ def dense() -> Any:
     inputs = keras.Input((16, 16, 3))
     x = _conv(inputs, 4)
     for _ in range(2):
-        x = L.Concatenate()([x, _conv(_conv(x, 6, 1), 3)])
+        x = L.Concatenate()([x, _conv(_conv(x, 6, 1), 4, groups=2)])
     return _head(inputs, _conv(x, 5, 1))
 
 
@@ -111,7 +111,7 @@ def convnext() -> Any:
     x = L.Rescaling(1 / 255.0)(inputs)
     x = L.Normalization(mean=[0.4, 0.5, 0.6], variance=[0.04, 0.05, 0.06])(x)
     x = L.LayerNormalization(epsilon=1e-6)(L.Conv2D(6, 4, strides=4)(x))
-    y = L.DepthwiseConv2D(7, padding="same")(x)
+    y = L.Conv2D(6, 7, padding="same", groups=6)(x)
     y = L.Dense(12)(L.LayerNormalization(epsilon=1e-6)(y))
     y = LayerScale(0.5, 6)(L.Dense(6)(L.Activation("gelu")(y)))
     return _head(inputs, L.Add()([x, y]))
