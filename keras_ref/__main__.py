@@ -46,7 +46,9 @@ def _parser() -> command.Parser:
     add("--model", metavar="MODEL", help=f"{model_help} (VGG16)")
     weights = f"{SOURCES} (offline); with --model keras.applications:NAME a file or random:N (ImageNet's)"
     add("--weights", metavar="SOURCE|FILE", help=weights)
-    own = "of --model: caffe, tf, torch, none or package.module:function, uint8 (N, H, W, 3) → inputs (its own, or none)"
+    own = (
+        "of --model: caffe, tf, torch, none or package.module:function, uint8 (N, H, W, 3) → inputs (its own, or none)"
+    )
     add("--preprocess", metavar="KIND", help=own)
     add("--size", type=size, metavar="N|HxW", help="of the pictures, where --model does not say")
     layer = "layer of --model that class activation maps read (tf-keras-vis's choice)"

@@ -50,13 +50,16 @@ def exact_formulas() -> Iterator[None]:
 
 
 def moved(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """How far each stage moved, of its range: stage → max |difference| / (max − min); what did not move is left out."""
+    """How far each stage moved, of its range: stage → max |difference| / (max − min)."""
     moves: dict[str, float] = {}
     for name, values in first.items():
         a, b = np.float64(values), np.float64(second[name])
-        span = float(np.abs(first["logits"]).max()) if name == "score" else max(float(np.ptp(a)), FLAT * float(np.abs(a).max()))
+        span = (
+            float(np.abs(first["logits"]).max())
+            if name == "score"
+            else max(float(np.ptp(a)), FLAT * float(np.abs(a).max()))
+        )
         with np.errstate(all="ignore"):
             distance = float(np.abs(a - b).max()) / span if span > 0 else 0.0
-        if 0 < distance < math.inf:
-            moves[name] = distance
+        moves[name] = distance if math.isfinite(distance) else 0.0
     return moves

@@ -6,45 +6,24 @@ format is that of the process, and given its weights; the layers at the input th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from keras_ref import KerasRefError
-from keras_ref.rows import Config, affine_of, canonical_tensors, each_channel_alone, kind_of, separable_tensors
+from keras_ref.front import SCALING, Front
+from keras_ref.renewed import fill, made_again, random_weights
+from keras_ref.rows import Config, canonical_tensors, kind_of, separable_tensors
 from parity.contract.layers import Layer
 from parity.contract.text import one_line
 
 PROBABILITIES = ("softmax", "sigmoid", "log_softmax")
 """Activations before which the logits are."""
 
-SCALING = ("Rescaling", "Normalization")
-CROPPING = ("Cropping2D", "CenterCrop", "Resizing")
-
-
-@dataclass(eq=False)
-class Front:
-    """What the layers at the input do that are left out: the network starts behind them.
-
-    Attributes:
-        shape: (H, W, C) behind them.
-        pictures: (H, W) of the pictures that are cropped to it.
-        corner: (top, left) of what is kept of the picture.
-        scale, offset: of each channel, float64.
-        layers: names of those layers.
-        resized: whether a Resizing layer is among them.
-    """
-
-    shape: tuple[int, int, int]
-    pictures: tuple[int, int]
-    corner: tuple[int, int] = (0, 0)
-    scale: np.ndarray = field(default_factory=lambda: np.ones(1))
-    offset: np.ndarray = field(default_factory=lambda: np.zeros(1))
-    layers: list[str] = field(default_factory=list)
-    resized: bool = False
+LEADING = object()
+"""Stands for the tensor that the network will start from, as long as it is not known."""
 
 
 @dataclass(eq=False)
@@ -81,10 +60,6 @@ class Flat:
     ended: str
 
 
-class _Leading:
-    """Stands for the tensor that the network will start from, as long as it is not known."""
-
-
 class Flattener:
     """Walks a model in the order of its computation and makes every layer again."""
 
@@ -92,13 +67,12 @@ class Flattener:
         self.front = Front(shape, shape[:2])
         self.random, self.floatx = random, floatx
         self.rows: list[Row] = []
-        self._layers: dict[tuple[str, int], tuple[Any, str]] = {}  # of the model → made again, and name of its first row
+        self._layers: dict[tuple[str, int], tuple[Any, str]] = {}  # made again, and the name of its first row
         self._counts: dict[str, int] = {}
         self._names: dict[int, str] = {}  # of the row that gave a tensor
         self._flattened: dict[str, tuple[int, ...]] = {}
         self._functions: dict[int, Any] = {}  # operation → the functional model that it is, or None
         self._filled: set[str] = set()  # names of layers that have their weights
-        self._leading: Any = _Leading()
         self._start: Any = None
         self._ended = ""
 
@@ -112,7 +86,7 @@ class Flattener:
 
         function = as_function(model)
         self._input_name = function._inputs[0]._keras_history.operation.name
-        (output,) = self._walk(function, [self._leading], "")
+        (output,) = self._walk(function, [LEADING], "")
         if self._start is None:
             raise KerasRefError("--model: it has no layers but preprocessing")
         output = self._linear(output)
@@ -130,17 +104,15 @@ class Flattener:
                 readers[id(tensor)] = readers.get(id(tensor), 0) + 1
         for node in nodes:
             tensors = node.arguments.keras_tensors
-            if len(tensors) == 1 and values[id(tensors[0])] is self._leading:
-                alone = readers[id(tensors[0])] == 1
-                if alone and self._absorbed(node.operation, prefix):
-                    values[id(node.output_tensors[0])] = self._leading
+            alone = len(tensors) == 1 and readers[id(tensors[0])] == 1
+            if any(values[id(tensor)] is LEADING for tensor in tensors):
+                if alone and self.front.takes(node.operation, prefix + node.operation.name):
+                    values[id(node.output_tensors[0])] = LEADING
                     continue
-                inner = self._function(node.operation, tensors)
-                if not (alone and inner):
+                if not (alone and self._function(node.operation, tensors)):
                     self._begin()
-            elif any(values[id(tensor)] is self._leading for tensor in tensors):
-                self._begin()
-            given = [self._start if values[id(t)] is self._leading and self._start is not None else values[id(t)] for t in tensors]
+            given = [values[id(tensor)] for tensor in tensors]
+            given = [self._start if value is LEADING and self._start is not None else value for value in given]
             outputs = self._node(node, tensors, given, prefix)
             values.update({id(tensor): value for tensor, value in zip(node.output_tensors, outputs, strict=True)})
         return [values[id(tensor)] for tensor in function._outputs]
@@ -153,50 +125,55 @@ class Flattener:
 
     def _node(self, node: Any, tensors: list[Any], given: list[Any], prefix: str) -> list[Any]:
         """The outputs of one call of one layer, operation or model."""
+        operation = node.operation
+        name = prefix + operation.name
+        if node.arguments.kwargs.get("training"):
+            raise KerasRefError(f"--model: layer {name} is called with training=True: its output is random")
+        if (inner := self._function(operation, tensors)) is not None and len(inner._inputs) == len(given):
+            return self._walk(inner, given, f"{name}/")
+        try:
+            if type(operation).__name__ == "SeparableConv2D":
+                return [self._separable(operation, given[0], name)]
+            return self._single(node, tensors, given, name)
+        except KerasRefError:
+            raise
+        except Exception as error:  # whatever a layer's own code raises
+            raise KerasRefError(f"--model: layer {name} cannot be called ({one_line(error, 200)})") from None
+
+    def _single(self, node: Any, tensors: list[Any], given: list[Any], name: str) -> list[Any]:
+        """The outputs of a layer, or of an operation: that becomes a layer, to have a name and to be a target."""
         import keras
 
-        operation = node.operation
-        if node.arguments.kwargs.get("training"):
-            raise KerasRefError(f"--model: layer {prefix}{operation.name} is called with training=True: its output is random")
-        if (inner := self._function(operation, tensors)) is not None and len(inner._inputs) == len(given):
-            return self._walk(inner, given, f"{prefix}{operation.name}/")
-        if type(operation).__name__ == "SeparableConv2D":
-            return [self._separable(operation, given[0], prefix + operation.name)]
-        made, first = self._again(operation, tensors, prefix + operation.name, node)
-        arguments = dict(zip(map(id, tensors), given, strict=True))
-        try:
-            if isinstance(operation, keras.Layer):
-                args, kwargs = node.arguments.fill_in(arguments)
-                kwargs.pop("training", None)
-                outputs = keras.tree.flatten(made(*args, **kwargs))
-                self._fill(operation, made, first)
-            else:
-                outputs = keras.tree.flatten(made(given if len(given) > 1 else given[0]))
-        except Exception as error:  # whatever a layer's own code raises
-            said = one_line(error, 200)
-            raise KerasRefError(f"--model: layer {prefix}{operation.name} cannot be called ({said})") from None
-        name = self._row_name(prefix + operation.name)
+        operation, arguments = node.operation, dict(zip(map(id, tensors), given, strict=True))
+        is_layer = isinstance(operation, keras.Layer)
+        key = (name, id(operation if is_layer else node))
+        if key not in self._layers:
+            lambda_ = keras.layers.Lambda(lambda values: _called(node, tensors, values), dtype=self.floatx)
+            made = made_again(operation, self.floatx) if is_layer else lambda_
+            self._layers[key] = (made, self._unique(name))
+        made, first = self._layers[key]
+        if is_layer:
+            args, kwargs = node.arguments.fill_in(arguments)
+            kwargs.pop("training", None)
+            outputs = keras.tree.flatten(made(*args, **kwargs))
+        else:
+            outputs = keras.tree.flatten(made(given if len(given) > 1 else given[0]))
+        if is_layer and operation.weights and first not in self._filled:
+            self._randomized(operation)
+            fill(made, operation)
+        self._filled.add(first)
         made.name = keras_name(first)
-        kind, config = _operation(node, made) if not isinstance(operation, keras.Layer) else kind_of(made)
+        kind, config = kind_of(made) if is_layer else _operation(node)
         if len(outputs) == 1:
-            self._row(name, first, kind, config, given, outputs[0], made)
+            self._row(self._row_name(name), first, kind, config, given, outputs[0], made)
         else:
             self._names.update({id(output): self._names[id(given[0])] for output in outputs})
-        return outputs
+        return list(outputs)
 
-    def _again(self, operation: Any, tensors: list[Any], name: str, node: Any) -> tuple[Any, str]:
-        """The layer made again, once; an operation becomes a layer, so that it has a name and can be the target."""
-        import keras
-
-        key = (name, id(operation) if isinstance(operation, keras.Layer) else id(node))
-        if key not in self._layers:
-            if isinstance(operation, keras.Layer):
-                made = _made_again(operation, self.floatx)
-            else:
-                made = keras.layers.Lambda(lambda values: _called(node, tensors, values), dtype=self.floatx)
-            first = self._unique(name)
-            self._layers[key] = (made, first)
-        return self._layers[key]
+    def _randomized(self, layer: Any) -> None:
+        """Random weights, where they are asked for, into the user's layer."""
+        if self.random is not None and type(layer).__name__ not in SCALING:
+            layer.set_weights([random_weights(self.random, layer, variable) for variable in layer.weights])
 
     def _unique(self, name: str) -> str:
         taken = {first for _, first in self._layers.values()}
@@ -228,7 +205,9 @@ class Flattener:
         self.rows.append(Row(replace(layer, tensors=shapes), output, made, tensors))
         self._names[id(output)] = layer.name
 
-    def _behind_flatten(self, name: str, kind: str, inbound: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    def _behind_flatten(
+        self, name: str, kind: str, inbound: tuple[str, ...], shape: tuple[int, ...]
+    ) -> tuple[int, ...] | None:
         """(h, w, channels) of the maps that this row's inputs were, where they are a flattened map."""
         before = next(row.layer.shape for row in self.rows if row.layer.name == inbound[0])
         flattened = self._flattened.get(inbound[0])
@@ -243,91 +222,52 @@ class Flattener:
 
         A dense layer, because tf-keras-vis's `penultimate_layer=-1` passes a separable convolution by.
         """
-        import keras
-
-        c = layer.get_config()
-        first_name, row_name = f"{name}/depthwise", self._row_name(name)
-        shared = row_name != name
-        if not shared:
-            sizes = {key: c[key] for key in ("strides", "padding", "dilation_rate", "depth_multiplier")}
-            depthwise = keras.layers.DepthwiseConv2D(c["kernel_size"], **sizes, use_bias=False, dtype=self.floatx)
-            pointwise = keras.layers.Dense(c["filters"], layer.activation, c["use_bias"], dtype=self.floatx)
-            self._layers[first_name, id(layer)], self._layers[name, id(layer)] = (depthwise, first_name), (pointwise, name)
-        depthwise, pointwise = self._layers[first_name, id(layer)][0], self._layers[name, id(layer)][0]
+        first, row_name = f"{name}/depthwise", self._row_name(name)
+        if name not in self._filled:
+            self._filled.add(name)
+            self._randomized(layer)
+            self._layers[name, id(layer)] = (self._halves(layer, given), name)
+        depthwise, pointwise = self._layers[name, id(layer)][0]
+        depthwise.name, pointwise.name = keras_name(first), keras_name(name)
         between = depthwise(given)
         output = pointwise(between)
-        if not shared:
-            self._fill(layer, None, name)
-            kernel, point, *bias = layer.get_weights()
-            depthwise.set_weights([np.float32(kernel)])
-            pointwise.set_weights([np.float32(point[0, 0]), *map(np.float32, bias)])
-            depthwise.name, pointwise.name = keras_name(first_name), keras_name(name)
-        one, two = separable_tensors(layer) if not shared else ({}, {})
-        more = {"shared_with": first_name} if shared else {}
-        _, config = kind_of(depthwise)
-        row = Layer(self._row_name(first_name), "depthwise", tuple(between.shape[1:]), (self._names[id(given)],), {}, config | more)
-        self._append(row, between, depthwise, one)
-        config = {"kernel": [1, 1], "strides": [1, 1], "padding": "valid", "dilation": [1, 1], "groups": 1}
-        more = {"shared_with": name} if shared else {}
-        config |= kind_of(pointwise)[1] | more
-        self._append(Layer(row_name, "conv", tuple(output.shape[1:]), (row.name,), {}, config), output, pointwise, two)
+        again = row_name != name
+        tensors = ({}, {}) if again else separable_tensors(layer)
+        for half, tensor, own, value, before, arrays in (
+            (depthwise, between, first, self._row_name(first), given, tensors[0]),
+            (pointwise, output, name, row_name, between, tensors[1]),
+        ):
+            config = kind_of(half)[1] | ({"shared_with": own} if again else {})
+            if half is pointwise:
+                config |= {"kernel": [1, 1], "strides": [1, 1], "padding": "valid", "dilation": [1, 1], "groups": 1}
+            kind = "conv" if half is pointwise else "depthwise"
+            layer_row = Layer(value, kind, tuple(tensor.shape[1:]), (self._names[id(before)],), {}, config)
+            self._append(layer_row, tensor, half, arrays)
         return output
 
-    def _fill(self, layer: Any, made: Any, name: str) -> None:
-        """The layer's weights, rounded to float32, into the one made again; random ones first, where they are asked for."""
-        if name in self._filled or not layer.weights:
-            return
-        self._filled.add(name)
-        if self.random is not None and type(layer).__name__ not in SCALING:
-            layer.set_weights([_random(self.random, layer, variable) for variable in layer.weights])
-        if made is not None:
-            made.set_weights([array.astype(np.float32) for array in layer.get_weights()])
-            if each_channel_alone(made):
-                made.convolution_op = _depthwise(made)
-            if hasattr(made, "finalize_state"):
-                made.finalize_state()
+    def _halves(self, layer: Any, given: Any) -> tuple[Any, Any]:
+        """A separable convolution's two layers, with its weights."""
+        import keras
+
+        config = layer.get_config()
+        sizes = {key: config[key] for key in ("strides", "padding", "dilation_rate", "depth_multiplier")}
+        depthwise = keras.layers.DepthwiseConv2D(config["kernel_size"], **sizes, use_bias=False, dtype=self.floatx)
+        pointwise = keras.layers.Dense(config["filters"], layer.activation, config["use_bias"], dtype=self.floatx)
+        kernel, point, *bias = (array.astype(np.float32) for array in layer.get_weights())
+        depthwise.build(given.shape)
+        pointwise.build((*given.shape[:-1], point.shape[2]))
+        depthwise.set_weights([kernel])
+        pointwise.set_weights([point[0, 0], *bias])
+        return depthwise, pointwise
 
     def _begin(self) -> None:
         """Here the network starts."""
-        if self._start is None:
-            import keras
+        import keras
 
+        if self._start is None:
             self._start = keras.Input(self.front.shape, name=self._input_name, dtype=self.floatx)
             layer = Layer(self._input_name, "input", self.front.shape)
             self._append(layer, self._start, self._start._keras_history.operation, {})
-
-    def _absorbed(self, layer: Any, prefix: str) -> bool:
-        """Whether a layer at the input is left out."""
-        name = type(layer).__name__
-        front = self.front
-        height, width, channels = front.shape
-        if name in SCALING:
-            scale, offset = affine_of(layer)
-            try:
-                scale, offset = np.broadcast_to(scale, (channels,)), np.broadcast_to(offset, (channels,))
-            except ValueError:
-                return False
-            front.scale, front.offset = front.scale * scale, front.offset * scale + offset
-        elif name in CROPPING and (name != "Resizing" or front.corner == (0, 0)):
-            self._crop(layer, name, height, width, channels)
-        elif kind_of(layer)[0] not in ("identity", "dropout"):
-            return False
-        if name in SCALING or name in CROPPING:
-            front.layers.append(prefix + layer.name)
-        return True
-
-    def _crop(self, layer: Any, name: str, height: int, width: int, channels: int) -> None:
-        front = self.front
-        if name == "Cropping2D":
-            (top, bottom), (left, right) = layer.cropping
-            front.corner = (front.corner[0] + top, front.corner[1] + left)
-            front.shape = (height - top - bottom, width - left - right, channels)
-        elif name == "Resizing" or height < layer.height or width < layer.width:
-            front.resized, front.shape, front.pictures = True, (layer.height, layer.width, channels), (layer.height, layer.width)
-        else:
-            top, left = (height - layer.height) // 2, (width - layer.width) // 2
-            front.corner = (front.corner[0] + top, front.corner[1] + left)
-            front.shape = (layer.height, layer.width, channels)
 
     def _linear(self, output: Any) -> Any:
         """The output before its softmax or sigmoid, as tf-keras-vis's ReplaceToLinear makes it."""
@@ -379,45 +319,6 @@ def as_function(model: Any, inputs: list[Any] | None = None) -> Any:
         return None
 
 
-def _made_again(layer: Any, floatx: str) -> Any:
-    """The same layer in another number format."""
-    import keras
-
-    if type(layer).__name__ == "Lambda":
-        return keras.layers.Lambda(layer.function, arguments=layer.arguments, dtype=floatx)
-    try:
-        own = {f.__name__: f for f in vars(layer).values() if inspect.isfunction(f)}
-        with keras.saving.custom_object_scope(own):
-            return type(layer).from_config(_in_format(layer.get_config(), floatx))
-    except Exception as error:  # whatever a layer's own code raises
-        raise KerasRefError(
-            f"--model: layer {layer.name} ({type(layer).__name__}) cannot be made from its configuration "
-            f"({one_line(error, 200)}): give it a get_config that from_config takes"
-        ) from None
-
-
-def _depthwise(layer: Any) -> Any:
-    """A grouped convolution by TensorFlow's own depthwise one: Keras has XLA do it, fifty times slower in float64."""
-    import keras
-
-    def convolve(inputs: Any, kernel: Any) -> Any:
-        height, width, _, filters = kernel.shape
-        kernel = keras.ops.reshape(kernel, (height, width, layer.groups, filters // layer.groups))
-        sizes = {"strides": layer.strides, "padding": layer.padding, "dilation_rate": layer.dilation_rate}
-        return keras.ops.depthwise_conv(inputs, kernel, **sizes)
-
-    return convolve
-
-
-def _in_format(config: Any, floatx: str) -> Any:
-    """A configuration with every policy of floating point numbers replaced."""
-    if isinstance(config, list):
-        return [_in_format(value, floatx) for value in config]
-    if not isinstance(config, dict):
-        return config
-    return {key: floatx if key == "dtype" and "float" in str(value) else _in_format(value, floatx) for key, value in config.items()}
-
-
 def _called(node: Any, tensors: list[Any], values: Any) -> Any:
     """An operation on these values instead of its symbolic tensors."""
     given = values if isinstance(values, (list, tuple)) else [values]
@@ -425,7 +326,7 @@ def _called(node: Any, tensors: list[Any], values: Any) -> Any:
     return node.operation.call(*args, **kwargs)
 
 
-def _operation(node: Any, made: Any) -> tuple[str, Config]:
+def _operation(node: Any) -> tuple[str, Config]:
     """The kind of an operation (`x + y`, `keras.ops.relu(x)`): one of a tensor and a number scales."""
     kind, config = kind_of(node.operation)
     numbers = [value for value in node.arguments._flat_arguments if isinstance(value, (int, float))]
@@ -435,14 +336,3 @@ def _operation(node: Any, made: Any) -> tuple[str, Config]:
         scale = kind == "multiply"
         return "rescale", {"scale": float(numbers[0]) if scale else 1.0, "offset": 0.0 if scale else float(numbers[0])}
     return kind, config
-
-
-def _random(generator: np.random.RandomState, layer: Any, variable: Any) -> np.ndarray:
-    """Random weights and batch statistics: fresh ones hide a wrong epsilon or a missing bias."""
-    name, shape = variable.path.rsplit("/", 1)[-1], tuple(variable.shape)
-    if name in ("gamma", "moving_variance"):
-        return generator.uniform(0.7, 1.3, shape).astype(np.float32)
-    if name in ("beta", "moving_mean", "bias"):
-        return generator.normal(0, 0.1, shape).astype(np.float32)
-    fan = shape[0] * shape[1] if "depthwise" in name or type(layer).__name__ == "DepthwiseConv2D" else np.prod(shape[:-1])
-    return generator.normal(0, np.sqrt(1.6 / fan), shape).astype(np.float32)

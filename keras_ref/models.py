@@ -50,7 +50,9 @@ def check(name: str, weights: str | None) -> None:
         KerasRefError: no such file, or a combination that means nothing.
     """
     if is_file(name) and not os.path.isfile(name):
-        raise KerasRefError(f"--model {name!r}: no such file: give {', '.join(SUFFIXES[:2])} or package.module:function")
+        raise KerasRefError(
+            f"--model {name!r}: no such file: give {', '.join(SUFFIXES[:2])} or package.module:function"
+        )
     if not is_file(name) and ":" not in name:
         raise KerasRefError(f"--model {name!r}: give a .keras or .h5 file, or package.module:function")
     if seed_of(weights) is None and weights is not None:
@@ -146,7 +148,7 @@ def functional(model: Any, name: str, size: tuple[int, int] | None) -> tuple[Any
         raise KerasRefError(f"--model: its input has the shape {shape}, expected pictures (N, H, W, channels)")
     said = shape[1:3]
     if None not in said and size not in (None, said):
-        raise KerasRefError(f"--size {size[0]}x{size[1]}: the model is made for {said[0]}x{said[1]}")  # type: ignore[index]
+        raise KerasRefError(f"--size {size[0]}x{size[1]}: the model is made for {said[0]}x{said[1]}")
     if None in said:
         usual = (STANDARD_SIZE, STANDARD_SIZE) if name.startswith(APPLICATIONS) else None
         said = _given(size or usual)

@@ -73,8 +73,9 @@ def canonical_tensors(kind: str, layer: Any, flattened: tuple[int, ...] | None) 
 def separable_tensors(layer: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The tensors of a SeparableConv2D's two rows: the depthwise convolution's and the 1×1 one's."""
     depthwise, pointwise, *bias = (np.asarray(variable, np.float32) for variable in layer.weights)
+    first = {"weight": _canonical("depthwise", "weight", depthwise, None)}
     second = {"weight": _canonical("conv", "weight", pointwise, None)}
-    return {"weight": _canonical("depthwise", "weight", depthwise, None)}, second | {"bias": b for b in bias}
+    return first, (second | {"bias": bias[0]} if bias else second)
 
 
 def _canonical(kind: str, role: str, array: np.ndarray, flattened: tuple[int, ...] | None) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -53,7 +54,10 @@ def both_precisions(options: argparse.Namespace) -> Result:
     single = _in_child(options, "fp32")
     # Both must explain the same class, also where rounding decides which is top-1.
     asked = argparse.Namespace(**{**vars(options), "classes": single.artifact.classes})
-    return Result(merge(single.artifact, _in_child(asked, "fp64").artifact), single.finals, single.tensors)
+    double = _in_child(asked, "fp64")
+    if single.artifact.weights.fingerprint != double.artifact.weights.fingerprint:
+        raise KerasRefError("--model: its weights are others each time it is made: give a file, or --weights random:0")
+    return Result(merge(single.artifact, double.artifact), single.finals, single.tensors)
 
 
 def _in_child(options: argparse.Namespace, precision: str) -> Result:
@@ -85,50 +89,45 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     """
     started = time.perf_counter()
     subject = subjects.of(options, precision)
-    settings, channels = subject.settings, subject.table.input_shape[2]
-    if options.pixels:
-        pictures = photographs.given(options.pixels, options.photographs, subject.pictures)
-    else:
-        pictures = photographs.by_keras(options.photographs, subject.pictures, channels)
+    pictures = _pictures(options, subject)
     asked = subject.classes_of(options, len(pictures))
     pixels = np.stack([subject.cropped(picture.pixels) for picture in pictures])
     models = subject.models(subject.preprocess(pixels[0]), pictures[0].pixels)
-    recorder = Recorder(subject.weights, settings, pixels)
-    seconds = {f"{precision}/setup": time.perf_counter() - started}
+    recorder = Recorder(subject.weights, subject.settings, pixels)
+    job = _Job(models, subject.settings, recorder.stages, {f"{precision}/setup": time.perf_counter() - started})
     rows: list[Photograph] = []
     remarks = list(subject.warnings)
     moves: dict[str, float] = {}
-    finals: dict[str, list[np.ndarray]] = {method: [] for method in settings.methods}
+    finals: dict[str, list[np.ndarray]] = {method: [] for method in subject.settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
-        inputs, kept = subject.preprocess(pixels[i]), _Kept(recorder.stages)
-
-        def keep(stage: str, array: np.ndarray, i: int = i, kept: _Kept = kept) -> None:
-            recorder.add(precision, i, stage, array)
-            kept.add(stage, array)
-
-        p, drawn = _computed(models, inputs, asked[i], settings, precision, seconds, keep)
+        inputs = subject.preprocess(pixels[i])
+        p, drawn, kept = job.computed(precision, inputs, asked[i], partial(recorder.add, precision, i))
         for method, final in drawn.items():
             finals[method].append(final)
         label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
         if subject.any_model and precision == "fp64":
-            again = _Kept(recorder.stages)
             with exact_formulas():
-                _computed(models, inputs * NUDGE, p.class_index, settings, "moves", seconds, again.add)
-            for stage, move in moved(kept.arrays, again.arrays).items():
-                moves[stage] = max(move, moves.get(stage, 0.0))
+                _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
+            moves = {stage: max(move, moves.get(stage, 0.0)) for stage, move in moved(kept, again).items()}
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
         versions=model.program_versions(),
         flags=model.flags(),
         warnings=remarks,
-        seconds=seconds,
-        moves=moves,
+        seconds=job.seconds,
+        moves={stage: move for stage, move in moves.items() if move > 0},
     )
     return Result(artifact, finals, subject.tensors)
+
+
+def _pictures(options: argparse.Namespace, subject: subjects.Subject) -> list[photographs.Picture]:
+    if options.pixels:
+        return photographs.given(options.pixels, options.photographs, subject.pictures)
+    return photographs.by_keras(options.photographs, subject.pictures, subject.table.input_shape[2])
 
 
 def progress(options: argparse.Namespace, text: str) -> None:
@@ -137,63 +136,65 @@ def progress(options: argparse.Namespace, text: str) -> None:
         print(f"keras_ref: {text}", file=sys.stderr)
 
 
-class _Kept:
-    """The values of one photograph that an artifact keeps.
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each photograph.
 
-    Args:
-        stages: of the artifact.
-    """
-
-    def __init__(self, stages: Sequence[Stage]) -> None:
-        self.stages = {stage.name: stage for stage in stages}
-        self.arrays: dict[str, np.ndarray] = {}
-
-    def add(self, stage: str, array: np.ndarray) -> None:
-        """Keep what is kept of a stage."""
-        self.arrays[stage] = np.array(self.stages[stage].take(np.asarray(array)[None])[0])
-
-
-def _computed(
-    models: Models,
-    inputs: np.ndarray,
-    class_index: int | None,
-    settings: JobSettings,
-    part: str,
-    seconds: dict[str, float],
-    keep: Callable[[str, np.ndarray], None],
-) -> tuple[Pass, dict[str, np.ndarray]]:
-    """One photograph forward and back, and every map.
-
-    Args:
+    Attributes:
         models: the network.
-        inputs: (1, H, W, C).
-        class_index: whose score; None for the top-1 prediction.
-        settings: of the maps.
-        part: under which `seconds` has what each took.
-        seconds: likewise.
-        keep: is given each stage, and nothing else holds what no map reads: all at once would be a gigabyte.
-
-    Returns:
-        The pass, with what maps read; method → tf-keras-vis's own map, (H, W).
+        settings: which maps.
+        stages: of the artifact.
+        seconds: part → wall time so far.
     """
-    with _timed(seconds, f"{part}/layers"):
-        p = pass_through(models, inputs, class_index, settings.options)
-    for stage in tuple(p.shared):
-        keep(stage, p.shared[stage])
-        if stage not in p.read_by_maps:
-            del p.shared[stage]
-    finals: dict[str, np.ndarray] = {}
-    for method in settings.methods:
-        with _timed(seconds, f"{part}/{method}"):
-            stages = MAPS[method](p)
-        for stage, array in stages.items():
-            keep(stage, array)
-        finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis itself returns
-    return p, finals
 
+    models: Models
+    settings: JobSettings
+    stages: Sequence[Stage]
+    seconds: dict[str, float]
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
+    def computed(
+        self,
+        part: str,
+        inputs: np.ndarray,
+        class_index: int | None,
+        record: Callable[[str, np.ndarray], None] | None = None,
+    ) -> tuple[Pass, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One photograph forward and back, and every map.
+
+        Args:
+            part: under which `seconds` has what each took.
+            inputs: (1, H, W, C).
+            class_index: whose score; None for the top-1 prediction.
+            record: is given each stage. What no map reads is then let go: all layers at once would be a gigabyte.
+
+        Returns:
+            The pass, with what maps read; method → tf-keras-vis's own map, (H, W); stage → the values that an artifact keeps.
+        """
+        by_name = {stage.name: stage for stage in self.stages}
+        finals: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
+
+        def keep(stage: str, array: np.ndarray) -> None:
+            kept[stage] = np.array(by_name[stage].take(np.asarray(array)[None]))
+            if record is not None:
+                record(stage, array)
+
+        with self._timed(f"{part}/layers"):
+            p = pass_through(self.models, inputs, class_index, self.settings.options)
+        for stage in tuple(p.shared):
+            keep(stage, p.shared[stage])
+            if stage not in p.read_by_maps:
+                del p.shared[stage]
+        for method in self.settings.methods:
+            with self._timed(f"{part}/{method}"):
+                stages = MAPS[method](p)
+            for stage, array in stages.items():
+                keep(stage, array)
+            finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis returns
+        return p, finals, kept
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from keras_ref import KerasRefError, keras_files, model, models, photographs
-from keras_ref.graph import Flat, Flattener, Front
+from keras_ref.front import Front
+from keras_ref.graph import Flat, Flattener
 from keras_ref.passes import Models, linear_models
-from keras_ref.target import LAST, choose
+from keras_ref.target import choose
 from parity.contract import classes
 from parity.contract.artifact import EMBED_BYTES, JobSettings, Weights
 from parity.contract.fingerprints import Fingerprint
@@ -143,12 +145,13 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     tensors = {f"{row.layer.name}.{what}": array for row in flat.rows for what, array in row.tensors.items()}
     n_classes = max(2, table.classes)
     labels = _labels(options, n_classes)
-    scale, offset = _affine(front)
+    scale, offset = front.affine
     settings = _settings(options, kind, options.keep or (SMALL_SAMPLE if len(layers) > MANY else SAMPLE), labels)
     settings = JobSettings(**{**vars(settings), "scale": scale, "offset": offset})
 
     kept = [function] if precision == "fp32" else []  # let go once it is seen to be the same network
     del function, original
+    gc.collect()  # the original is full of cycles, and holds every weight once more
 
     def built(probe: np.ndarray, picture: np.ndarray) -> Models:
         if not np.isfinite(np.asarray(flat.model(probe, training=False))).all():
@@ -168,9 +171,19 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     for row in flat.rows:
         row.tensors = {}
     exported = tensors if options.export and precision != "fp64" else None
-    warnings = (*_front_remarks(front), *warnings)
+    warnings = (*front.remarks, *warnings)
     return Subject(
-        table, weights, settings, front.pictures, front.corner, preprocess, built, labels, warnings, exported, any_model=True
+        table,
+        weights,
+        settings,
+        front.pictures,
+        front.corner,
+        preprocess,
+        built,
+        labels,
+        warnings,
+        exported,
+        any_model=True,
     )
 
 
@@ -192,7 +205,9 @@ def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray
     logits = flat.model(inputs, training=False)
     after = np.asarray(getattr(keras.ops, flat.ended)(logits) if flat.ended else logits, np.float64)
     if not np.abs(before - after).max() <= AGREEMENT * max(1.0, np.abs(before).max()):
-        raise KerasRefError("--model: made again layer by layer it gives another output: report it, with the model's summary")
+        raise KerasRefError(
+            "--model: made again layer by layer it gives another output: report it, with the model's summary"
+        )
 
 
 def _weights(source: str, kind: str, table: LayerTable, tensors: dict[str, np.ndarray]) -> Weights:
@@ -232,21 +247,6 @@ def _by_own(function: Preprocess, name: str, pixels: np.ndarray, channels: int) 
     if not np.isfinite(inputs).all():
         raise KerasRefError(f"--preprocess {name}: its inputs hold NaN or infinity")
     return inputs
-
-
-def _affine(front: Front) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if not front.layers:
-        return (), ()
-    channels = (front.shape[2],)
-    scale, offset = np.broadcast_to(front.scale, channels), np.broadcast_to(front.offset, channels)
-    return tuple(scale.tolist()), tuple(offset.tolist())
-
-
-def _front_remarks(front: Front) -> tuple[str, ...]:
-    if not front.layers:
-        return ()
-    remark = f"what is explained starts behind {', '.join(front.layers)}; their work is done in NumPy, in float64"
-    return (remark + "; photographs are made their size by Keras's load_img" * front.resized,)
 
 
 def _labels(options: argparse.Namespace, n_classes: int) -> tuple[str, ...]:

@@ -83,7 +83,12 @@ def _best(layers: Sequence[Layer]) -> str | None:
     """The last feature maps that everything goes through, before they are pooled."""
     silent = ("pool", "globalpool", "pad", "crop", "upsample", "reshape")
     for layer in reversed(_passed_by_all(layers)[:-1]):
-        if len(layer.shape) == 3 and layer.compared and layer.kind not in silent and layer.shape[0] * layer.shape[1] > 1:
+        if (
+            len(layer.shape) == 3
+            and layer.compared
+            and layer.kind not in silent
+            and layer.shape[0] * layer.shape[1] > 1
+        ):
             return layer.name
     return None
 

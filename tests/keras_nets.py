@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-from keras import layers as L  # noqa: N812
+from keras import layers as L
 
 
 def _conv(x: Any, filters: int, kernel: int = 3, activation: str | None = "relu", **options: Any) -> Any:
@@ -170,4 +170,17 @@ def subclassed() -> Any:
     return Subclassed()
 
 
-BLOCKS = (plain, sequential, residual, dense, inverted, inception, separable, squeeze, convnext, grey, one_output, nested)
+BLOCKS = (
+    plain,
+    sequential,
+    residual,
+    dense,
+    inverted,
+    inception,
+    separable,
+    squeeze,
+    convnext,
+    grey,
+    one_output,
+    nested,
+)

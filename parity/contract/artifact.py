@@ -329,7 +329,9 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
         raise ValueError(f"maps that this version does not know: {', '.join(sorted(unknown))}")
     lists = {name: tuple(s.get(name, ())) for name in ("methods", "labels", "scale", "offset")}
     settings = JobSettings(**{**s, **lists, "options": Options(**s["options"])})
-    prints = {n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()}
+    prints = {
+        n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()
+    }
     artifact = Artifact(
         manifest["program"],
         tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
