@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers as L
 
 
@@ -170,17 +171,77 @@ def subclassed() -> Any:
     return Subclassed()
 
 
+def four_channels(pixels: Any) -> Any:
+    """A preprocessing of one's own, for `separable`."""
+    return np.concatenate([pixels / 255.0, pixels[..., :1] / 100.0], -1)
+
+
+def with_lambda() -> Any:
+    """Code in a model's file."""
+    inputs = keras.Input((16, 16, 3))
+    return _head(inputs, L.Lambda(lambda x: 2 * x)(_conv(inputs, 4)))
+
+
+class Doubled(keras.layers.Layer):
+    """A class that Keras does not know."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+def with_own_class() -> Any:
+    """See `Doubled`."""
+    inputs = keras.Input((16, 16, 3))
+    return _head(inputs, Doubled()(_conv(inputs, 4)))
+
+
+def two_inputs() -> Any:
+    """More than is compared."""
+    inputs = [keras.Input((16, 16, 3)), keras.Input((16, 16, 3))]
+    return _head(inputs, L.Add()(inputs))
+
+
+def two_outputs() -> Any:
+    """More than is compared."""
+    inputs = keras.Input((16, 16, 3))
+    return keras.Model(inputs, [L.Flatten()(_conv(inputs, 2)), L.Flatten()(inputs)])
+
+
+def no_number() -> Any:
+    """NaN among the weights."""
+    model = one_output()
+    model.layers[-1].set_weights([array * float("nan") for array in model.layers[-1].get_weights()])
+    return model
+
+
+def random_when_used() -> Any:
+    """Dropout that is always on."""
+    inputs = keras.Input((16, 16, 3))
+    return _head(inputs, L.Dropout(0.5)(_conv(inputs, 2), training=True))
+
+
+def failing() -> Any:
+    """A function that fails."""
+    raise RuntimeError("no\nluck")
+
+
+def no_model() -> Any:
+    """A function that gives something else."""
+    return 3
+
+
 BLOCKS = (
-    plain,
-    sequential,
-    residual,
-    dense,
-    inverted,
-    inception,
-    separable,
-    squeeze,
-    convnext,
-    grey,
-    one_output,
-    nested,
+    "plain",
+    "sequential",
+    "residual",
+    "dense",
+    "inverted",
+    "inception",
+    "separable",
+    "squeeze",
+    "convnext",
+    "grey",
+    "one_output",
+    "nested",
+    "subclassed",
 )
