@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_ref import KerasRefError, run
+import numpy as np
+from safetensors.numpy import save_file
+
+from keras_ref import KerasRefError, models, run
 from keras_ref.keras_files import SOURCES
 from keras_ref.model import FLOATX
 from parity.contract import command
+from parity.contract.files import whole
 from parity.contract.methods import DEFAULT, REFERENCE, in_order
 from parity.contract.network import INPUTS
 from parity.contract.samples import SAMPLES
-from parity.contract.stages import SAMPLE
+from parity.contract.stages import MANY, SAMPLE, SMALL_SAMPLE
+
+EXPORT = "attention-maps tensors 1"
+"""What an exported file says of itself."""
 
 MEMORY = "full VGG16 needs 3 GB in fp32 and 5 GB in fp64; close other programs"
 
@@ -34,7 +42,20 @@ def _parser() -> command.Parser:
     )
     add = parser.add_argument
     add("photographs", nargs="*", metavar="PHOTO", help="files; none: four that scikit-image and scikit-learn carry")
-    add("--weights", default="offline", metavar="SOURCE|FILE", help=f"{SOURCES} (%(default)s)")
+    model_help = "any Keras model: a .keras or .h5 file, package.module:function, or keras.applications:NAME"
+    add("--model", metavar="MODEL", help=f"{model_help} (VGG16)")
+    weights = f"{SOURCES} (offline); with --model keras.applications:NAME a file or random:N (ImageNet's)"
+    add("--weights", metavar="SOURCE|FILE", help=weights)
+    own = (
+        "of --model: caffe, tf, torch, none or package.module:function, uint8 (N, H, W, 3) → inputs (its own, or none)"
+    )
+    add("--preprocess", metavar="KIND", help=own)
+    add("--size", type=size, metavar="N|HxW", help="of the pictures, where --model does not say")
+    layer = "layer of --model that class activation maps read (tf-keras-vis's choice)"
+    add("--target-layer", metavar="NAME", help=layer)
+    add("--labels", metavar="FILE", help="of the classes, one a line")
+    add("--trust", action="store_true", help="run the code of Lambda layers in --model")
+    add("--export", metavar="FILE", help="also write the tensors of --model, for python -m parity transfer")
     one_or_each = "an index or label for all photographs, or one for each (top-1)"
     add("--classes", type=command.listed, metavar="A,B", help=one_or_each)
     names = f"of {', '.join(REFERENCE)} ({','.join(DEFAULT)})"
@@ -44,11 +65,11 @@ def _parser() -> command.Parser:
     add("--floor", action="store_true", help="both precisions, one process each, in one artifact")
     pixels = "use its array `pixels`, uint8 (N, H, W, 3), instead of reading photographs"
     add("--pixels", metavar="FILE.npz", help=pixels)
-    add("--input", choices=INPUTS, help="preprocessing (the weights' own)")
+    add("--input", choices=INPUTS, help="preprocessing of VGG16 (the weights' own)")
     resize = "how photographs became squares: files lab, Keras's load_img; other ways with --pixels (%(default)s)"
     add("--resize", choices=("lab", "torchvision"), default="lab", help=resize)
-    keep = "values kept of a stage that is not kept whole (%(default)s)"
-    add("--keep", type=command.integer(1, 2**20), default=SAMPLE, metavar="N", help=keep)
+    keep = f"values kept of a stage that is not kept whole ({SAMPLE}; {SMALL_SAMPLE} of more than {MANY} layers)"
+    add("--keep", type=command.integer(1, 2**20), metavar="N", help=keep)
     add("--figures", metavar="DIR", help="also draw the lab's figures, one .png for each method")
     add("--out", required=True, metavar="ARTIFACT", help="the file to write, in safetensors' format")
     add("--quiet", action="store_true", help="print nothing but errors")
@@ -62,6 +83,8 @@ def _answer(options: Namespace) -> int:
     if options.figures:
         _draw(Path(options.figures), result)
     result.artifact.write(options.out)
+    if options.export:
+        export(Path(options.export), result)
     if not options.quiet:
         _report(options, result, time.perf_counter() - started)
     return command.DONE
@@ -70,16 +93,17 @@ def _answer(options: Namespace) -> int:
 def _check(options: Namespace) -> None:
     """Refuse what can be refused before TensorFlow is imported, and name the default photographs."""
     options.methods = in_order(options.methods)
+    _check_model(options)
     if options.resize != "lab" and not options.pixels:
         raise KerasRefError(
             f"--resize {options.resize}: the reference reads files with Keras's load_img, which is `lab`; "
             "give pixels resized otherwise with --pixels FILE.npz"
         )
-    out = Path(options.out)
-    if out.is_dir():
-        raise KerasRefError(f"--out {options.out!r} is a folder: name a file")
-    if not out.resolve().parent.is_dir():
-        raise KerasRefError(f"--out {options.out!r}: its folder does not exist: create it first")
+    for name, file in (("--out", options.out), ("--export", options.export)):
+        if file and Path(file).is_dir():
+            raise KerasRefError(f"{name} {file!r} is a folder: name a file")
+        if file and not Path(file).resolve().parent.is_dir():
+            raise KerasRefError(f"{name} {file!r}: its folder does not exist: create it first")
     if options.figures and Path(options.figures).exists() and not Path(options.figures).is_dir():
         raise KerasRefError(f"--figures {options.figures!r} is not a folder: name another")
     if options.pixels and not os.path.isfile(options.pixels):
@@ -93,6 +117,42 @@ def _check(options: Namespace) -> None:
     ]
     if missing:
         raise KerasRefError(f"cannot read {', '.join(missing)}: check the paths")
+
+
+def _check_model(options: Namespace) -> None:
+    """Refuse options of --model without it, and those of VGG16 with it."""
+    if options.model is None:
+        options.weights = options.weights or "offline"
+        for name in ("preprocess", "size", "target_layer", "trust", "export"):
+            if getattr(options, name):
+                raise KerasRefError(f"--{name.replace('_', '-')} goes with --model; without it VGG16 is explained")
+    else:
+        if options.input:
+            raise KerasRefError("--input goes with VGG16's --weights; with --model give --preprocess")
+        models.check(options.model, options.weights)
+    if options.labels and not os.path.isfile(options.labels):
+        raise KerasRefError(f"--labels {options.labels!r}: no such file")
+
+
+def size(text: str) -> tuple[int, int]:
+    """The type of `--size`: `224` or `240x320`, height first."""
+    match = re.fullmatch(r"(\d{1,5})(?:[x×](\d{1,5}))?", text)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (height and width):
+        raise ArgumentTypeError(f"{text!r}: give pixels, such as 224, or height and width, such as 240x320")
+    return height, width
+
+
+def export(path: Path, result: run.Result) -> None:
+    """Write the canonical tensors, float32, in the order of the layer table, for `python -m parity transfer`.
+
+    Raises:
+        OSError: as the file system says; then nothing is left at `path` that was not there before.
+    """
+    weights = result.artifact.weights
+    metadata = {"format": EXPORT, "fingerprint": weights.fingerprint, "source": weights.source}
+    with whole(path) as temporary:
+        save_file({name: np.ascontiguousarray(a) for name, a in (result.tensors or {}).items()}, temporary, metadata)
 
 
 def _default_photographs() -> list[str]:
@@ -114,6 +174,8 @@ def _draw(folder: Path, result: run.Result) -> None:
 def _report(options: Namespace, result: run.Result, seconds: float) -> None:
     artifact, megabytes = result.artifact, os.path.getsize(options.out) / 1e6
     print(f"weights: {artifact.weights.source} (fingerprint {artifact.weights.fingerprint[:16]})")
+    if options.model:
+        print(f"target layer: {artifact.table.target}, of {len(artifact.table.layers)}")
     for photograph in artifact.photographs:
         print(f"{photograph.name!r}: class {photograph.class_index}, {photograph.label}")
     for line in artifact.warnings:

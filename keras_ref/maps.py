@@ -243,7 +243,7 @@ def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None)
     with _cast_weights(p), contextlib.redirect_stdout(io.StringIO()):  # Keras's own progress bar
         raw = np.asarray(
             Scorecam(p.models.linear)(
-                score, p.inputs, penultimate_layer=-1, max_N=max_n, expand_cam=False, normalize_cam=False
+                score, p.inputs, **p.models.cam_options, max_N=max_n, expand_cam=False, normalize_cam=False
             )
         )
     scores = np.array(probabilities)
@@ -334,8 +334,8 @@ def legacy_seed(seed: int) -> Iterator[None]:
 
 def _cams(library: Callable[..., Any], p: Pass) -> tuple[np.ndarray, np.ndarray]:
     """The raw map (1, h, w), and the final one (1, H, W) by the lab's own call."""
-    raw = library(p.score, p.inputs, penultimate_layer=-1, expand_cam=False, normalize_cam=False)
-    return np.asarray(raw), np.asarray(library(p.score, p.inputs, penultimate_layer=-1))
+    raw = library(p.score, p.inputs, **p.models.cam_options, expand_cam=False, normalize_cam=False)
+    return np.asarray(raw), np.asarray(library(p.score, p.inputs, **p.models.cam_options))
 
 
 def _upsampled(cam: np.ndarray, inputs: np.ndarray) -> np.ndarray:

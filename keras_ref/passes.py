@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_ref import KerasRefError
+from keras_ref.target import LAST, CamOptions
 from parity.contract.layers import LayerTable
 from parity.contract.methods import Options
 
@@ -27,11 +28,15 @@ class Models:
         linear: as the lab has it: softmax replaced by linear.
         layers: the same layers, every hidden output in the order of the computation, logits last.
         table: what those layers are.
+        cam_options: how tf-keras-vis finds the target layer.
+        binary: whether its one output stands for two classes: 1, and its negative for 0.
     """
 
     linear: Any
     layers: Any
     table: LayerTable
+    cam_options: CamOptions = field(default_factory=lambda: dict(LAST))
+    binary: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,15 @@ class Pass:
     @property
     def score(self) -> Any:
         """The explained class's logit, as tf-keras-vis takes it."""
-        from tf_keras_vis.utils.scores import CategoricalScore
+        from tf_keras_vis.utils.scores import BinaryScore, CategoricalScore
 
-        return CategoricalScore([self.class_index])
+        return BinaryScore(bool(self.class_index)) if self.models.binary else CategoricalScore([self.class_index])
+
+    @property
+    def read_by_maps(self) -> tuple[str, ...]:
+        """Names of the shared stages that maps read."""
+        target = self.models.table.target
+        return ("inputs", "logits", "score", "gradients/inputs", f"activations/{target}", f"gradients/{target}")
 
     @property
     def activations(self) -> np.ndarray:
@@ -111,9 +122,9 @@ def pass_through(models: Models, inputs: np.ndarray, class_index: int | None, op
         tape.watch(x)
         *hidden, logits = models.layers(x, training=False)
         if class_index is None:
-            class_index = int(tf.argmax(logits[0]))
-        score = logits[0, class_index]
-    gradients = tape.gradient(score, [x, *hidden])
+            class_index = int(logits[0, 0] > 0) if models.binary else int(tf.argmax(logits[0]))
+        score = logits[0, class_index] if not models.binary else logits[0, 0] * (1 - 0 * class_index)
+    gradients = tape.gradient(score, [x, *hidden], unconnected_gradients=tf.UnconnectedGradients.ZERO)
     shared = {"inputs": inputs[0], "logits": logits.numpy()[0], "score": score.numpy()}
     shared["gradients/inputs"] = gradients[0].numpy()[0]
     for layer, activation, gradient in zip(models.table.hidden, hidden, gradients[1:], strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 from keras_ref import KerasRefError
 from parity.contract.text import one_line
 
-MODES = {"caffe": "caffe", "torchvision": "torch"}
+MODES = {"caffe": "caffe", "torchvision": "torch", "tf": "tf"}
 """Kinds of preprocessing → Keras's names of them. caffe is what `vgg16.preprocess_input` calls."""
 
 
@@ -32,12 +32,13 @@ class Picture:
     size: tuple[int, int]
 
 
-def by_keras(paths: Sequence[str], size: tuple[int, int]) -> list[Picture]:
+def by_keras(paths: Sequence[str], size: tuple[int, int], channels: int = 3) -> list[Picture]:
     """Read files by Keras's `load_img`: nearest neighbour, the aspect ratio ignored.
 
     Args:
         paths: of pictures in any format that Pillow knows.
         size: (H, W) of the network's input.
+        channels: of the network; 1: the photographs are made grey, three times the same.
 
     Raises:
         KerasRefError: names every file that is no picture.
@@ -47,7 +48,8 @@ def by_keras(paths: Sequence[str], size: tuple[int, int]) -> list[Picture]:
     pictures, bad = [], []
     for path in paths:
         try:
-            square = keras.utils.load_img(path, target_size=size)
+            color = "grayscale" if channels == 1 else "rgb"
+            square = keras.utils.load_img(path, color_mode=color, target_size=size).convert("RGB")
             pictures.append(_named(path, keras.utils.img_to_array(square, dtype="uint8")))
         except Exception as error:  # Pillow raises a dozen kinds on what is not a picture
             bad.append(f"{path!r} ({one_line(error, 120)})")
@@ -92,14 +94,16 @@ def preprocessed(pixels: np.ndarray, kind: str) -> np.ndarray:
     """The network's inputs by Keras's own preprocessing, in the precision of the process.
 
     Args:
-        pixels: uint8 (H, W, 3).
-        kind: one of `network.INPUTS`.
+        pixels: uint8 (H, W, 3), or of the type that is to be computed in.
+        kind: one of `network.ANY_INPUT`.
 
     Returns:
         (1, H, W, 3).
     """
     import keras
 
+    if kind == "none":
+        return pixels[None].astype(keras.config.floatx())
     inputs = keras.applications.imagenet_utils.preprocess_input(pixels[None], mode=MODES[kind])
     return np.ascontiguousarray(inputs)
 

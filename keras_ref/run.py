@@ -8,23 +8,23 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from keras_ref import KerasRefError, keras_files, model, photographs
+from keras_ref import KerasRefError, model, photographs
+from keras_ref import subject as subjects
+from keras_ref.exact import NUDGE, exact_formulas, moved
 from keras_ref.maps import MAPS
-from keras_ref.passes import Models, Pass, linear_models, pass_through
-from parity.contract import classes
-from parity.contract.artifact import Artifact, JobSettings, Photograph, Weights
-from parity.contract.command import options_of
-from parity.contract.layers import LayerTable
+from keras_ref.passes import Models, Pass, pass_through
+from parity.contract.artifact import Artifact, JobSettings, Photograph
 from parity.contract.methods import METHODS
-from parity.contract.network import Network, from_source
 from parity.contract.recorder import Recorder, merge
+from parity.contract.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,12 @@ class Result:
     Attributes:
         artifact: every stage.
         finals: method → tf-keras-vis's own map of each photograph, (H, W), whole, for figures.
+        tensors: canonical, of a model that `--export` may write.
     """
 
     artifact: Artifact
     finals: dict[str, list[np.ndarray]]
+    tensors: dict[str, np.ndarray] | None = None
 
 
 def both_precisions(options: argparse.Namespace) -> Result:
@@ -52,7 +54,10 @@ def both_precisions(options: argparse.Namespace) -> Result:
     single = _in_child(options, "fp32")
     # Both must explain the same class, also where rounding decides which is top-1.
     asked = argparse.Namespace(**{**vars(options), "classes": single.artifact.classes})
-    return Result(merge(single.artifact, _in_child(asked, "fp64").artifact), single.finals)
+    double = _in_child(asked, "fp64")
+    if single.artifact.weights.fingerprint != double.artifact.weights.fingerprint:
+        raise KerasRefError("--model: its weights are others each time it is made: give a file, or --weights random:0")
+    return Result(merge(single.artifact, double.artifact), single.finals, single.tensors)
 
 
 def _in_child(options: argparse.Namespace, precision: str) -> Result:
@@ -83,42 +88,46 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         KerasRefError, WeightsError, ClassError: whatever prevents an answer.
     """
     started = time.perf_counter()
-    network = _network(options, precision)
-    table, weights, kind = network.table, Weights.of(network), options.input or network.input
-    if options.pixels:
-        pictures = photographs.given(options.pixels, options.photographs, table.size)
-    else:
-        pictures = photographs.by_keras(options.photographs, table.size)
-    asked = _classes(options, len(pictures), table)
-    models = _models(network, photographs.preprocessed(pictures[0].pixels, kind))
-    del network  # 0.5 GB that are in Keras now
-    settings = _settings(options, kind)
-    recorder = Recorder(weights, settings, np.stack([picture.pixels for picture in pictures]))
-    seconds = {f"{precision}/setup": time.perf_counter() - started}
+    subject = subjects.of(options, precision)
+    pictures = _pictures(options, subject)
+    asked = subject.classes_of(options, len(pictures))
+    pixels = np.stack([subject.cropped(picture.pixels) for picture in pictures])
+    models = subject.models(subject.preprocess(pixels[0]), pictures[0].pixels)
+    recorder = Recorder(subject.weights, subject.settings, pixels)
+    job = _Job(models, subject.settings, recorder.stages, {f"{precision}/setup": time.perf_counter() - started})
     rows: list[Photograph] = []
-    remarks: list[str] = []
-    finals: dict[str, list[np.ndarray]] = {method: [] for method in settings.methods}
+    remarks = list(subject.warnings)
+    moves: dict[str, float] = {}
+    finals: dict[str, list[np.ndarray]] = {method: [] for method in subject.settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
-        with _timed(seconds, f"{precision}/layers"):
-            p = pass_through(models, photographs.preprocessed(picture.pixels, kind), asked[i], settings.options)
-        stages = p.shared | _maps(p, settings.methods, precision, seconds)
-        for stage, array in stages.items():
-            recorder.add(precision, i, stage, array)
-        for method in settings.methods:  # the last of a map's quantities is what tf-keras-vis itself returns
-            finals[method].append(stages[f"{method}/{METHODS[method].quantities[-1].name}"])
-        label = classes.label(p.class_index, table.classes)
+        inputs = subject.preprocess(pixels[i])
+        p, drawn, kept = job.computed(precision, inputs, asked[i], partial(recorder.add, precision, i))
+        for method, final in drawn.items():
+            finals[method].append(final)
+        label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
+        if subject.any_model and precision == "fp64":
+            with exact_formulas():
+                _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
+            moves = {stage: max(move, moves.get(stage, 0.0)) for stage, move in moved(kept, again).items()}
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
         versions=model.program_versions(),
         flags=model.flags(),
         warnings=remarks,
-        seconds=seconds,
+        seconds=job.seconds,
+        moves={stage: move for stage, move in moves.items() if move > 0},
     )
-    return Result(artifact, finals)
+    return Result(artifact, finals, subject.tensors)
+
+
+def _pictures(options: argparse.Namespace, subject: subjects.Subject) -> list[photographs.Picture]:
+    if options.pixels:
+        return photographs.given(options.pixels, options.photographs, subject.pictures)
+    return photographs.by_keras(options.photographs, subject.pictures, subject.table.input_shape[2])
 
 
 def progress(options: argparse.Namespace, text: str) -> None:
@@ -127,52 +136,65 @@ def progress(options: argparse.Namespace, text: str) -> None:
         print(f"keras_ref: {text}", file=sys.stderr)
 
 
-def _network(options: argparse.Namespace, precision: str) -> Network:
-    """The network asked for, and the frameworks loaded."""
-    network = from_source(options.weights)  # most mistakes are seen before TensorFlow takes its four seconds
-    if network is None:
-        keras_files.check_kind(options.weights)
-    elif options.photographs:
-        _classes(options, len(options.photographs), network.table)
-    model.load_frameworks(precision)
-    return network or keras_files.from_keras_file(options.weights)
+@dataclass(frozen=True)
+class _Job:
+    """What is done to each photograph.
 
+    Attributes:
+        models: the network.
+        settings: which maps.
+        stages: of the artifact.
+        seconds: part → wall time so far.
+    """
 
-def _models(network: Network, probe: np.ndarray) -> Models:
-    keras_model = model.build(network.table)
-    model.load(keras_model, network)
-    return linear_models(keras_model, network.table, probe)
+    models: Models
+    settings: JobSettings
+    stages: Sequence[Stage]
+    seconds: dict[str, float]
 
+    def computed(
+        self,
+        part: str,
+        inputs: np.ndarray,
+        class_index: int | None,
+        record: Callable[[str, np.ndarray], None] | None = None,
+    ) -> tuple[Pass, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One photograph forward and back, and every map.
 
-def _classes(options: argparse.Namespace, n_photographs: int, table: LayerTable) -> list[int | None]:
-    """The classes asked for; None, the top-1 prediction, where none was."""
-    if options.classes is None:
-        return [None] * n_photographs
-    return list(classes.per_photograph(options.classes, n_photographs, table.classes))
+        Args:
+            part: under which `seconds` has what each took.
+            inputs: (1, H, W, C).
+            class_index: whose score; None for the top-1 prediction.
+            record: is given each stage. What no map reads is then let go: all layers at once would be a gigabyte.
 
+        Returns:
+            The pass, with what maps read; method → tf-keras-vis's own map, (H, W); stage → the values that an artifact keeps.
+        """
+        by_name = {stage.name: stage for stage in self.stages}
+        finals: dict[str, np.ndarray] = {}
+        kept: dict[str, np.ndarray] = {}
 
-def _settings(options: argparse.Namespace, kind: str) -> JobSettings:
-    return JobSettings(
-        methods=options.methods,
-        options=options_of(options),
-        input=kind,
-        resize=options.resize,
-        pixels="given" if options.pixels else "keras_ref",
-        sample=options.keep,
-    )
+        def keep(stage: str, array: np.ndarray) -> None:
+            kept[stage] = np.array(by_name[stage].take(np.asarray(array)[None]))
+            if record is not None:
+                record(stage, array)
 
+        with self._timed(f"{part}/layers"):
+            p = pass_through(self.models, inputs, class_index, self.settings.options)
+        for stage in tuple(p.shared):
+            keep(stage, p.shared[stage])
+            if stage not in p.read_by_maps:
+                del p.shared[stage]
+        for method in self.settings.methods:
+            with self._timed(f"{part}/{method}"):
+                stages = MAPS[method](p)
+            for stage, array in stages.items():
+                keep(stage, array)
+            finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis returns
+        return p, finals, kept
 
-def _maps(p: Pass, methods: tuple[str, ...], precision: str, seconds: dict[str, float]) -> dict[str, np.ndarray]:
-    """Every map's own stages, and in `seconds` what each took."""
-    stages: dict[str, np.ndarray] = {}
-    for method in methods:
-        with _timed(seconds, f"{precision}/{method}"):
-            stages |= MAPS[method](p)
-    return stages
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - started
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started

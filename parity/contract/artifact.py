@@ -329,7 +329,9 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
         raise ValueError(f"maps that this version does not know: {', '.join(sorted(unknown))}")
     lists = {name: tuple(s.get(name, ())) for name in ("methods", "labels", "scale", "offset")}
     settings = JobSettings(**{**s, **lists, "options": Options(**s["options"])})
-    prints = {n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()}
+    prints = {
+        n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()
+    }
     artifact = Artifact(
         manifest["program"],
         tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
@@ -358,7 +360,7 @@ def check_parts(artifact: Artifact) -> None:
     if pixels.dtype != np.uint8 or pixels.shape != expected or not count:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
     for photograph in artifact.photographs:
-        if not 0 <= photograph.class_index < artifact.table.classes:
+        if not 0 <= photograph.class_index < max(2, artifact.table.classes):  # one output stands for two
             raise ValueError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")
     for stage in artifact.stages:
         for precision, dtype in PRECISIONS.items():

@@ -1,0 +1,65 @@
+"""How far the reference's own float64 is off: the functions in which TensorFlow has float32 constants, exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from keras_ref.rows import affine_of
+
+NUDGE = 1 + 1e-14
+"""Times which the inputs are computed once more: what moves then by more is not known better than that."""
+
+
+FLAT = 1e-6
+"""A stage whose range is below this fraction of its largest value is constant, but for rounding: that fraction is its range."""
+
+
+@contextlib.contextmanager
+def exact_formulas() -> Iterator[None]:
+    """gelu, leaky ReLU, Rescaling and Normalization with constants of the type that they compute in."""
+    import keras
+    import tensorflow as tf
+
+    def gelu(x: Any, approximate: bool = False, name: str | None = None) -> Any:
+        half = tf.constant(0.5, x.dtype)
+        if approximate:
+            inner = x + tf.constant(0.044715, x.dtype) * x**3
+            return half * x * (1 + tf.tanh(tf.constant(math.sqrt(2 / math.pi), x.dtype) * inner))
+        return half * x * (1 + tf.math.erf(x * tf.constant(math.sqrt(0.5), tf.float32.as_numpy_dtype and x.dtype) if False else tf.cast(math.sqrt(0.5), x.dtype)))
+
+    def leaky_relu(x: Any, alpha: float = 0.2, name: str | None = None) -> Any:
+        return tf.where(x > 0, x, tf.constant(alpha, x.dtype) * x)
+
+    def affine(layer: Any, x: Any) -> Any:
+        scale, offset = affine_of(layer)
+        return x * tf.constant(scale, x.dtype) + tf.constant(offset, x.dtype)
+
+    with (
+        mock.patch.object(tf.nn, "gelu", gelu),
+        mock.patch.object(tf.nn, "leaky_relu", leaky_relu),
+        mock.patch.object(keras.layers.Rescaling, "call", affine),
+        mock.patch.object(keras.layers.Normalization, "call", affine),
+    ):
+        yield
+
+
+def moved(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How far each stage moved, of its range: stage → max |difference| / (max − min)."""
+    moves: dict[str, float] = {}
+    for name, values in first.items():
+        a, b = np.float64(values), np.float64(second[name])
+        span = (
+            float(np.abs(first["logits"]).max())
+            if name == "score"
+            else max(float(np.ptp(a)), FLAT * float(np.abs(a).max()))
+        )
+        with np.errstate(all="ignore"):
+            distance = float(np.abs(a - b).max()) / span if span > 0 else 0.0
+        moves[name] = distance if math.isfinite(distance) else 0.0
+    return moves
