@@ -31,7 +31,7 @@ def exact_formulas() -> Iterator[None]:
         if approximate:
             inner = x + tf.constant(0.044715, x.dtype) * x**3
             return half * x * (1 + tf.tanh(tf.constant(math.sqrt(2 / math.pi), x.dtype) * inner))
-        return half * x * (1 + tf.math.erf(x * tf.constant(math.sqrt(0.5), tf.float32.as_numpy_dtype and x.dtype) if False else tf.cast(math.sqrt(0.5), x.dtype)))
+        return half * x * (1 + tf.math.erf(x * tf.constant(math.sqrt(0.5), x.dtype)))
 
     def leaky_relu(x: Any, alpha: float = 0.2, name: str | None = None) -> Any:
         return tf.where(x > 0, x, tf.constant(alpha, x.dtype) * x)

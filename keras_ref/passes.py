@@ -123,7 +123,7 @@ def pass_through(models: Models, inputs: np.ndarray, class_index: int | None, op
         *hidden, logits = models.layers(x, training=False)
         if class_index is None:
             class_index = int(logits[0, 0] > 0) if models.binary else int(tf.argmax(logits[0]))
-        score = logits[0, class_index] if not models.binary else logits[0, 0] * (1 - 0 * class_index)
+        score = logits[0, class_index] if not models.binary else logits[0, 0] * (2 * class_index - 1)
     gradients = tape.gradient(score, [x, *hidden], unconnected_gradients=tf.UnconnectedGradients.ZERO)
     shared = {"inputs": inputs[0], "logits": logits.numpy()[0], "score": score.numpy()}
     shared["gradients/inputs"] = gradients[0].numpy()[0]
