@@ -100,9 +100,7 @@ def ladder(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
     return _asked("rungs")(job)  # type: ignore[no-any-return]
 
 
-def twin(
-    reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str
-) -> Twin:
+def twin(reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str) -> Twin:
     """A PyTorch module paired with a reference.
 
     Args:

@@ -6,7 +6,6 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,8 @@ def answer(
     Args:
         reference: with float64.
         module: what is compared.
-        precision, device: of the module.
+        precision: of the module.
+        device: likewise.
         methods: some of the reference's; none: all.
         engine: the port's that draws the maps.
 
@@ -97,7 +97,9 @@ def check_general(reference: Artifact) -> None:
         CandidateError: it was made without `--model`.
     """
     if not reference.weights.prints:
-        raise CandidateError("the reference was made of a network known by name: make it with python -m keras_ref --model")
+        raise CandidateError(
+            "the reference was made of a network known by name: make it with python -m keras_ref --model"
+        )
     if "fp64" not in reference.precisions:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
 
@@ -119,7 +121,10 @@ def _inputs(reference: Artifact, module: Module) -> tuple[np.ndarray, str]:
             f"reference's inputs have {expected.shape[1:3]} and {expected.shape[3]}"
         )
     if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:
-        return expected, "the port's preprocessing is the reference's up to float32's rounding, in which it was computed"
+        return (
+            expected,
+            "the port's preprocessing is the reference's up to float32's rounding, in which it was computed",
+        )
     return inputs, ""
 
 
@@ -141,7 +146,10 @@ def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.nda
 
 def channel_statistics(inputs: np.ndarray, expected: np.ndarray) -> str:
     """Whether inputs (H, W, C) are the expected ones but for a mean and a deviation of each channel, or the channels' order."""
-    for order, words in ((slice(None), ""), (slice(None, None, -1), "the channels in the other order (a permutation), and ")):
+    for order, words in (
+        (slice(None), ""),
+        (slice(None, None, -1), "the channels in the other order (a permutation), and "),
+    ):
         theirs = inputs[..., order].reshape(-1, inputs.shape[-1])
         ours = expected.reshape(theirs.shape)
         factors, offsets, errors = [], [], []
@@ -250,7 +258,10 @@ def read_tensors(reference: Artifact, path: str | os.PathLike[str]) -> dict[str,
 
 
 def transfer(
-    reference: Artifact | str | os.PathLike[str], weights: str | os.PathLike[str], module: Any, out: str | os.PathLike[str] = ""
+    reference: Artifact | str | os.PathLike[str],
+    weights: str | os.PathLike[str],
+    module: Any,
+    out: str | os.PathLike[str] = "",
 ) -> Any:
     """A reference's weights into an untrained PyTorch module.
 

@@ -33,7 +33,12 @@ class Builder:
         return self.layers[-1]
 
     def add(
-        self, name: str, kind: str, inbound: Sequence[str] = (), tensors: Mapping[str, tuple[int, ...]] | None = None, **config: Any
+        self,
+        name: str,
+        kind: str,
+        inbound: Sequence[str] = (),
+        tensors: Mapping[str, tuple[int, ...]] | None = None,
+        **config: Any,
     ) -> str:
         """Append a row; its shape is that of what it computes."""
         inbound = tuple(inbound) or (self.last.name,)
@@ -60,14 +65,18 @@ class Builder:
             values = self.random.normal(0, math.sqrt(1.6 / math.prod(shape[1:])), shape)
         return values.astype(np.float32)
 
-    def conv(self, name: str, filters: int, kernel: int = 3, stride: int = 1, *, inbound: Sequence[str] = (), **config: Any) -> str:
+    def conv(
+        self, name: str, filters: int, kernel: int = 3, stride: int = 1, *, inbound: Sequence[str] = (), **config: Any
+    ) -> str:
         channels = self._channels(inbound)
         bias = {"bias": (filters,)} if config.pop("bias", True) else {}
         config = {"padding": "same", "activation": "linear", **config}
         tensors = {"weight": (filters, channels, kernel, kernel), **bias}
         return self.add(name, "conv", inbound, tensors, kernel=[kernel] * 2, strides=[stride] * 2, **config)
 
-    def depthwise(self, name: str, kernel: int = 3, stride: int = 1, *, inbound: Sequence[str] = (), **config: Any) -> str:
+    def depthwise(
+        self, name: str, kernel: int = 3, stride: int = 1, *, inbound: Sequence[str] = (), **config: Any
+    ) -> str:
         tensors = {"weight": (self._channels(inbound), 1, kernel, kernel)}
         config = {"padding": "same", "activation": "linear", **config}
         return self.add(name, "depthwise", inbound, tensors, kernel=[kernel] * 2, strides=[stride] * 2, **config)
@@ -87,7 +96,9 @@ class Builder:
         name = inbound[0] if inbound else self.last.name
         return next(layer for layer in self.layers if layer.name == name).shape[-1]
 
-    def reference(self, target: str, *, count: int = 2, seed: int = 1, moves: Mapping[str, float] | None = None) -> Artifact:
+    def reference(
+        self, target: str, *, count: int = 2, seed: int = 1, moves: Mapping[str, float] | None = None
+    ) -> Artifact:
         """The artifact of the network on random pictures."""
         table = LayerTable(tuple(self.layers), target)
         pixels = np.random.RandomState(seed).randint(0, 256, (count, *table.size, 3)).astype(np.uint8)
@@ -119,12 +130,18 @@ class Builder:
         values = self._values(table, pixels, dtype)
         return {"logits": _last(values[table.layers[-1].name])}
 
-    def _explained(self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype, explained: int) -> dict[str, np.ndarray]:
+    def _explained(
+        self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype, explained: int
+    ) -> dict[str, np.ndarray]:
         values = self._values(table, pixels, dtype)
         logits = values[table.layers[-1].name][0]
         names = [table.layers[0].name, *(layer.name for layer in table.hidden)]
         slopes = dict(zip(names, torch.autograd.grad(logits[explained], [values[n] for n in names]), strict=True))
-        stages = {"inputs": _last(values[names[0]]), "logits": _last(logits[None]), "score": _last(logits[None])[explained]}
+        stages = {
+            "inputs": _last(values[names[0]]),
+            "logits": _last(logits[None]),
+            "score": _last(logits[None])[explained],
+        }
         stages["gradients/inputs"] = _last(slopes[names[0]])
         for layer in table.hidden:
             stages[f"activations/{layer.name}"] = _last(values[layer.name])
@@ -135,7 +152,11 @@ class Builder:
         for method, formula in (("gradcam", formulas.grad_cam), ("gradcam_plus_plus", formulas.grad_cam_plus_plus)):
             own = formula(given)
             own |= formulas.enlarged(own["raw"], table.size, float(stages["score"]))
-            stages |= {f"{method}/{name}": array for name, array in own.items() if method != "gradcam" or name != "final_with_exp"}
+            stages |= {
+                f"{method}/{name}": array
+                for name, array in own.items()
+                if method != "gradcam" or name != "final_with_exp"
+            }
         return stages
 
 

@@ -39,10 +39,17 @@ def filled(
         cause = ""
         if transfer.best.stopped:
             try:
-                cause = first_cause(Twin(reference, transfer.work, inputs, {}, "", maps=False))
+                cause = first_cause(Twin(reference, transfer.work, inputs, {}, "", with_maps=False))
             except TwinError:
                 cause = ""
-        return Filled({}, transfer.best.layers, transfer.passes, [], float("nan"), "; ".join(filter(None, (str(error), came, cause))))
+        return Filled(
+            {},
+            transfer.best.layers,
+            transfer.passes,
+            [],
+            float("nan"),
+            "; ".join(filter(None, (str(error), came, cause))),
+        )
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:

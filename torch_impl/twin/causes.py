@@ -98,7 +98,11 @@ class _Layer:
     def _right(self) -> dict[str, Call]:
         """Layers whose values the module has right."""
         pairs = self.twin.pairing.pairs.values()
-        return {p.layer: p.call for p in pairs if p.error <= limit(self.twin.reference, p.layer) and p.layer != self.layer.name}
+        return {
+            p.layer: p.call
+            for p in pairs
+            if p.error <= limit(self.twin.reference, p.layer) and p.layer != self.layer.name
+        }
 
     @cached_property
     def section(self) -> list[Layer]:
@@ -166,7 +170,9 @@ class _Layer:
             answer[row.name] = own
         return answer
 
-    def run(self, changed: str = "", change: Change | None = None, sources: Mapping[str, Tensor] | None = None) -> Tensor:
+    def run(
+        self, changed: str = "", change: Change | None = None, sources: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """The layer's values from those before the section, with one row changed."""
         values = dict(sources or self._captured[0])
         for row in self.section:
@@ -234,9 +240,13 @@ class _Layer:
         bias = t.get("bias", torch.zeros_like(t["running_var"]))
         shape = (1, -1, *[1] * (x.ndim - 2))
         centred = (x - t["running_mean"].reshape(shape)) * scale.reshape(shape)
-        factors = ((theirs - bias.reshape(shape)) * centred).flatten(2).sum((0, 2)) / (centred**2).flatten(2).sum((0, 2))
+        factors = ((theirs - bias.reshape(shape)) * centred).flatten(2).sum((0, 2)) / (centred**2).flatten(2).sum(
+            (0, 2)
+        )
         epsilon = float((1 / factors**2 - t["running_var"]).median())
-        change = Change(f"epsilon: {epsilon:.4g} in the port, {row.config['epsilon']:g} in the reference", {"epsilon": epsilon})
+        change = Change(
+            f"epsilon: {epsilon:.4g} in the port, {row.config['epsilon']:g} in the reference", {"epsilon": epsilon}
+        )
         return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
 
     def _normalized_again(self) -> str:

@@ -135,9 +135,9 @@ def _along_channels(values: Tensor, x: Tensor) -> Tensor:
 
 def _batchnorm(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
     x = inputs[0]
-    scale = t["weight"] if "weight" in t else torch.ones_like(t["running_var"])
+    scale = t.get("weight", torch.ones_like(t["running_var"]))
     factor = scale / (t["running_var"] + layer.config["epsilon"]).sqrt()
-    offset = (t["bias"] if "bias" in t else 0) - t["running_mean"] * factor
+    offset = t.get("bias", torch.zeros_like(t["running_mean"])) - t["running_mean"] * factor
     return x * _along_channels(factor, x) + _along_channels(offset, x)
 
 

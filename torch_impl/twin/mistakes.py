@@ -66,9 +66,11 @@ def _sides_of(layer: Layer, x: Tensor) -> str:
 
 def _paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     own, window = _sides_of(layer, inputs[0]), _window(layer)
-    others = [n for n in range(max(window) + 1)] + ["same"]
+    others = [*range(max(window) + 1), "same"]
     for padding in others:
-        for counts in (False, True) if layer.config.get("pool") == "average" and padding not in (0, "valid") else (False,):
+        for counts in (
+            (False, True) if layer.config.get("pool") == "average" and padding not in (0, "valid") else (False,)
+        ):
             changed = replace(layer, config={**layer.config, "padding": padding})
             if _sides_of(changed, inputs[0]) == own and not counts:
                 continue
@@ -201,7 +203,9 @@ def _upsamplings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> It
             if mode == own and not corners:
                 continue
 
-            def other(row: Layer, x: Sequence[Tensor], t: Tensors, mode: str = mode, corners: bool | None = corners) -> Tensor:
+            def other(
+                row: Layer, x: Sequence[Tensor], t: Tensors, mode: str = mode, corners: bool | None = corners
+            ) -> Tensor:
                 size = [n * s for n, s in zip(x[0].shape[2:], row.config["size"], strict=True)]
                 return F.interpolate(x[0], size, mode=mode, align_corners=corners)
 

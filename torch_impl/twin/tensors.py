@@ -49,7 +49,9 @@ class Weighted:
 def named_tensors(model: nn.Module) -> dict[str, np.ndarray]:
     """Parameters and buffers of floating point by name; a shared one once."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return {name: t.detach().cpu().double().numpy() for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    return {
+        name: t.detach().cpu().double().numpy() for name, t in tensors.items() if t.is_floating_point() and t.numel()
+    }
 
 
 def paired_tensors(table: LayerTable, prints: Mapping[str, Fingerprint], model: nn.Module) -> Weighted:
@@ -78,9 +80,10 @@ def paired_tensors(table: LayerTable, prints: Mapping[str, Fingerprint], model: 
             role = ours.rpartition(".")[2]
             of_owner = [name for name in names if owner is not None and name.rpartition(".")[0] == owner]
             # Of equal ones (fresh biases are all 0) the one of the same role, then the first that is left.
-            name = next(iter(sorted(of_owner or names, key=lambda n: n.rpartition(".")[2] != role)), None)
-            if name is None:
+            ordered = sorted(of_owner or names, key=lambda n: n.rpartition(".")[2] != role)
+            if not ordered:
                 continue
+            name = ordered[0]
             del free[name]
             pairs[ours] = TensorPair(ours, name, _permutation(layer, ours, prints[ours], tensors[name]))
         if owner is not None:
@@ -122,7 +125,10 @@ def rearrangements(layer: Layer, shape: tuple[int, ...], tensor: np.ndarray) -> 
         if height == width:
             yield "kernel transposed (height and width exchanged)", kernel.transpose(0, 1, 3, 2)
         yield "kernel layout: HWIO taken for OIHW", flat.reshape(height, width, into, out).transpose(3, 2, 0, 1)
-        yield "kernel layout: input and output channels exchanged", flat.reshape(into, out, height, width).swapaxes(0, 1)
+        yield (
+            "kernel layout: input and output channels exchanged",
+            flat.reshape(into, out, height, width).swapaxes(0, 1),
+        )
         yield "kernel layout: OHWI taken for OIHW", flat.reshape(out, height, width, into).transpose(0, 3, 1, 2)
         if height == width:
             turned = flat.reshape(into, out, height, width).transpose(1, 0, 3, 2)

@@ -25,6 +25,10 @@ PASSES = 400
 """Forward passes after which it is given up: each takes one choice back."""
 
 MOVES = 4.0
+"""Times the reference's own move: how far an input may be off."""
+
+BORDER = 12
+"""Rows or columns, both sides together, that a padding adds at most: an 11×11 kernel's, and some."""
 
 FITTING = {
     "conv": ("conv", "depthwise"),
@@ -116,7 +120,9 @@ class Transfer:
         choices: list[int] = []
         attempt = self._forward(choices)
         while attempt.stopped and self.passes < PASSES:
-            last = max((i for i, fits in enumerate(attempt.fitting) if _chosen(choices, i) + 1 < len(fits)), default=None)
+            last = max(
+                (i for i, fits in enumerate(attempt.fitting) if _chosen(choices, i) + 1 < len(fits)), default=None
+            )
             if last is None:
                 break
             choices = [_chosen(choices, i) for i in range(last)] + [_chosen(choices, last) + 1]
@@ -189,21 +195,24 @@ class Transfer:
         return any(True for _ in self._orders(values, layer))
 
     def _orders(self, values: Tensor, layer: Layer) -> Iterator[str]:
-        """The layouts in which a module's input is what a layer reads."""
+        """The layouts in which a module's input is what a layer reads: as it is, flattened, or with a border around it."""
         for stage, shape in sources(self.reference.table, layer):
             if not self.reference.has(stage, "fp64"):
                 continue
             expected = torch.from_numpy(self.reference.values(stage, "fp64")[0].astype(np.float64))
             places = self.reference.stage(stage).places()
-            given = tuple(values.shape)
-            fitting = list(layouts(given, shape))
-            if not fitting and values.ndim == 2 and len(shape) == 3 and values.numel() == int(np.prod(shape)):
-                given, fitting = (1, shape[2], *shape[:2]), ["nchw", "same"]  # flattened, in either order
-            for layout in fitting:
-                kept = values.reshape(-1)[places_in(given, layout, shape, places)]
-                scale = float(expected.norm())
-                if float((kept - expected).norm()) <= self._limit(stage) * scale + 1e-300:
-                    yield layout
+            limit = self._limit(stage) * float(expected.norm()) + 1e-300
+            for given in _without_border(values, shape):
+                fitting = list(layouts(tuple(given.shape), shape))
+                if not fitting and given.ndim == 2 and len(shape) == 3 and given.numel() == int(np.prod(shape)):
+                    given, fitting = (
+                        given.reshape(1, shape[2], *shape[:2]),
+                        ["nchw", "same"],
+                    )  # flattened, in either order
+                for layout in fitting:
+                    kept = given.reshape(-1)[places_in(tuple(given.shape), layout, shape, places)]
+                    if float((kept - expected).norm()) <= limit:
+                        yield layout
 
     def _limit(self, stage: str) -> float:
         return max(SAME, MOVES * self.reference.moves.get(stage, 0.0))
@@ -224,7 +233,9 @@ class Transfer:
                 tensor = tensor.reshape(-1, channels, height, width).permute(0, 2, 3, 1).reshape(tensor.shape)
             if not isinstance(current, Tensor):
                 attempt.homeless.append(full)
-                setattr(module, role, nn.Parameter(tensor, requires_grad=False))  # to come farther, and name all of them
+                setattr(
+                    module, role, nn.Parameter(tensor, requires_grad=False)
+                )  # to come farther, and name all of them
                 module.__dict__.setdefault("lent", []).append(role)
                 continue
             current.data.copy_(tensor.reshape(current.shape))
@@ -288,7 +299,8 @@ class Transfer:
             raise TransferError(
                 f"{len(homeless)} of the reference's tensors have no place in the module ({_some(homeless)}): {advice}"
             )
-        kept, unfilled = [], []
+        kept: list[str] = []
+        unfilled: list[str] = []
         lent = {f"{n}.{role}" for n, module in self.work.named_modules() for role in module.__dict__.get("lent", ())}
         for name, tensor in (*self.work.named_parameters(), *self.work.named_buffers()):
             if name in attempt.filled or name in lent:
@@ -328,6 +340,23 @@ def sources(table: LayerTable, layer: Layer) -> Iterator[tuple[str, tuple[int, .
         if row.compared and row.kind not in ("pad", "crop"):
             return
         name = row.inbound[0]
+
+
+def _without_border(values: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """An input (1, …) as it is; and where it is wider than `shape` (H, W, C), as after a padding of its own, each part of that size.
+
+    Which border it should have is not asked here: a wrong one gives other values behind the layer, and is found there.
+    """
+    yield values
+    if values.ndim != 4 or len(shape) != 3:
+        return
+    for rows, columns, channels in ((2, 3, 1), (1, 2, 3)):
+        more = values.shape[rows] - shape[0], values.shape[columns] - shape[1]
+        if values.shape[channels] != shape[2] or min(more) < 0 or max(more) == 0 or max(more) > BORDER:
+            continue
+        for top in range(more[0] + 1):
+            for left in range(more[1] + 1):
+                yield values.narrow(rows, top, shape[0]).narrow(columns, left, shape[1])
 
 
 def _fits(module: nn.Module, layer: Layer) -> bool:

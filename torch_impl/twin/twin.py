@@ -85,7 +85,7 @@ class Twin:
         inputs: of every photograph, float64 (N, H, W, C), as the reference's network takes them.
         layers: layer → module, where the user knows better.
         target_layer: the module whose output is the reference's target layer; "": found.
-        maps: whether maps are wanted, for which the target layer must be known.
+        with_maps: whether maps are wanted, for which the target layer must be known.
 
     Attributes:
         pairing: of layers and modules.
@@ -103,7 +103,7 @@ class Twin:
         layers: Mapping[str, str] | None = None,
         target_layer: str = "",
         *,
-        maps: bool = True,
+        with_maps: bool = True,
     ) -> None:
         self.reference, self.model, self.inputs = reference, model, inputs
         self.layers = dict(layers or {})
@@ -117,7 +117,7 @@ class Twin:
                 self.pairing = other
             else:
                 self.inside = False
-        if maps:
+        if with_maps:
             self._check_logits()
             self.target = self._target()
 
@@ -214,7 +214,14 @@ class Twin:
         return model, numbered.tap
 
     def _maps(
-        self, row: int, model: nn.Module, layer: nn.Module, inputs: Tensor, target: Tensor, methods: Sequence[str], engine: str
+        self,
+        row: int,
+        model: nn.Module,
+        layer: nn.Module,
+        inputs: Tensor,
+        target: Tensor,
+        methods: Sequence[str],
+        engine: str,
     ) -> Iterator[Row]:
         layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
         capture = opened(model, layer, engine=engine, feature_layout=layout)

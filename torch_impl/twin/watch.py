@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softmax, nn.Softplus),
+)
+
 KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv_transpose", (nn.modules.conv._ConvTransposeNd,)),
     ("conv", (nn.modules.conv._ConvNd,)),
@@ -19,11 +24,7 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("globalpool", (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)),
     ("pool", (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)),
     ("prelu", (nn.PReLU,)),
-    (
-        "activation",
-        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid)
-        + (nn.Tanh, nn.Softmax, nn.Softplus, nn.Mish),
-    ),
+    ("activation", ACTIVATIONS),
 )
 
 
