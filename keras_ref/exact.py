@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -15,6 +15,12 @@ from keras_ref.rows import affine_of
 NUDGE = 1 + 1e-14
 """Times which the inputs are computed once more: what moves then by more is not known better than that."""
 
+
+JITTER = 1e-14
+"""Of the largest input: so far two values apart are as good as equal, and rounding decides which is the larger."""
+
+TRIALS = 3
+"""Jitters, each there and back: of two values that tie, one is the larger first and the other then."""
 
 FLAT = 1e-6
 """A stage whose range is below this fraction of its largest value is constant, but for rounding: that fraction is its range."""
@@ -63,3 +69,29 @@ def moved(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> 
             distance = float(np.abs(a - b).max()) / span if span > 0 else 0.0
         moves[name] = distance if math.isfinite(distance) else 0.0
     return moves
+
+
+def undecided(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray) -> np.ndarray:
+    """Pixels at which the score has no one gradient: equal values tie in a max-pool, or a value is just where a ReLU bends.
+
+    Each framework then takes what its own rounding makes the larger by a last bit, and both are right, in float64 too.
+
+    Args:
+        gradients: inputs → the score's gradients at them, both (1, H, W, C), float64.
+        inputs: of one photograph.
+
+    Returns:
+        bool (H, W).
+    """
+    own = gradients(inputs)
+    pixels = np.zeros(inputs.shape[1:3], bool)
+    generator = np.random.RandomState(0)
+    for _ in range(TRIALS):
+        jitter = JITTER * np.abs(inputs).max() * generator.uniform(-1, 1, inputs.shape)
+        for moved_inputs in (inputs + jitter, inputs - jitter):
+            change = np.abs(gradients(moved_inputs) - own).max(-1)[0]
+            usual = 100 * float(np.quantile(change, 0.1))  # what every pixel's gradient moves by
+            pixels |= change > max(1e-9 * float(np.abs(own).max()), usual)
+        if not pixels.any():
+            break
+    return pixels

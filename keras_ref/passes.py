@@ -123,7 +123,7 @@ def pass_through(models: Models, inputs: np.ndarray, class_index: int | None, op
         *hidden, logits = models.layers(x, training=False)
         if class_index is None:
             class_index = int(logits[0, 0] > 0) if models.binary else int(tf.argmax(logits[0]))
-        score = logits[0, class_index] if not models.binary else logits[0, 0] * (2 * class_index - 1)
+        score = _score(models, logits, class_index)
     gradients = tape.gradient(score, [x, *hidden], unconnected_gradients=tf.UnconnectedGradients.ZERO)
     shared = {"inputs": inputs[0], "logits": logits.numpy()[0], "score": score.numpy()}
     shared["gradients/inputs"] = gradients[0].numpy()[0]
@@ -131,6 +131,21 @@ def pass_through(models: Models, inputs: np.ndarray, class_index: int | None, op
         shared[f"activations/{layer.name}"] = activation.numpy()[0]
         shared[f"gradients/{layer.name}"] = gradient.numpy()[0]
     return Pass(models, inputs, class_index, shared, options)
+
+
+def input_gradients(models: Models, inputs: np.ndarray, class_index: int) -> np.ndarray:
+    """The score's gradients at inputs (1, H, W, C)."""
+    import tensorflow as tf
+
+    x = tf.constant(inputs)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        score = _score(models, models.linear(x, training=False), class_index)
+    return np.asarray(tape.gradient(score, x))
+
+
+def _score(models: Models, logits: Any, class_index: int) -> Any:
+    return logits[0, 0] * (2 * class_index - 1) if models.binary else logits[0, class_index]
 
 
 def agree(stage: str, recomputed: np.ndarray, returned: np.ndarray) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 
 from keras_ref import KerasRefError, model, photographs
 from keras_ref import subject as subjects
-from keras_ref.exact import NUDGE, exact_formulas, moved
+from keras_ref.exact import NUDGE, exact_formulas, moved, undecided
 from keras_ref.maps import MAPS
-from keras_ref.passes import Models, Pass, pass_through
+from keras_ref.passes import Models, Pass, input_gradients, pass_through
 from parity.contract.artifact import Artifact, JobSettings, Photograph
 from parity.contract.methods import METHODS
 from parity.contract.recorder import Recorder, merge
@@ -98,6 +98,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     rows: list[Photograph] = []
     remarks = list(subject.warnings)
     moves: dict[str, float] = {}
+    tied: list[np.ndarray] = []
     finals: dict[str, list[np.ndarray]] = {method: [] for method in subject.settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
@@ -112,6 +113,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
             with exact_formulas():
                 _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
             moves = {stage: max(move, moves.get(stage, 0.0)) for stage, move in moved(kept, again).items()}
+            tied.append(undecided(partial(input_gradients, models, class_index=p.class_index), inputs))
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
@@ -120,6 +122,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         warnings=remarks,
         seconds=job.seconds,
         moves={stage: move for stage, move in moves.items() if move > 0},
+        undecided=np.stack(tied) if tied else None,
     )
     return Result(artifact, finals, subject.tensors)
 

@@ -165,7 +165,8 @@ def _remarks(reference: Artifact) -> list[str]:
     exact = [method.title for method in at_input if not method.noisy]
     if not exact:
         return []
-    if rounding.blocks_of(reference.table) is None and any(layer.kind == "pool" for layer in reference.table.layers):
+    looked_for = reference.undecided is not None or rounding.blocks_of(reference.table) is not None
+    if not looked_for and any(layer.kind == "pool" for layer in reference.table.layers):
         return [
             "ties in max-pools were not looked for: the network is no chain of 3×3 convolutions and 2×2 max-pools, so where "
             "equal pixels tie a gradient may differ"

@@ -146,7 +146,12 @@ def _rounding(reference: Artifact, name: str, photograph: int) -> float:
 
 
 def ties(reference: Artifact, photograph: int) -> np.ndarray:
-    """Pixels (H, W) of a photograph whose gradient has no one value; none where the network is no chain of blocks."""
+    """Pixels (H, W) of a photograph whose gradient has no one value.
+
+    The reference says which; of VGG they follow from the photograph; none where neither is known.
+    """
+    if reference.undecided is not None:
+        return np.asarray(reference.undecided[photograph])
     blocks = blocks_of(reference.table)
     return undecided(reference.pixels[photograph], blocks or ())
 
@@ -225,9 +230,15 @@ def decided(reference: Artifact, stage: Stage, tied: np.ndarray) -> np.ndarray:
     if not tied.any() or not _is_gradient(reference, stage) or len(stage.shape) < 2:
         return kept
     height, width = stage.shape[:2]
-    cells = tied.reshape(height, len(tied) // height, width, -1).any(axis=(1, 3))
+    cells = _cells(_cells(tied, height).T, width).T
     rows, columns, *_ = np.unravel_index(stage.places(), stage.shape)
-    return ~np.asarray(cells)[rows, columns]
+    return ~cells[rows, columns]
+
+
+def _cells(tied: np.ndarray, count: int) -> np.ndarray:
+    """Rows (H, W) as `count` rows, each of which is tied where one of its own is."""
+    starts = np.arange(count) * len(tied) // count
+    return np.logical_or.reduceat(tied, starts) if count <= len(tied) else tied[starts]
 
 
 def _is_gradient(reference: Artifact, stage: Stage) -> bool:

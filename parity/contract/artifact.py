@@ -6,6 +6,7 @@ A safetensors file, whatever it is called (version 2 of the format):
                settings, the list of stages, versions, flags, warnings, seconds, moves; `sha256`: one checksum over the manifest and every array
     pixels     uint8 (N, H, W, 3)
     <precision>/<stage>   kept whole: (N, *shape); sampled: (N, kept), at `Stage.places`
+    undecided  uint8 (N, H, W), 1 where the score has no one gradient; of networks that are not known by name
     network/<tensor>      of networks under 1 MB, canonical
 
 Written whole or not at all. A damaged, foreign, older or newer file is refused in one line.
@@ -188,6 +189,11 @@ class Artifact:
         return self.arrays["pixels"]
 
     @property
+    def undecided(self) -> np.ndarray | None:
+        """Pixels where the score has no one gradient, bool (N, H, W); None where that was not looked for."""
+        return self.arrays["undecided"].astype(bool) if "undecided" in self.arrays else None
+
+    @property
     def classes(self) -> tuple[int, ...]:
         """The explained class of each photograph."""
         return tuple(photograph.class_index for photograph in self.photographs)
@@ -359,6 +365,9 @@ def check_parts(artifact: Artifact) -> None:
     expected = (count, *artifact.table.size, 3)
     if pixels.dtype != np.uint8 or pixels.shape != expected or not count:
         raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
+    undecided = artifact.arrays.get("undecided")
+    if undecided is not None and (undecided.dtype != np.uint8 or undecided.shape != pixels.shape[:3]):
+        raise ValueError(f"undecided pixels are {undecided.dtype} {undecided.shape}, expected uint8 {pixels.shape[:3]}")
     for photograph in artifact.photographs:
         if not 0 <= photograph.class_index < max(2, artifact.table.classes):  # one output stands for two
             raise ValueError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")

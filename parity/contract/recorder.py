@@ -81,6 +81,7 @@ class Recorder:
         warnings: Sequence[str] = (),
         seconds: Mapping[str, float] | None = None,
         moves: Mapping[str, float] | None = None,
+        undecided: np.ndarray | None = None,
     ) -> Artifact:
         """Everything recorded. For arguments see `Artifact`.
 
@@ -98,6 +99,8 @@ class Recorder:
                     raise ArtifactError(f"stage {stage.name} in {precision}: photograph {min(missing)} is missing")
                 array = np.stack([rows[i] for i in range(count)])
                 arrays[array_name(stage.name, precision)] = array.reshape(array_shape(stage, count))
+        if undecided is not None:
+            arrays["undecided"] = undecided.astype(np.uint8)
         arrays.update({f"network/{name}": np.array(a, "<f4", order="C") for name, a in self._weights.tensors.items()})
         artifact = Artifact(
             program,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
-from torch_impl.twin.causes import first_cause
+from torch_impl.twin.causes import cause_before, first_cause
 from torch_impl.twin.transfer import Filled, Transfer, TransferError
 from torch_impl.twin.twin import Twin, TwinError, built, preprocessed
 
@@ -36,20 +36,25 @@ def filled(
         return transfer.run()
     except TransferError as error:
         came = f"{len(transfer.best.layers)} of {len(transfer.units)} layers were filled"
-        cause = ""
-        if transfer.best.stopped:
-            try:
-                cause = first_cause(Twin(reference, transfer.work, inputs, {}, "", with_maps=False))
-            except TwinError:
-                cause = ""
-        return Filled(
-            {},
-            transfer.best.layers,
-            transfer.passes,
-            [],
-            float("nan"),
-            "; ".join(filter(None, (str(error), came, cause))),
-        )
+        words = "; ".join(filter(None, (str(error), came, _why(transfer))))
+        return Filled({}, transfer.best.layers, transfer.passes, [], float("nan"), words)
+
+
+def _why(transfer: Transfer) -> str:
+    """Where a module that could not be filled leaves the reference, and the probable cause; or ""."""
+    best = transfer.best
+    if not best.stopped:
+        return ""
+    try:
+        twin = Twin(transfer.reference, transfer.work, transfer.inputs.movedim(1, -1).numpy(), {}, "", with_maps=False)
+    except TwinError:
+        return ""
+    if best.stopped_at is None:
+        return first_cause(twin)
+    name, given = best.stopped_at
+    return first_cause(twin, name) or next(
+        filter(None, (cause_before(twin, layer, given) for layer in transfer.that_fit(name))), ""
+    )
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:

@@ -47,14 +47,39 @@ def cause(twin: Twin, stage: str, row: int = 0) -> str:
         return _Layer(twin, layer, row).cause()
 
 
-def first_cause(twin: Twin) -> str:
-    """Where a module first leaves the reference, as far as their layers pair, and the probable cause; or ""."""
+def first_cause(twin: Twin, before: str = "") -> str:
+    """Where a module first leaves the reference, as far as their layers pair, and the probable cause; or "".
+
+    Args:
+        twin: the pair.
+        before: only what ran before this module counts; "": everything.
+    """
+    calls = twin.pairing.calls
+    end = next((call.place for call in calls if call.name == before), len(calls))
     off = [pair for name, pair in twin.pairing.pairs.items() if not pair.error <= limit(twin.reference, name)]
+    off = [pair for pair in off if pair.call.place < end]
     if not off:
         return ""
     pair = min(off, key=lambda pair: pair.call.place)
     words = cause(twin, f"activations/{pair.layer}")
     return f"parts first at {pair.layer} ({pair.call.key})" + (f": {words}" if words else "")
+
+
+def cause_before(twin: Twin, layer: Layer, given: Tensor) -> str:
+    """Why what a module is given is not what a layer reads, where a function in between went wrong; or "".
+
+    Args:
+        twin: the pair.
+        layer: that the module may be.
+        given: to the module, (1, C, …), on the first photograph.
+    """
+    row = twin.reference.table[layer.inbound[0]]
+    pair = twin.pairing.pairs.get(row.name)
+    if not row.compared or (pair is not None and pair.error <= limit(twin.reference, row.name)):
+        return ""
+    with torch.no_grad():
+        words = _Layer(twin, row, 0, given).cause()
+    return f"parts first at {row.name}, before {layer.name}: {words}" if words else ""
 
 
 @dataclass
@@ -64,6 +89,8 @@ class _Layer:
     twin: Twin
     layer: Layer
     row: int
+    given: Tensor | None = None
+    """What the module has in its place, where no module computes it."""
 
     def cause(self) -> str:
         if permuted := self._permuted():
@@ -142,7 +169,7 @@ class _Layer:
         with watch.watching(see):
             logits = outputs_of(self.model, inputs)
         kept[self._input] = inputs
-        theirs = kept.pop("", None)
+        theirs = kept.pop("", self.given)
         return kept, logits if theirs is None else theirs
 
     @cached_property

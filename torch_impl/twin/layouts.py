@@ -44,7 +44,7 @@ def channels_first(values: Tensor, layout: str, shape: Shape) -> Tensor:
 def places_in(output: Shape, layout: str, shape: Shape, places: np.ndarray) -> Tensor:
     """Where the reference's kept values, at `places` of its flattened `shape`, lie in the flattened output of one photograph."""
     if layout != "nchw":
-        return torch.from_numpy(places)
+        return torch.tensor(places)
     rows, columns, channels = np.unravel_index(places, shape)
     height, width = shape[:2]
     return torch.from_numpy((channels * height + rows) * width + columns)

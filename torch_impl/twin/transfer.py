@@ -85,6 +85,7 @@ class _Attempt:
     homeless: list[str] = field(default_factory=list)
     ran: set[str] = field(default_factory=set)
     stopped: str = ""
+    stopped_at: tuple[str, Tensor] | None = None
 
 
 class Transfer:
@@ -153,7 +154,7 @@ class Transfer:
             values = tensors_in(given)[0]
             fits = [unit for unit in self.units if unit not in attempt.placed and self._is_of(module, values, unit)]
             if not fits:
-                attempt.stopped = self._where(name, attempt)
+                attempt.stopped, attempt.stopped_at = self._where(name, attempt), (name, values)
                 raise _DeadEndError
             unit = fits[min(_chosen(choices, len(attempt.fitting)), len(fits) - 1)]
             attempt.fitting.append(fits)
@@ -187,6 +188,13 @@ class Transfer:
         for module in self.work.modules():
             for role in module.__dict__.pop("lent", ()):
                 setattr(module, role, None)
+
+    def that_fit(self, name: str) -> Iterator[Layer]:
+        """The layers without a place that a module could hold, in the order of the computation, whatever it reads."""
+        module = self.work.get_submodule(name)
+        for unit, layer in self.units.items():
+            if unit not in self.best.placed and kind_of(module) in FITTING.get(layer.kind, ()) and _fits(module, layer):
+                yield layer
 
     def _is_of(self, module: nn.Module, values: Tensor, unit: str) -> bool:
         layer = self.units[unit]
