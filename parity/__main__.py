@@ -157,7 +157,7 @@ def _compared(options: argparse.Namespace) -> int:
         report = _judged(options, module, reference, path, rows)
         _write(out, report, reference if not options.reference else None)
     if options.quiet:
-        print(f"Verdict: {report.word}")
+        print(report.verdict_line)
     else:
         print(report.as_table())
         for written in sorted(out.glob("report.*")):

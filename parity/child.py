@@ -84,11 +84,13 @@ def transferred(reference: Path, weights: str, model: str, out: str) -> tuple[bo
         filled = twins.transfer(Artifact.read(reference), weights, model, out)
     except twins.TransferStoppedError as error:
         return False, [str(error)]
-    kept = f"stayed as they were: {', '.join(filled.kept)}" if filled.kept else ""
+    counters = [name for name in filled.kept if name.endswith("num_batches_tracked")]
+    others = [name for name in filled.kept if name not in counters]
+    kept = [f"{len(counters)} counters (num_batches_tracked)"] * bool(counters) + others
     passes = f"{filled.passes} forward pass{'es' if filled.passes > 1 else ''}"
     lines = [
         f"{len(filled.layers)} layers filled in {passes}; logits agree in float64 to {filled.error:.1e} (relative L2)",
-        kept,
+        f"stayed as they were: {', '.join(kept)}" if kept else "",
         f"wrote {out}",
     ]
     return True, [line for line in lines if line]

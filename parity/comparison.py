@@ -16,6 +16,7 @@ from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
+from parity.port import Preprocess
 from parity.report import Conditioning, ContextRow, MapFigures, ParityReport, Pictures, PixelsRow, Rung, provenance
 
 
@@ -79,7 +80,7 @@ def assert_parity(
     network: Network | None = None,
     layers: Mapping[str, str] | None = None,
     target_layer: str = "",
-    preprocess: str = "",
+    preprocess: str | Preprocess = "",
 ) -> ParityReport:
     """Fail unless the candidate computes the reference's maps. For other people's test suites.
 
@@ -93,7 +94,8 @@ def assert_parity(
         network: the weights; None: those embedded in the artifact (networks under 1 MB).
         layers: of a PyTorch module, the reference's layer → the module that is it, where pairing needs to be told.
         target_layer: of a PyTorch module, the one that is the target layer; "": found by pairing.
-        preprocess: of a PyTorch module, its own preprocessing, `module:name`; "": it is given the reference's inputs.
+        preprocess: of a PyTorch module, its own preprocessing, uint8 (N, H, W, 3) → (N, C, H, W), or its
+            `module:name`; "": it is given the reference's inputs.
 
     Returns:
         The report, for whoever wants its figures.

@@ -218,10 +218,23 @@ def limit_of(stage: Stage, precision: str, reached: Iterable[Floor], own_error: 
         own_error: what the reference's own float64 is off by, or moves, there.
     """
     if precision == "fp64":
-        usual = METHODS[stage.method].float64_limit if stage.method else FLOAT64_LIMIT
-        return max(usual, FLOOR_FACTOR * own_error)
+        return max(float64_limit(stage.method), FLOOR_FACTOR * own_error)
     errors = [floor.relative_l2 for floor in reached if math.isfinite(floor.relative_l2)]
     return max([FLOOR_FACTOR * error for error in errors] + [FLOOR_LEAST])
+
+
+def float64_limit(method: str) -> float:
+    """What a stage of a method ("": of the network) may be off by in float64, of its range, where the reference is not off itself."""
+    return METHODS[method].float64_limit if method in METHODS else FLOAT64_LIMIT
+
+
+def origin_of(figure: Figure) -> str:
+    """Where a limit comes from, in words; "" where float64's usual one holds."""
+    if figure.precision == "fp64":
+        own = figure.limit > float64_limit(figure.stage.partition("/")[0])
+        return f"{FLOOR_FACTOR:g} × the reference's own float64 error" if own else ""
+    own = figure.limit > FLOOR_LEAST
+    return f"{FLOOR_FACTOR:g} × the reference's own" if own else "the least"
 
 
 def _correlates(correlation: float, reached: Iterable[Floor], expected: np.ndarray) -> bool:

@@ -25,6 +25,7 @@ from parity.criterion import (
     SAME_FUNCTION,
     SAME_ROUNDING,
     Divergence,
+    float64_limit,
 )
 from parity.report import ANOTHER_CLASS, ANOTHER_SEED, ILL_CONDITIONED, RANDOM_WEIGHTS, ParityReport
 from parity.tables import KINDS, Cell, error, is_overlay, numbered, title
@@ -204,15 +205,19 @@ def _remarks(report: ParityReport) -> list[str]:
 
 def _criterion(report: ParityReport) -> dict[str, Any]:
     """The numbers that the verdict rests on; float64's own out of the figures: most stages' limit, and the exceptions."""
+    own = {
+        f.stage for f in report.figures if f.precision == "fp64" and f.limit > float64_limit(f.stage.partition("/")[0])
+    }
     limits: dict[str, float] = {}
     for f in report.figures:
-        if f.precision == "fp64":
-            limits[tables.part(report, f.stage)] = f.limit
+        if f.precision == "fp64" and not math.isnan(f.limit):
+            limits[tables.part(report, f.stage)] = float64_limit(f.stage.partition("/")[0])
     least = min(limits.values(), default=None)
     others = {title(part): limit for part, limit in limits.items() if limit != least}
     return {
         "fp64": least,
         "others": others,
+        "own": len(own),
         "factor": FLOOR_FACTOR,
         "least": FLOOR_LEAST,
         "pearson": PEARSON_LEAST,

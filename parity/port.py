@@ -7,7 +7,7 @@ for a user, loads weights that no one else can, and draws what the report shows 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,10 @@ TWIN = "torch_impl.twin"
 DEFAULT = f"{MODULE}:candidate"
 ENGINES = {"library": DEFAULT, "shared": f"{MODULE}:one_pass"}
 """The port's two ways to the same maps, as candidates."""
+
+
+Preprocess = Callable[[np.ndarray], Any]
+"""uint8 (N, H, W, 3) → floats (N, C, H, W), a tensor or an array."""
 
 
 class Reading(Protocol):
@@ -116,13 +120,13 @@ def twin(reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[st
     return _asked("paired", TWIN)(reference, model, inputs, layers, target_layer)  # type: ignore[no-any-return]
 
 
-def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
+def preprocessed(function: str | Preprocess, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     """Inputs (N, H, W, C) by a user's function, float64; whether it computed them in float64.
 
     Raises:
         ValueError: it cannot be used; one line.
     """
-    return _asked("preprocessed", TWIN)(name, pixels)  # type: ignore[no-any-return]
+    return _asked("preprocessed", TWIN)(function, pixels)  # type: ignore[no-any-return]
 
 
 def filled(reference: Artifact, tensors: Mapping[str, np.ndarray], model: Any, inputs: np.ndarray) -> Any:

@@ -188,12 +188,20 @@ class ParityReport:
                 precisions[v.word].append(v.precision)
         return "; ".join(f"{word} ({', '.join(which)})" for word, which in precisions.items())
 
+    @property
+    def coverage(self) -> str:
+        """How much of a module was compared; "" of a candidate that gives its stages itself."""
+        flags = next(iter(self.candidate.values()), {}).get("flags", {})
+        if "layers compared" not in flags:
+            return ""
+        return f"{flags['weights paired']} weights, {flags['layers compared']} layers; target layer {flags['target layer']}"
+
     def as_json(self) -> str:
         """Everything but the pictures; numbers that are not finite become null."""
         renamed = {"pixels_rows": "pixels", "map_figures": "maps"}
         left_out = ("pixels", "pictures")
         fields = [field.name for field in dataclasses.fields(self) if field.name not in left_out]
-        said = {"format": FORMAT, "holds": self.holds, "verdict": self.word}
+        said = {"format": FORMAT, "holds": self.holds, "verdict": self.word, "coverage": self.coverage}
         said |= {renamed.get(name, name): getattr(self, name) for name in fields}
         return json.dumps(_plain(said), indent=1, ensure_ascii=False, allow_nan=False)
 
@@ -213,7 +221,12 @@ class ParityReport:
         lines += [f"remark: {line}" for line in self.reference.get("warnings", ())]
         sides = {"reference": self.reference, **{f"candidate {p}": side for p, side in self.candidate.items()}}
         times = [f"{name} {sum(side.get('seconds', {}).values()):.0f}" for name, side in sides.items()]
-        return "\n".join([*lines, "", f"Seconds: {', '.join(times)}", f"Verdict: {self.word}"])
+        return "\n".join([*lines, "", f"Seconds: {', '.join(times)}", self.verdict_line])
+
+    @property
+    def verdict_line(self) -> str:
+        """The answer, and how much of a module it covers."""
+        return f"Verdict: {self.word}" + (f" (compared: {self.coverage})" if self.coverage else "")
 
     def _verdict_lines(self) -> list[str]:
         rows = [("", "precision", "verdict", "worst error", "limit", "at", "Pearson")]

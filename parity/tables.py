@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parity.contract.methods import METHODS
-from parity.criterion import DIFFERENT, NETWORK, SAME_FUNCTION, SAME_ROUNDING, Figure
+from parity.criterion import DIFFERENT, NETWORK, SAME_FUNCTION, SAME_ROUNDING, Figure, origin_of
 from parity.report import MapFigures, ParityReport
 
 MAPS = ("raw", "upsampled", "final", "final_with_exp")
@@ -220,7 +220,7 @@ def stages(report: ParityReport, precision: str, photograph: int | None = None) 
                 Cell(stage, "code", "▲ parts first" if first else ""),
                 Cell(error(largest(map(size, figures))), note=tied),
                 error(largest(map(floor, figures)), "not kept"),
-                error(largest(f.limit for f in figures), "none"),
+                _limit(figures),
                 error(largest(f.alone for f in figures)),
                 _pearson(stage, figures),
                 Cell("yes", "good", judged) if all(f.within for f in figures) else Cell("no", "bad", judged),
@@ -237,6 +237,15 @@ def stages(report: ParityReport, precision: str, photograph: int | None = None) 
         "Within",
     )
     return Table(f"{precision} in figures: {who}", head, rows, kind="figures")
+
+
+def _limit(figures: Sequence[Figure]) -> str | Cell:
+    """The largest limit, and where it comes from."""
+    known = [figure for figure in figures if not math.isnan(figure.limit)]
+    if not known:
+        return "none"
+    widest = max(known, key=lambda figure: figure.limit)
+    return Cell(error(widest.limit), note=origin_of(widest))
 
 
 def _pearson(stage: str, figures: Sequence[Figure]) -> str | Cell:

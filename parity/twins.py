@@ -35,13 +35,14 @@ class Module:
         model: `package.module:callable` that gives an `nn.Module`; in Python also the module itself.
         layers: layer → module, where the user knows better.
         target_layer: the module that is the target layer; "": found.
-        preprocess: `package.module:function`, uint8 (N, H, W, 3) → (N, C, H, W); "": it takes the reference's inputs.
+        preprocess: a function, uint8 (N, H, W, 3) → (N, C, H, W), or its `package.module:function`; "": it takes the
+            reference's inputs.
     """
 
     model: Any
     layers: Mapping[str, str] = field(default_factory=dict)
     target_layer: str = ""
-    preprocess: str = ""
+    preprocess: str | port.Preprocess = ""
 
 
 def answer(
@@ -117,7 +118,7 @@ def _inputs(reference: Artifact, module: Module) -> tuple[np.ndarray, str]:
     inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
     if inputs.shape != expected.shape:
         raise CandidateError(
-            f"--preprocess {module.preprocess!r} gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
+            f"the preprocessing gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
             f"reference's inputs have {expected.shape[1:3]} and {expected.shape[3]}"
         )
     if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:

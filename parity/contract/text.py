@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     """Text that a terminal does not obey: line breaks, escape sequences and the like as their Python escapes."""
@@ -21,3 +23,8 @@ def one_line(error_or_text: BaseException | str, limit: int = 400) -> str:
     nameless = "" if isinstance(error_or_text, str) else type(error_or_text).__name__
     text = " ".join(str(error_or_text).split()) or nameless
     return "".join(letter if letter.isprintable() else "?" for letter in text)[:limit]
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first few names, and a sign that there are more."""
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")

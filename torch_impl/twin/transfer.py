@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer, LayerTable
+from parity.contract.text import some
 from torch_impl.twin.layouts import layouts, places_in
 from torch_impl.twin.pairing import SAME
 from torch_impl.twin.watch import kind_of, tensors_in
@@ -305,7 +306,7 @@ class Transfer:
             biases = sum(name.endswith(".bias") for name in homeless)
             advice = "add biases to the module, or fold them" if biases == len(homeless) else "the module lacks them"
             raise TransferError(
-                f"{len(homeless)} of the reference's tensors have no place in the module ({_some(homeless)}): {advice}"
+                f"{len(homeless)} of the reference's tensors have no place in the module ({some(homeless)}): {advice}"
             )
         kept: list[str] = []
         unfilled: list[str] = []
@@ -317,7 +318,7 @@ class Transfer:
             idle = not any(ran == owner for ran in attempt.ran)
             (kept if idle or not tensor.is_floating_point() else unfilled).append(name)
         if unfilled:
-            raise TransferError(f"nothing fills {len(unfilled)} of the module's tensors ({_some(unfilled)})")
+            raise TransferError(f"nothing fills {len(unfilled)} of the module's tensors ({some(unfilled)})")
         return kept
 
     def _error(self, output: object, row: int) -> float:
@@ -381,7 +382,3 @@ def _fits(module: nn.Module, layer: Layer) -> bool:
 
 def _chosen(choices: Sequence[int], place: int) -> int:
     return choices[place] if place < len(choices) else 0
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

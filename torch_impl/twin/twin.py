@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parity.contract.artifact import Artifact
 from parity.contract.lookup import lookup
 from parity.contract.methods import METHODS
-from parity.contract.text import one_line
+from parity.contract.text import one_line, some
 from torch_impl import maps  # noqa: F401  (fills the registry)
 from torch_impl.capture.draw import draw, opened
 from torch_impl.capture.layout import FeatureLayout
@@ -138,10 +138,10 @@ class Twin:
             if pair.permutation:
                 lines.append(f"permutation: {pair.name} holds the values of {pair.reference}: {pair.permutation}")
         if weights.missing:
-            lines.append(f"{len(weights.missing)} of the reference's tensors have no partner: {_some(weights.missing)}")
+            lines.append(f"{len(weights.missing)} of the reference's tensors have no partner: {some(weights.missing)}")
         trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
         if trained:
-            lines.append(f"{len(trained)} of the port's tensors have no partner: {_some(trained)}")
+            lines.append(f"{len(trained)} of the port's tensors have no partner: {some(trained)}")
         if self.inside:
             lines.append("the port begins with the reference's own preprocessing: it was given the inputs before that")
         return lines
@@ -293,15 +293,11 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
         return logits_of(model(inputs.clone()), len(inputs))
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-
-
-def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
+def preprocessed(given: str | Callable[..., Any], pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     """What a user's preprocessing makes of pixels.
 
     Args:
-        name: `package.module:function`, uint8 (N, H, W, 3) → (N, C, H, W).
+        given: uint8 (N, H, W, 3) → (N, C, H, W); or its `package.module:function`.
         pixels: uint8 (N, H, W, 3).
 
     Returns:
@@ -310,12 +306,13 @@ def preprocessed(name: str, pixels: np.ndarray) -> tuple[np.ndarray, bool]:
     Raises:
         TwinError: it fails, or gives something else.
     """
-    function: Callable[..., Any] = lookup(name, "--preprocess")
+    function = lookup(given, "--preprocess") if isinstance(given, str) else given
+    name = given if isinstance(given, str) else getattr(given, "__qualname__", type(given).__name__)
     try:
-        given = function(np.array(pixels))
+        made = function(np.array(pixels))
     except Exception as error:
         raise TwinError(f"--preprocess {name!r} failed: {type(error).__name__}: {one_line(error)}") from error
-    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    values = made.detach().cpu().numpy() if isinstance(made, Tensor) else np.asarray(made)
     if values.ndim != 4 or len(values) != len(pixels) or values.dtype.kind != "f":
         raise TwinError(f"--preprocess {name!r} gave {values.dtype} {values.shape}: it must give floats (N, C, H, W)")
     return np.moveaxis(values.astype(np.float64), 1, -1), values.dtype == np.float64
