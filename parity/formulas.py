@@ -42,14 +42,18 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
     return np.asarray((rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD))
 
 
-def inputs_of(reference: Artifact) -> np.ndarray:
-    """What a reference's network took of its pixels: float64 (N, H, W, C), behind its own first layers."""
+def inputs_of(reference: Artifact, photograph: int) -> np.ndarray:
+    """What a reference's network took of a photograph's pixels: float64 (H, W, C), behind its own first layers."""
     settings = reference.settings
     if settings.input == OWN_INPUT:
-        return np.asarray(reference.whole("inputs", "fp64"))
-    channels = reference.table.input_shape[2]
-    inputs = np.stack([preprocess(pixels, settings.input)[..., :channels] for pixels in reference.pixels])
+        return np.asarray(reference.whole("inputs", "fp64")[photograph])
+    inputs = preprocess(reference.pixels[photograph], settings.input)[..., : reference.table.input_shape[2]]
     return inputs * np.array(settings.scale) + np.array(settings.offset) if settings.scale else inputs
+
+
+def all_inputs(reference: Artifact) -> np.ndarray:
+    """The same of every photograph, (N, H, W, C)."""
+    return np.stack([inputs_of(reference, i) for i in range(len(reference.photographs))])
 
 
 def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:

@@ -112,7 +112,7 @@ def _another_shape(shape: tuple[int, ...], stage: Stage) -> bool:
 
 def _inputs(reference: Artifact, module: Module) -> tuple[np.ndarray, str]:
     """What the module is given, float64 (N, H, W, C), and a remark."""
-    expected = formulas.inputs_of(reference)
+    expected = formulas.all_inputs(reference)
     if not module.preprocess:
         return expected, ""
     inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
@@ -140,7 +140,7 @@ def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.nda
         return {}
     if first.stage == "inputs":
         i = first.photograph
-        words = preprocessing_cause(reference.pixels[i], inputs[i], formulas.inputs_of(reference)[i])
+        words = preprocessing_cause(reference.pixels[i], inputs[i], formulas.inputs_of(reference, i))
     else:
         words = twin.cause(first.stage, first.photograph)
     return {f"{CAUSE}{first.stage}": words} if words else {}
@@ -327,7 +327,7 @@ def transfer(
         reference = Artifact.read(reference)
     check_general(reference)
     tensors = read_tensors(reference, weights)
-    filled = port.filled(reference, tensors, module, formulas.inputs_of(reference))
+    filled = port.filled(reference, tensors, module, formulas.all_inputs(reference))
     if filled.stopped:
         raise TransferStoppedError(filled.stopped)
     if out:
