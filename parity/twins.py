@@ -154,7 +154,9 @@ def preprocessing_cause(pixels: np.ndarray, inputs: np.ndarray, expected: np.nda
         inputs: what the port makes of them, (H, W, C).
         expected: what the reference does.
     """
-    port_takes, reference_takes = Affine.of(inputs, pixels), Affine.of(expected, pixels)
+    channels = inputs.shape[-1]
+    seen, orders = pixels[..., :channels], ("RGB", "BGR") if channels == 3 else ("pixels",)
+    port_takes, reference_takes = (Affine.of(values, seen, orders) for values in (inputs, expected))
     if port_takes and reference_takes:
         differing = [
             *["permutation of the channels"] * (port_takes.order != reference_takes.order),
@@ -164,7 +166,7 @@ def preprocessing_cause(pixels: np.ndarray, inputs: np.ndarray, expected: np.nda
             f"preprocessing: {', '.join(differing)}: the port takes {port_takes.words()}, "
             f"the reference {reference_takes.words()}"
         )
-    if between := Affine.of(inputs, expected, orders=("inputs",)):
+    if between := Affine.of(inputs, expected, ("inputs",)):
         return f"preprocessing: mean and std: the port takes {between.words()} of the reference"
     return ""
 
@@ -184,7 +186,7 @@ class Affine:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, values: np.ndarray, source: np.ndarray, orders: Sequence[str] = ("RGB", "BGR")) -> Affine | None:
+    def of(cls, values: np.ndarray, source: np.ndarray, orders: Sequence[str]) -> Affine | None:
         """What makes values (H, W, C) of a source (H, W, C); None where nothing does."""
         if values.shape != source.shape:
             return None
