@@ -94,12 +94,14 @@ for line, language, text, page in json.load(sys.stdin):
 
 
 def furnish(folder: Path) -> None:
-    """What the pages' examples speak of: a cat, and some holidays."""
+    """What the pages' examples speak of: a cat, a classifier of emotions, and some holidays."""
     import skimage
     from PIL import Image
 
     pictures = Path(skimage.__file__).parent / "data"
     Image.open(pictures / "chelsea.png").convert("RGB").save(folder / "cat.jpg", quality=95)
+    for file in (ROOT / "examples" / "emotions").iterdir():
+        shutil.copy(file, folder)
     (folder / "holidays").mkdir()
     shutil.copy(pictures / "rocket.jpg", folder / "holidays")
     tools = folder / ".bin"
