@@ -44,12 +44,21 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
 
 def inputs_of(reference: Artifact) -> np.ndarray:
     """What a reference's network took of its pixels: float64 (N, H, W, C), behind its own first layers."""
+    return np.stack([photograph_inputs(reference, row) for row in range(len(reference.photographs))])
+
+
+def photograph_inputs(reference: Artifact, row: int) -> np.ndarray:
+    """The same of one photograph, (H, W, C)."""
     settings = reference.settings
     if settings.input == OWN_INPUT:
-        return np.asarray(reference.whole("inputs", "fp64"))
-    channels = reference.table.input_shape[2]
-    inputs = np.stack([preprocess(pixels, settings.input)[..., :channels] for pixels in reference.pixels])
+        return np.asarray(reference.whole("inputs", "fp64")[row])
+    inputs = preprocess(reference.pixels[row], settings.input)[..., : reference.table.input_shape[2]]
     return inputs * np.array(settings.scale) + np.array(settings.offset) if settings.scale else inputs
+
+
+def class_scores(logits: np.ndarray) -> np.ndarray:
+    """The score of every class: its logit; of one output, which stands for two classes, its negative and itself."""
+    return np.concatenate([-logits, logits]) if len(logits) == 1 else logits
 
 
 def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:

@@ -85,6 +85,7 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
         if (call := _by_weights(layer, weights, calls, table.layers)) is not None:
             pairs[layer.name] = seen.pair(layer, call, WEIGHTS)
     _by_order(table.layers, calls, pairs, seen)
+    pairs = {name: pair for name, pair in pairs.items() if pair.layout or not _right_again(name, table.layers, pairs)}
     for name, key in (given or {}).items():
         pairs[name] = seen.pair(_layer(table.layers, name), _call(calls, key), GIVEN)
     return Pairing(pairs, weights, calls, seen.near())
@@ -185,6 +186,18 @@ def _by_order(layers: Sequence[Layer], calls: Sequence[Call], pairs: dict[str, P
             for layer, call in zip(ours, theirs, strict=len(theirs) > 0) if theirs else ():
                 if (following := _with_activation(layer, call, calls)) is not None:
                     pairs[layer.name] = seen.pair(layer, following, ORDER)
+
+
+def _right_again(name: str, layers: Sequence[Layer], pairs: Mapping[str, Pair]) -> bool:
+    """Whether the next layers that can be compared are right: then what has another shape is cut to it by a function."""
+    reached, following = {name}, []
+    for layer in layers:
+        if reached & set(layer.inbound):
+            if layer.name in pairs:
+                following.append(pairs[layer.name].how == VALUES)
+            else:
+                reached.add(layer.name)
+    return bool(following) and all(following)
 
 
 def _layer(layers: Sequence[Layer], name: str) -> Layer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -209,8 +210,8 @@ class Twin:
         layer = find_layer(model, call.name)
         if (times := self._times(call)) == 1:
             return model, layer
-        numbered = Numbered(layer, call.number, times)
-        model.set_submodule(call.name, numbered)
+        numbered = Numbered(copy.copy(layer), call.number, times)
+        layer.__class__, layer.__dict__ = Numbered, numbered.__dict__  # in its place wherever the model holds it
         return model, numbered.tap
 
     def _maps(
