@@ -9,7 +9,6 @@ from scipy.ndimage import center_of_mass
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 
-
 CONSTANT = 1e-12
 """Of their magnitude: values that spread less are one value, and float64's rounding of what made them."""
 

@@ -196,7 +196,9 @@ def random_network(seed: int) -> Network:
 
 
 @lru_cache(maxsize=64)
-def of(*blocks: str, height: int = 20, width: int = 20, channels: int = 3, classes: int = 6) -> tuple[Builder, Artifact]:
+def of(
+    *blocks: str, height: int = 20, width: int = 20, channels: int = 3, classes: int = 6
+) -> tuple[Builder, Artifact]:
     """A network of blocks and its reference."""
     if blocks == ("flattened",):
         builder, target = flattened((height, width, channels))

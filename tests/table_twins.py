@@ -15,7 +15,12 @@ import torch.nn.functional as F
 from table_networks import Builder
 from torch import Tensor, nn
 
+from parity import twins
+from parity.comparison import compare
+from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer
+from parity.report import ParityReport
+from parity.twins import Module
 
 Step = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor]
@@ -344,3 +349,16 @@ STEPS: Mapping[str, Callable[[Layer, Mapping[str, Any], Own, Style], list[Any]]]
     "layerscale": lambda row, config, own, style: [Scale(own["weight"])],
     "reshape": lambda row, config, own, style: [lambda x: x.reshape(len(x), row.shape[-1], *row.shape[:-1])],
 }
+
+
+def compared(reference: Artifact, model: nn.Module, *precisions: str, **how: Any) -> ParityReport:
+    """The verdict on a module; `how` as of `twins.Module`."""
+    module = Module(model, **how)
+    answers = {p: twins.answer(reference, module, precision=p) for p in precisions or ("fp64", "fp32")}
+    return compare(reference, answers)
+
+
+def parting(report: ParityReport, precision: str) -> tuple[str, str]:
+    """The stage at which the network first parts from the reference's, and the cause."""
+    verdict = next(v for v in report.verdicts if v.precision == precision and not v.holds)
+    return verdict.divergences[0].stage, verdict.divergences[0].cause

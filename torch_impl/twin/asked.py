@@ -19,11 +19,16 @@ __all__ = ["filled", "paired", "preprocessed", "write_state"]
 
 
 def paired(
-    reference: Artifact, model: nn.Module | str, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str
+    reference: Artifact,
+    model: nn.Module | str,
+    inputs: np.ndarray,
+    layers: Mapping[str, str],
+    target_layer: str,
+    inside: bool | None = None,
 ) -> Twin:
     """See `parity.port.twin`."""
     module = built(model) if isinstance(model, str) else model
-    return Twin(reference, module, inputs, layers, target_layer)
+    return Twin(reference, module, inputs, layers, target_layer, inside=inside)
 
 
 def filled(

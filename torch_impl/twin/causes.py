@@ -111,6 +111,8 @@ class _Layer:
                 off = self._off(row.name, change)
                 if off < best:
                     best, words = off, f"{change.words} (layer {row.name})"
+        if words.startswith("a missing bias") and (following := self._right_again()):
+            return f"folded bias: the port adds it in {following}; off here, right again there"
         if not words and (eps := self._epsilon()):
             return eps
         if not words and self.section and any(name == self._input for name in self._sources):
@@ -257,6 +259,14 @@ class _Layer:
                 return f"folded batch norm: {row.name} is inside the port's weights; off here, right again there"
         return ""
 
+    def _right_again(self) -> str:
+        """The batch norm behind the layer, where the module has that right."""
+        for row in self.twin.reference.table.layers:
+            pair = self.twin.pairing.pairs.get(row.name)
+            if row.kind == "batchnorm" and row.inbound == (self.layer.name,) and pair and pair.error < RIGHT_AGAIN:
+                return row.name
+        return ""
+
     def _epsilon(self) -> str:
         """Of a batch norm by itself: the one epsilon that explains every channel's factor."""
         row = self.layer
@@ -277,7 +287,7 @@ class _Layer:
         return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
 
     def _normalized_again(self) -> str:
-        """Whether the module scales and shifts each channel of its inputs first: one factor and one offset a channel."""
+        """Whether the module scales, shifts or exchanges the channels of its inputs first: told by least squares."""
         captured, theirs = self._captured
         x = captured[self._input]
         linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
@@ -291,18 +301,39 @@ class _Layer:
             return ""
         columns = []
         for channel in range(x.shape[1]):
-            for values in (x, torch.ones_like(x)):
+            for values in (*x[0], torch.ones_like(x[0, 0])):
                 alone = torch.zeros_like(x)
-                alone[:, channel] = values[:, channel]
+                alone[:, channel] = values
                 columns.append((of(alone) - nothing)[open_places])
         matrix, wanted = torch.stack(columns, 1), (theirs.flatten() - nothing)[open_places]
         solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
         if _between(matrix @ solution, wanted) > EXPLAINS:
             return ""
-        factors, offsets = solution[::2], solution[1::2]
-        mean = ", ".join(f"{float(-b / a):.4g}" for a, b in zip(factors, offsets, strict=True))
-        std = ", ".join(f"{float(1 / a):.4g}" for a in factors)
-        return f"mean and std: the port takes (inputs − mean ({mean})) / std ({std}) where the reference takes its inputs as they are"
+        mixed = solution.reshape(x.shape[1], -1)
+        return _channels_words(mixed[:, :-1], mixed[:, -1])
+
+
+def _channels_words(factors: Tensor, offsets: Tensor) -> str:
+    """What a module does to its inputs' channels, of which it takes Σ factors · inputs + offsets, in words; or ""."""
+    taken = factors.abs().argmax(1)
+    own = factors.gather(1, taken[:, None])[:, 0]
+    if (
+        sorted(taken.tolist()) != list(range(len(own)))
+        or (factors.abs().sum(1) - own.abs() > EXPLAINS * own.abs()).any()
+    ):
+        return ""
+    words = []
+    if taken.tolist() != sorted(taken.tolist()):
+        words.append(
+            f"permutation: the port takes the input's channels in the order {tuple(taken.tolist())} (BGR for RGB?)"
+        )
+    if (own - 1).abs().max() > EXPLAINS or offsets.abs().max() > EXPLAINS:
+        mean, std = (", ".join(f"{value:.4g}" for value in values.tolist()) for values in (-offsets / own, 1 / own))
+        words.append(
+            f"mean and std: the port takes (inputs − mean ({mean})) / std ({std}) where the reference takes its inputs as "
+            "they are"
+        )
+    return "; ".join(words)
 
 
 def _between(made: Tensor, theirs: Tensor) -> float:

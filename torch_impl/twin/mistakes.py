@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parity.contract.layers import Layer
-from torch_impl.twin.compute import ACTIVATIONS, WITH_ACTIVATION, Tensors, computed, same_padding
+from torch_impl.twin.compute import ACTIVATIONS, WITH_ACTIVATION, Tensors, activated, computed, same_padding
 
 EPSILONS = (1e-3, 1e-5, 1.001e-5, 1e-6, 1e-4, 2e-5, 1e-12, 0.0)
 SLOPES = (0.01, 0.3, 0.2, 0.1, 0.25, 0.05)
@@ -126,6 +126,22 @@ def _ceiling(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Tensor
     return F.avg_pool2d(inputs[0], window, strides, padding, ceil_mode=True, count_include_pad=False)
 
 
+def _transposed_paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
+    (kernel, _), (stride, _) = _window(layer), _strides(layer)
+    for padding in range(kernel):
+        for extra in range(stride):
+
+            def other(
+                row: Layer, x: Sequence[Tensor], t: Tensors, padding: int = padding, extra: int = extra
+            ) -> Tensor:
+                return activated(
+                    row.config, F.conv_transpose2d(x[0], t["weight"], t.get("bias"), stride, padding, extra)
+                )
+
+            words = f"padding: {padding} with output_padding {extra} in the port, {layer.config['padding']!r} in the reference"
+            yield Change(words, formula=other)
+
+
 def _bias(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     if "bias" in tensors:
         yield Change("a missing bias: the port adds none", without=("bias",))
@@ -223,6 +239,7 @@ _WINDOWS = (*_CONVOLUTIONS, "pool")
 MISTAKES: tuple[tuple[Sequence[str], Callable[[Layer, Sequence[Tensor], Tensors], Iterator[Change]]], ...] = (
     (_WINDOWS, _paddings),
     (_WINDOWS, _other_strides),
+    (("conv_transpose",), _transposed_paddings),
     (("batchnorm", "layernorm"), _epsilons),
     (("batchnorm",), _batch_statistics),
     (("dense",), _flatten_order),

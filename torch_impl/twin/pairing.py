@@ -152,11 +152,16 @@ def _relative(values: np.ndarray, expected: np.ndarray) -> float:
 def _by_weights(layer: Layer, weights: Weighted, calls: Sequence[Call], layers: Sequence[Layer]) -> Call | None:
     """The call of the module that holds a layer's weights; of a layer with an activation inside, the activation's that follows."""
     first = str(layer.config.get("shared_with") or layer.name)
-    own = [call for call in calls if call.name == weights.modules.get(first) and call.kind]
+    own = [call for call in calls if call.name == weights.modules.get(first) and (call.kind or _is_leaf(call, calls))]
     times = [row.name for row in layers if row.name == first or row.config.get("shared_with") == first]
     if len(own) <= times.index(layer.name) or not own:
         return None
     return _with_activation(layer, own[times.index(layer.name)], calls)
+
+
+def _is_leaf(call: Call, calls: Sequence[Call]) -> bool:
+    """Whether no other module ran within: a layer of the user's own making."""
+    return not any(other.name.startswith(f"{call.name}.") for other in calls)
 
 
 def _with_activation(layer: Layer, call: Call, calls: Sequence[Call]) -> Call | None:

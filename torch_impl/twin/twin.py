@@ -87,6 +87,7 @@ class Twin:
         layers: layer → module, where the user knows better.
         target_layer: the module whose output is the reference's target layer; "": found.
         with_maps: whether maps are wanted, for which the target layer must be known.
+        inside: see below; None: found out.
 
     Attributes:
         pairing: of layers and modules.
@@ -105,13 +106,14 @@ class Twin:
         target_layer: str = "",
         *,
         with_maps: bool = True,
+        inside: bool | None = None,
     ) -> None:
         self.reference, self.model, self.inputs = reference, model, inputs
         self.layers = dict(layers or {})
         self.target_layer = target_layer
-        self.inside = False
+        self.inside = bool(inside)
         self.pairing = self._paired()
-        if reference.settings.scale and not self._begins_alike(self.pairing):
+        if reference.settings.scale and inside is None and not self._begins_alike(self.pairing):
             self.inside = True
             other = self._paired()
             if self._begins_alike(other):
@@ -143,8 +145,24 @@ class Twin:
         trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
         if trained:
             lines.append(f"{len(trained)} of the port's tensors have no partner: {some(trained)}")
+        lines += self._not_reached()
         if self.inside:
             lines.append("the port begins with the reference's own preprocessing: it was given the inputs before that")
+        return lines
+
+    def _not_reached(self) -> list[str]:
+        """ReLU6 for ReLU, or the reverse, that the first photograph does not show."""
+        lines = []
+        for name, pair in self.pairing.pairs.items():
+            row, module = self.reference.table[name], find_layer(self.model, pair.call.name)
+            bounded = isinstance(module, nn.ReLU6)
+            if row.config.get("activation") != "relu" or not isinstance(module, (nn.ReLU, nn.ReLU6)):
+                continue
+            if bounded != (row.config.get("max_value") == 6) and pair.error <= pairings.limit(self.reference, name):
+                kinds = ("ReLU6", "ReLU") if bounded else ("ReLU", "ReLU6")
+                lines.append(
+                    f"activation of {name}: {kinds[0]} in the port, {kinds[1]} in the reference; 6 was not reached"
+                )
         return lines
 
     def cause(self, stage: str, photograph: int) -> str:
@@ -274,9 +292,12 @@ class Twin:
         if name in pairing.pairs:
             calls = list(pairings.modules_of(pairing, name))
             return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
+        from torch_impl.twin.causes import first_cause
+
+        parts = f" ({words})" if (words := first_cause(self)) else ""
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
         raise TwinError(
-            f"no module gives the values of the target layer {name}; nearest: {near}: name it with --target-layer, or in "
+            f"no module gives the values of the target layer {name}{parts}; nearest: {near}: name it with --target-layer, or in "
             "layers.toml"
         )
 
