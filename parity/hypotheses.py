@@ -124,21 +124,14 @@ def _log_softmax(case: Case) -> np.ndarray:
     return np.asarray(case.logits - np.logaddexp.reduce(case.logits))
 
 
-def _softmax(values: np.ndarray) -> np.ndarray:
-    return np.asarray(np.exp(values - np.logaddexp.reduce(values)))
-
-
 def _without_last_bias(case: Case) -> np.ndarray | None:
     bias = case.tensor("bias")
     return None if bias is None else case.logits - bias
 
 
 _OUTPUT = (
-    Mistake("", "logits", "softmax left on: these are probabilities, not logits", lambda c: _softmax(c.logits)),
+    Mistake("", "logits", "softmax left on: these are probabilities, not logits", lambda c: np.exp(_log_softmax(c))),
     Mistake("", "logits", "log-softmax left on", _log_softmax),
-    Mistake(
-        "", "logits", "softmax twice: these are the softmax of probabilities", lambda c: _softmax(_softmax(c.logits))
-    ),
     Mistake("", "logits", "the last layer's bias is missing", _without_last_bias),
 )
 

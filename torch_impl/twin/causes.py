@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from parity.contract.layers import Layer
 from torch_impl.twin.compute import NotComputedError, Tensors, computed
+from torch_impl.twin.given import without_border
 from torch_impl.twin.layouts import channels_first, layouts
 from torch_impl.twin.mistakes import Change, changes
 from torch_impl.twin.pairing import limit
@@ -74,12 +75,38 @@ def cause_before(twin: Twin, layer: Layer, given: Tensor) -> str:
         given: to the module, (1, C, …), on the first photograph.
     """
     row = twin.reference.table[layer.inbound[0]]
+    if row.kind == "input":
+        words = _channels_between(given, twin)
+        return f"parts first at the inputs: {words}" if words else ""
     pair = twin.pairing.pairs.get(row.name)
     if not row.compared or (pair is not None and pair.error <= limit(twin.reference, row.name)):
         return ""
     with torch.no_grad():
         words = _Layer(twin, row, 0, given).cause()
     return f"parts first at {row.name}, before {layer.name}: {words}" if words else ""
+
+
+def unsteady(twin: Twin) -> str:
+    """Whether the module differs from itself, in words; or ""."""
+    inputs, model = twin.photograph(0), twin.double()
+    first, second = (outputs_of(model, inputs) for _ in range(2))
+    return (
+        "" if torch.equal(first, second) else "training mode: dropout is on, two runs of the port differ (call eval())"
+    )
+
+
+def _channels_between(given: Tensor, twin: Twin) -> str:
+    """What was done to the channels of the inputs before they were given to a module, which may have padded them; or ""."""
+    inputs = twin.photograph(0)
+    for values in without_border(given, twin.reference.table.input_shape):
+        if values.shape == inputs.shape:
+            ones = torch.ones_like(inputs[0, :1])
+            matrix = torch.cat([inputs[0], ones]).flatten(1).T
+            wanted = values[0].flatten(1).T
+            solution = torch.linalg.lstsq(matrix, wanted).solution
+            if _between(matrix @ solution, wanted) < EXPLAINS:
+                return _channels_words(solution[:-1].T, solution[-1])
+    return ""
 
 
 @dataclass
@@ -95,8 +122,8 @@ class _Layer:
     def cause(self) -> str:
         if permuted := self._permuted():
             return permuted
-        if self._differs_from_itself():
-            return "training mode: dropout is on, two runs of the port differ (call eval())"
+        if words := unsteady(self.twin):
+            return words
         try:
             right = self.run()
         except (NotComputedError, KeyError, RuntimeError):
@@ -237,11 +264,6 @@ class _Layer:
                 if pair is not None and pair.permutation:
                     return f"permutation: {pair.name} holds {row.name}'s values in another order: {pair.permutation}"
         return ""
-
-    def _differs_from_itself(self) -> bool:
-        inputs = self.twin.photograph(self.row)
-        first, second = (outputs_of(self.model, inputs) for _ in range(2))
-        return not torch.equal(first, second)
 
     def _folded(self) -> str:
         """A batch norm folded into the layer before it: off here, and the batch norm's values are had here already."""

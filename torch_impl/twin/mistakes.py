@@ -158,9 +158,15 @@ def _activations(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> It
     for name in ACTIVATIONS:
         words = f"activation: {'none' if name == 'linear' else name} in the port, {named} in the reference"
         yield Change(words, {**plain, "activation": name})
+    words = "softmax twice: the port gives the softmax of probabilities"
+    yield Change(words, {**plain, "activation": "linear"}, formula=_softmax_twice)
     for slope in SLOPES:
         words = f"activation: leaky_relu of slope {slope:g} in the port, {named} in the reference"
         yield Change(words, {**plain, "activation": "leaky_relu", "slope": slope})
+
+
+def _softmax_twice(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Tensor:
+    return computed(layer, inputs, tensors).softmax(1).softmax(1)
 
 
 def _epsilons(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
