@@ -51,12 +51,21 @@ class Builder:
         by_name = {layer.name: layer for layer in self.layers}
         given = [torch.zeros(1, *_first(by_name[n].shape), dtype=torch.float64) for n in inbound]
         row = Layer(name, kind, like, inbound, full, config)
-        made = computed(row, given, {k.rpartition(".")[2]: torch.from_numpy(self.tensors[k]).double() for k in full})
+        made = computed(row, given, self._tensors_of(row, torch.float64))
         shape = (*made.shape[2:], made.shape[1]) if made.ndim == 4 else tuple(made.shape[1:])
         if kind == "flatten":
             shape = (math.prod(shape),)
         self.layers.append(Layer(name, kind, tuple(map(int, shape)), inbound, full, config))
         return name
+
+    def again(self, name: str, first: str, *, inbound: Sequence[str] = ()) -> str:
+        """The same layer once more."""
+        row = next(layer for layer in self.layers if layer.name == first)
+        return self.add(name, row.kind, inbound, **row.config, shared_with=first)
+
+    def _tensors_of(self, row: Layer, dtype: torch.dtype) -> dict[str, Tensor]:
+        own = f"{row.config.get('shared_with', row.name)}."
+        return {k[len(own) :]: torch.from_numpy(a).to(dtype) for k, a in self.tensors.items() if k.startswith(own)}
 
     def _random(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         role = key.rpartition(".")[2]
@@ -138,8 +147,7 @@ class Builder:
         x = torch.from_numpy(np.ascontiguousarray(inputs.transpose(2, 0, 1)))[None].to(dtype).requires_grad_()
         values = {table.layers[0].name: x}
         for row in table.layers[1:]:
-            own = {key.rpartition(".")[2]: torch.from_numpy(self.tensors[key]).to(dtype) for key in row.tensors}
-            values[row.name] = computed(row, [values[name] for name in row.inbound], own)
+            values[row.name] = computed(row, [values[name] for name in row.inbound], self._tensors_of(row, dtype))
         return values
 
     def _explained(

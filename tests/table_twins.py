@@ -85,11 +85,15 @@ class TableNet(nn.Module):
             edit = self.wrong.tensors.get(name, _same)
             self.own[name] = None if edit is None else edit(torch.from_numpy(array.copy())).contiguous()
         self.relu = nn.ReLU(inplace=False) if self.style.shared else None
-        self.steps = {row.name: self._steps(row) for row in self.rows[1:]}
+        self.steps: dict[str, list[Any]] = {}
+        for row in self.rows[1:]:
+            first = row.config.get("shared_with")
+            self.steps[row.name] = self.steps[first] if first else self._steps(row)
         self._register()
 
     def _register(self) -> None:
-        modules = [(name, i, s) for name, steps in self.steps.items() for i, s in enumerate(steps)]
+        own = [row.name for row in self.rows[1:] if "shared_with" not in row.config]
+        modules = [(name, i, step) for name in own for i, step in enumerate(self.steps[name])]
         modules = [(name, i, s) for name, i, s in modules if isinstance(s, nn.Module) and s is not self.relu]
         chance = random.Random(self.style.shuffled)
         if self.style.shuffled:

@@ -88,10 +88,8 @@ def standardized(x: Tensor) -> Tensor:
     return (x - mean) / std
 
 
-def other_place_of_the_stride(builder: Builder) -> Wrong:
-    """ResNet v1.5 for v1."""
-    return Wrong(config={"strided_1": {"strides": [1, 1]}, "strided_2": {"strides": [2, 2], "padding": 1}})
-
+V1_5 = Wrong(config={"strided_1": {"strides": [1, 1]}, "strided_2": {"strides": [2, 2], "padding": 1}})
+"""ResNet v1.5 for v1."""
 
 RES, PLAIN, NEXT, INV = ("residual",), ("plain",), ("convnext", "plain"), ("inverted",)
 A = "activations/"
@@ -134,7 +132,7 @@ FAULTS = (
     Fault("softmax", RES, Wrong(logits=lambda x: x.softmax(1)), "logits", ("softmax",)),
     Fault("softmax twice", RES, Wrong(logits=lambda x: x.softmax(1).softmax(1)), "logits", ("softmax twice",)),
     Fault("sigmoid of one output", INV, Wrong(logits=torch.sigmoid), "logits", ("sigmoid",), {"classes": 1}),
-    Fault("the stride's place", ("strided",), other_place_of_the_stride, A + "strided_1", ("stride: (1, 1)", "shape", "10×10×6")),
+    Fault("the stride's place", ("strided",), V1_5, A + "strided_1", ("stride: (1, 1)", "shape", "10×10×6")),
     Fault("average for max", PLAIN, at("plain_pool", pool="average"), A + "plain_pool", ("average pool",)),
     Fault("max for average", ("squeezed",), at("squeezed_squeeze", pool="max"), A + "squeezed_squeeze", ("max pool",)),
     Fault("sizes rounded up", PLAIN, at("plain_pool", ceil=True), A + "plain_pool", ("shape", "6×6×8"), {"height": 21, "width": 21}),

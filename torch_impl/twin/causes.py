@@ -8,6 +8,7 @@ values is the cause.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,6 +89,8 @@ def cause_before(twin: Twin, layer: Layer, given: Tensor) -> str:
 
 def unsteady(twin: Twin) -> str:
     """Whether the module differs from itself, in words; or ""."""
+    if twin.pairing.failure:
+        return ""
     inputs, model = twin.photograph(0), twin.double()
     first, second = (outputs_of(model, inputs) for _ in range(2))
     return (
@@ -195,7 +198,8 @@ class _Layer:
 
         inputs = self.twin.photograph(self.row)
         watch = Watch(self.model)
-        with watch.watching(see):
+        logits = torch.empty(0)
+        with watch.watching(see), suppress(RuntimeError):  # a wrong shape may end the pass behind the layer
             logits = outputs_of(self.model, inputs)
         kept[self._input] = inputs
         theirs = kept.pop("", self.given)
@@ -213,7 +217,8 @@ class _Layer:
         answer: dict[str, Tensors] = {}
         for row in self.section:
             own: dict[str, Tensor] = {}
-            for name, shape in row.tensors.items():
+            holder = self.twin.reference.table[row.config.get("shared_with", row.name)]
+            for name, shape in holder.tensors.items():
                 role = name.rpartition(".")[2]
                 if name in reference:
                     own[role] = torch.from_numpy(reference[name].astype(np.float64)).reshape(shape)
@@ -221,7 +226,7 @@ class _Layer:
                     pair = weights.pairs[name]
                     array = module[pair.name]
                     if pair.permutation:
-                        array = dict(rearrangements(row, shape, array)).get(pair.permutation, array)
+                        array = dict(rearrangements(holder, shape, array)).get(pair.permutation, array)
                     own[role] = torch.from_numpy(np.ascontiguousarray(array)).reshape(shape)
             answer[row.name] = own
         return answer

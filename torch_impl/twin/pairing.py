@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer
+from parity.contract.text import one_line
 from torch_impl.twin.layouts import layouts, places_in
 from torch_impl.twin.tensors import Weighted, paired_tensors
 from torch_impl.twin.watch import Call, Watch
@@ -49,12 +50,14 @@ class Pairing:
         weights: of the tensors.
         calls: every call of the pass, in order.
         near: layer → its nearest outputs of the same shape, (key of the call, relative L2), nearest first.
+        failure: PyTorch's words, where the pass came no farther than these calls; "": it came to its end.
     """
 
     pairs: Mapping[str, Pair]
     weights: Weighted
     calls: tuple[Call, ...]
     near: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
+    failure: str = ""
 
 
 def limit(reference: Artifact, layer: str) -> float:
@@ -77,7 +80,11 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
     table, watch = reference.table, Watch(model)
     weights = paired_tensors(table, reference.weights.prints, model)
     seen = _Seen(reference)
-    watch.run(inputs, seen)
+    failure = ""
+    try:
+        watch.run(inputs, seen)
+    except RuntimeError as error:  # two shapes that do not go together, say
+        failure = one_line(error)
     calls = tuple(watch.calls)
     pairs = {name: pair for name, pair in seen.best(watch).items() if pair.error <= limit(reference, name)}
     unpaired = [layer for layer in table.hidden if layer.name not in pairs]
@@ -88,7 +95,7 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
     pairs = {name: pair for name, pair in pairs.items() if pair.layout or not _right_again(name, table.layers, pairs)}
     for name, key in (given or {}).items():
         pairs[name] = seen.pair(_layer(table.layers, name), _call(calls, key), GIVEN)
-    return Pairing(pairs, weights, calls, seen.near())
+    return Pairing(pairs, weights, calls, seen.near(), failure)
 
 
 class _Seen:

@@ -121,6 +121,7 @@ class Twin:
             else:
                 self.inside = False
         if with_maps:
+            self._check_runs()
             self._check_logits()
             self.target = self._target()
 
@@ -170,6 +171,20 @@ class Twin:
         from torch_impl.twin.causes import cause
 
         return cause(self, stage, photograph)
+
+    def _check_runs(self) -> None:
+        """Whether the module runs to its end; where not, the first layer that was wrong says why."""
+        if self.pairing.failure:
+            raise TwinError(
+                f"--torch: the module fails on the reference's inputs {tuple(self.photograph(0).shape)}: "
+                f"{self.pairing.failure}{self._parts()}"
+            )
+
+    def _parts(self) -> str:
+        """Where the module first parts from the reference, in brackets; or ""."""
+        from torch_impl.twin.causes import first_cause
+
+        return f" ({words})" if (words := first_cause(self)) else ""
 
     def _check_logits(self) -> None:
         """Whether the module gives logits as the reference does."""
@@ -269,12 +284,7 @@ class Twin:
 
     def _paired(self) -> Pairing:
         inputs = self.photograph(0)
-        try:
-            return pairings.paired(self.reference, self.double(), inputs, self.layers)
-        except RuntimeError as error:
-            raise TwinError(
-                f"--torch: the module fails on the reference's inputs {tuple(inputs.shape)}: {one_line(error)}"
-            ) from error
+        return pairings.paired(self.reference, self.double(), inputs, self.layers)
 
     def _begins_alike(self, pairing: Pairing) -> bool:
         """Whether the first layer that can be compared is the same."""
@@ -292,12 +302,9 @@ class Twin:
         if name in pairing.pairs:
             calls = list(pairings.modules_of(pairing, name))
             return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
-        from torch_impl.twin.causes import first_cause
-
-        parts = f" ({words})" if (words := first_cause(self)) else ""
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
         raise TwinError(
-            f"no module gives the values of the target layer {name}{parts}; nearest: {near}: name it with --target-layer, or in "
+            f"no module gives the values of the target layer {name}{self._parts()}; nearest: {near}: name it with --target-layer, or in "
             "layers.toml"
         )
 
