@@ -29,6 +29,9 @@ from torch_impl.twin.watch import Call, Watch
 EXPLAINS = 1e-6
 """Relative L2 in float64 between a module's values and those of a mistake that explains them: weights went through float32."""
 
+BETTER = 0.1
+"""Share of the error without a mistake that one which explains it may leave."""
+
 RIGHT_AGAIN = 1e-4
 """The same of values that were computed in another order, with weights that were folded in float32."""
 
@@ -135,7 +138,7 @@ class _Layer:
             return words
         if right is None:
             return ""
-        best, words = EXPLAINS, ""
+        best, words = min(EXPLAINS, BETTER * _between(right, self._captured[1])), ""
         for row in self.section:
             for change in changes(row, self._inputs_of(row), self.tensors[row.name]):
                 off = self._off(row.name, change)
