@@ -24,19 +24,23 @@ FLOATX = {"fp32": "float32", "fp64": "float64"}
 """The precisions of the reference, as Keras calls them."""
 
 
-def load_frameworks(precision: str) -> None:
+def load_frameworks(precision: str, *, onednn: bool = True) -> None:
     """Import TensorFlow, Keras and tf-keras-vis, and set them to one precision, silently.
 
     Must come before anything else of Keras in the process, and once: Keras's precision is a global of the process.
 
     Args:
         precision: one of `FLOATX`.
+        onednn: whether TensorFlow may compute with oneDNN, unless TF_ENABLE_ONEDNN_OPTS says it. TensorFlow 2.21's filter
+            gradient of a strided 1×1 convolution with few channels writes beyond its memory there, and the process ends.
 
     Raises:
         KerasRefError: a library is missing or does not import.
     """
     warnings.simplefilter("ignore")  # the libraries' deprecations are not our reader's business
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not onednn:
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # tf-keras-vis knows no other
     try:
         with _silent():

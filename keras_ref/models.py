@@ -21,6 +21,9 @@ SUFFIXES = (".keras", ".h5", ".hdf5")
 
 APPLICATIONS = "keras.applications:"
 
+IMAGENET = "imagenet"
+"""The weights that Keras downloads."""
+
 MODES = ("caffe", "tf", "torch")
 """Keras's names of preprocessing."""
 
@@ -58,7 +61,7 @@ def check(name: str, weights: str | None) -> None:
     if seed_of(weights) is None and weights is not None:
         if not name.startswith(APPLICATIONS):
             raise KerasRefError(f"--weights {weights!r}: this model brings its own; give random:N or leave it out")
-        if not os.path.isfile(weights):
+        if weights != IMAGENET and not os.path.isfile(weights):
             raise KerasRefError(f"--weights {weights!r}: no such file: give a Keras file, or random:N")
 
 
@@ -102,13 +105,17 @@ def _from_function(name: str, weights: str | None) -> Any:
     try:
         if not name.startswith(APPLICATIONS):
             return function()
-        model = function(weights="imagenet" if weights is None else None)
-        if weights is not None and seed_of(weights) is None:
+        model = function(weights=IMAGENET if weights in (None, IMAGENET) else None)
+        if weights not in (None, IMAGENET) and seed_of(weights) is None:
             model.load_weights(weights)
         return model
     except Exception as error:  # whatever the user's code, a download or Keras raises
-        what = f"--weights {weights!r}" if weights else "its ImageNet weights, perhaps: give --weights FILE or random:N"
-        hint = f" ({what})" if name.startswith(APPLICATIONS) else ""
+        if "URL fetch failure" in str(error):
+            raise KerasRefError(
+                f"--model {name!r}: its ImageNet weights cannot be downloaded ({one_line(error, 250)}): "
+                "give --weights FILE, or random:0"
+            ) from None
+        hint = f" (--weights {weights!r})" if weights else ""
         raise KerasRefError(f"--model {name!r}: {type(error).__name__}: {one_line(error, 250)}{hint}") from None
     finally:
         keras.config.set_image_data_format("channels_last")

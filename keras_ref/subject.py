@@ -126,7 +126,7 @@ def _check_classes(options: argparse.Namespace, table: LayerTable) -> None:
 
 
 def _any_model(options: argparse.Namespace, precision: str) -> Subject:
-    model.load_frameworks(precision)
+    model.load_frameworks(precision, onednn=False)
     import keras
 
     floatx = model.FLOATX[precision]

@@ -178,7 +178,7 @@ def _noise(case: Case) -> str:
     if not np.isfinite(factors[i]):
         return "other noise: another generator, seed, or order of drawing (NumPy's RandomState, channels last, per photograph)"
     level = reference.settings.options.noise_level
-    ranges = np.array([np.ptp(inputs) for inputs in formulas.inputs_of(reference)])
+    ranges = np.array([np.ptp(formulas.inputs_of(reference, i)) for i in range(len(reference.photographs))])
     sigmas = factors * level * ranges
     right = f"it is {level:g} times each image's own range, here {level * ranges[i]:.4g}"
     if abs(sigmas[i] - level) < CONSTANT * level:

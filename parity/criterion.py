@@ -318,7 +318,7 @@ def recomputed(case: Case) -> np.ndarray | None:
     """The stage by the reference's formula from the candidate's own previous stage; None where that is not known."""
     stage, candidate = case.stage, case.candidate
     if stage.name == "inputs":
-        return formulas.photograph_inputs(case.reference, case.photograph)
+        return formulas.inputs_of(case.reference, case.photograph)
     if stage.name == "score" and (logits := case.theirs("logits")) is not None:
         return np.asarray(formulas.class_scores(logits)[case.explained], np.float64)
     if stage.quantity in ("upsampled", "final") and (raw := case.theirs(f"{stage.method}/raw")) is not None:

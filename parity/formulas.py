@@ -42,18 +42,18 @@ def preprocess(pixels: np.ndarray, input: str) -> np.ndarray:
     return np.asarray((rgb / 255 - np.array(TORCHVISION_MEAN)) / np.array(TORCHVISION_STD))
 
 
-def inputs_of(reference: Artifact) -> np.ndarray:
-    """What a reference's network took of its pixels: float64 (N, H, W, C), behind its own first layers."""
-    return np.stack([photograph_inputs(reference, row) for row in range(len(reference.photographs))])
-
-
-def photograph_inputs(reference: Artifact, row: int) -> np.ndarray:
-    """The same of one photograph, (H, W, C)."""
+def inputs_of(reference: Artifact, photograph: int) -> np.ndarray:
+    """What a reference's network took of a photograph's pixels: float64 (H, W, C), behind its own first layers."""
     settings = reference.settings
     if settings.input == OWN_INPUT:
-        return np.asarray(reference.whole("inputs", "fp64")[row])
-    inputs = preprocess(reference.pixels[row], settings.input)[..., : reference.table.input_shape[2]]
+        return np.asarray(reference.whole("inputs", "fp64")[photograph])
+    inputs = preprocess(reference.pixels[photograph], settings.input)[..., : reference.table.input_shape[2]]
     return inputs * np.array(settings.scale) + np.array(settings.offset) if settings.scale else inputs
+
+
+def all_inputs(reference: Artifact) -> np.ndarray:
+    """The same of every photograph, (N, H, W, C)."""
+    return np.stack([inputs_of(reference, i) for i in range(len(reference.photographs))])
 
 
 def class_scores(logits: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def _bgr(case: Case) -> np.ndarray:
 
 
 def _inputs(case: Case) -> np.ndarray:
-    return formulas.photograph_inputs(case.reference, case.photograph)
+    return formulas.inputs_of(case.reference, case.photograph)
 
 
 _PREPROCESSING = (

@@ -133,7 +133,7 @@ class _Given:
 
 def _given(reference: Artifact, module: Module) -> _Given:
     """The reference's inputs, or what the module's own preprocessing makes of the pixels."""
-    expected = formulas.inputs_of(reference)
+    expected = formulas.all_inputs(reference)
     if not module.preprocess:
         return _Given(expected)
     inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
@@ -163,32 +163,77 @@ def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.nda
     if first is None:
         return {}
     if first.stage == "inputs":
-        words = channel_statistics(inputs[first.photograph], formulas.inputs_of(reference)[first.photograph])
+        i = first.photograph
+        words = preprocessing_cause(reference.pixels[i], inputs[i], formulas.inputs_of(reference, i))
     else:
         words = twin.cause(first.stage, first.photograph)
     return {f"{CAUSE}{first.stage}": words} if words else {}
 
 
-def channel_statistics(inputs: np.ndarray, expected: np.ndarray) -> str:
-    """Whether inputs (H, W, C) are the expected ones but for a mean and a deviation of each channel, or the channels' order."""
-    for order, words in (
-        (slice(None), ""),
-        (slice(None, None, -1), "the channels in the other order (a permutation), and "),
-    ):
-        theirs = inputs[..., order].reshape(-1, inputs.shape[-1])
-        ours = expected.reshape(theirs.shape)
-        factors, offsets, errors = [], [], []
-        for channel in range(theirs.shape[1]):
-            matrix = np.stack([ours[:, channel], np.ones(len(ours))], axis=1)
-            solution = np.linalg.lstsq(matrix, theirs[:, channel], rcond=None)[0]
-            factors.append(float(solution[0]))
-            offsets.append(float(solution[1]))
-            errors.append(relative_l2(matrix @ solution, theirs[:, channel]))
-        if max(errors) < FLOAT32 and all(factors):
-            mean = ", ".join(f"{-b / a:.4g}" for a, b in zip(factors, offsets, strict=True))
-            std = ", ".join(f"{1 / a:.4g}" for a in factors)
-            return f"preprocessing: {words}mean and std: the port's inputs are (the reference's − mean ({mean})) / std ({std})"
+def preprocessing_cause(pixels: np.ndarray, inputs: np.ndarray, expected: np.ndarray) -> str:
+    """How two preprocessings differ, where each shifts and scales every channel, or one does so to the other's; or "".
+
+    Args:
+        pixels: uint8 (H, W, 3) of one photograph, RGB.
+        inputs: what the port makes of them, (H, W, C).
+        expected: what the reference does.
+    """
+    channels = inputs.shape[-1]
+    seen, orders = pixels[..., :channels], ("RGB", "BGR") if channels == 3 else ("pixels",)
+    port_takes, reference_takes = (Affine.of(values, seen, orders) for values in (inputs, expected))
+    if port_takes and reference_takes:
+        differing = [
+            *["permutation of the channels"] * (port_takes.order != reference_takes.order),
+            *["mean and std"] * (not port_takes.scales_as(reference_takes)),
+        ]
+        return (
+            f"preprocessing: {', '.join(differing)}: the port takes {port_takes.words()}, "
+            f"the reference {reference_takes.words()}"
+        )
+    if between := Affine.of(inputs, expected, ("inputs",)):
+        return f"preprocessing: mean and std: the port takes {between.words()} of the reference"
     return ""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Values that are (source − mean) / std, channel by channel.
+
+    Attributes:
+        order: the source's channels: `RGB` as they are, `BGR` turned round, or another name for as they are.
+        mean: of each channel of the values.
+        std: likewise.
+    """
+
+    order: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: np.ndarray, source: np.ndarray, orders: Sequence[str]) -> Affine | None:
+        """What makes values (H, W, C) of a source (H, W, C); None where nothing does."""
+        if values.shape != source.shape:
+            return None
+        theirs = values.reshape(-1, values.shape[-1]).astype(np.float64)
+        for order in orders:
+            given = (source[..., ::-1] if order == "BGR" else source).reshape(theirs.shape).astype(np.float64)
+            slope = ((given - given.mean(0)) * (theirs - theirs.mean(0))).sum(0) / ((given - given.mean(0)) ** 2).sum(0)
+            offset = theirs.mean(0) - slope * given.mean(0)
+            if np.isfinite(slope).all() and slope.all() and relative_l2(given * slope + offset, theirs) < FLOAT32:
+                return cls(order, tuple(map(float, -offset / slope)), tuple(map(float, 1 / slope)))
+        return None
+
+    def scales_as(self, other: Affine) -> bool:
+        """Whether each of the source's channels has another's mean and deviation, up to float32's rounding."""
+        ours, theirs = (
+            np.array([side.mean, side.std])[:, :: -1 if side.order == "BGR" else 1] for side in (self, other)
+        )
+        return bool(np.abs(ours - theirs).max() <= FLOAT32 * max(np.abs(theirs).max(), 1.0) * 10)
+
+    def words(self) -> str:
+        """As a formula."""
+        mean, std = (", ".join(f"{round(value, 6) + 0.0:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"({self.order} − mean ({mean})) / std ({std})"
 
 
 # Layers
@@ -309,7 +354,7 @@ def transfer(
         reference = Artifact.read(reference)
     check_general(reference)
     tensors = read_tensors(reference, weights)
-    filled = port.filled(reference, tensors, module, formulas.inputs_of(reference))
+    filled = port.filled(reference, tensors, module, formulas.all_inputs(reference))
     if filled.stopped:
         raise TransferStoppedError(filled.stopped)
     if out:
