@@ -137,6 +137,11 @@ class Case:
         return self.whole("logits")
 
     @cached_property
+    def scores(self) -> np.ndarray:
+        """The reference's, of every class."""
+        return formulas.class_scores(self.logits)
+
+    @cached_property
     def raw(self) -> np.ndarray:
         """The reference's raw map of this method."""
         return self.whole(f"{self.stage.method}/raw")

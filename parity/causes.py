@@ -144,11 +144,11 @@ def _is_dropped_before(case: Case) -> bool:
 
 def _is_of_another_class(case: Case) -> bool:
     nearest = _nearest_class(case)
-    return nearest != case.explained and abs(case.logits[nearest] - case.actual[0]) <= 1e-3 * np.ptp(case.logits)
+    return nearest != case.explained and abs(case.scores[nearest] - case.actual[0]) <= 1e-3 * np.ptp(case.scores)
 
 
 def _nearest_class(case: Case) -> int:
-    return int(np.abs(case.logits - case.actual[0]).argmin())
+    return int(np.abs(case.scores - case.actual[0]).argmin())
 
 
 def _of_another_class(case: Case) -> str:
@@ -156,7 +156,7 @@ def _of_another_class(case: Case) -> str:
 
 
 def _is_probability(case: Case) -> bool:
-    probability = math.exp(case.logits[case.explained] - np.logaddexp.reduce(case.logits))
+    probability = math.exp(case.scores[case.explained] - np.logaddexp.reduce(case.scores))
     return bool(abs(case.actual[0] - probability) < 1e-4)
 
 

@@ -320,7 +320,7 @@ def recomputed(case: Case) -> np.ndarray | None:
     if stage.name == "inputs":
         return formulas.inputs_of(case.reference, case.photograph)
     if stage.name == "score" and (logits := case.theirs("logits")) is not None:
-        return np.asarray(logits[case.explained], np.float64)
+        return np.asarray(formulas.class_scores(logits)[case.explained], np.float64)
     if stage.quantity in ("upsampled", "final") and (raw := case.theirs(f"{stage.method}/raw")) is not None:
         size = candidate.table.size
         return formulas.upsample(raw, size) if stage.quantity == "upsampled" else formulas.finish(raw, size)

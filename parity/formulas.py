@@ -56,6 +56,11 @@ def all_inputs(reference: Artifact) -> np.ndarray:
     return np.stack([inputs_of(reference, i) for i in range(len(reference.photographs))])
 
 
+def class_scores(logits: np.ndarray) -> np.ndarray:
+    """The score of every class: its logit; of one output, which stands for two classes, its negative and itself."""
+    return np.concatenate([-logits, logits]) if len(logits) == 1 else logits
+
+
 def grad_cam_weights(gradients: np.ndarray) -> np.ndarray:
     """(h, w, K) → (K,)."""
     return np.asarray(np.asarray(gradients, np.float64).mean(axis=(0, 1)))

@@ -42,7 +42,7 @@ def tried(case: Case) -> Iterator[tuple[str, np.ndarray]]:
     for row in MISTAKES:
         if row.quantity == case.stage.quantity and row.about in case.subjects:
             made = row.make(case)
-            if made is not None:
+            if made is not None and np.shape(made) == case.stage.shape:
                 yield row.words.format(case=case), case.kept(made)
 
 

@@ -104,7 +104,14 @@ def ladder(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
     return _asked("rungs")(job)  # type: ignore[no-any-return]
 
 
-def twin(reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str) -> Twin:
+def twin(
+    reference: Artifact,
+    model: Any,
+    inputs: np.ndarray,
+    layers: Mapping[str, str],
+    target_layer: str,
+    inside: bool | None = None,
+) -> Twin:
     """A PyTorch module paired with a reference.
 
     Args:
@@ -113,11 +120,12 @@ def twin(reference: Artifact, model: Any, inputs: np.ndarray, layers: Mapping[st
         inputs: float64 (N, H, W, C).
         layers: layer → module, where the user knows better.
         target_layer: the module that is the target layer; "": found.
+        inside: whether the module begins with the scaling that the reference's network began with; None: found out.
 
     Raises:
         ValueError: it cannot be compared; one line.
     """
-    return _asked("paired", TWIN)(reference, model, inputs, layers, target_layer)  # type: ignore[no-any-return]
+    return _asked("paired", TWIN)(reference, model, inputs, layers, target_layer, inside)  # type: ignore[no-any-return]
 
 
 def preprocessed(function: str | Preprocess, pixels: np.ndarray) -> tuple[np.ndarray, bool]:

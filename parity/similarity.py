@@ -9,6 +9,9 @@ from scipy.ndimage import center_of_mass
 from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 
+CONSTANT = 1e-12
+"""Of their magnitude: values that spread less are one value, and float64's rounding of what made them."""
+
 
 def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
     """‖actual − expected‖ / ‖expected‖; 0 where both are equal, infinity where only `expected` is 0 or a value is not finite."""
@@ -17,15 +20,15 @@ def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def error_of_range(actual: np.ndarray, expected: np.ndarray) -> float:
-    """max |actual − expected| / (max expected − min expected); of a constant, over its magnitude.
+    """max |actual − expected| / (max expected − min expected); of a constant (up to rounding), over its magnitude.
 
     0 where both are equal; infinity where a value is not finite.
     """
     if expected.size == 0:
         return 0.0
     wide = expected.astype(np.float64)
-    spread = float(wide.max() - wide.min())
-    scale = spread if spread > 0 else float(np.abs(wide).max())
+    spread, magnitude = float(wide.max() - wide.min()), float(np.abs(wide).max())
+    scale = spread if spread > CONSTANT * magnitude else magnitude
     return _ratio(float(np.abs(_difference(actual, expected)).max()), scale)
 
 

@@ -44,6 +44,11 @@ class Module:
     target_layer: str = ""
     preprocess: str | port.Preprocess = ""
 
+    @property
+    def name(self) -> str:
+        """What it is called in a report."""
+        return self.model if isinstance(self.model, str) else type(self.model).__qualname__
+
 
 def answer(
     reference: Artifact,
@@ -73,11 +78,10 @@ def answer(
         )
     check_general(reference)
     wanted = tuple(methods) or reference.settings.methods
-    inputs, remark = _inputs(reference, module)
-    twin = port.twin(reference, module.model, inputs, module.layers, module.target_layer)
-    name = module.model if isinstance(module.model, str) else type(module.model).__qualname__
+    given = _given(reference, module)
+    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
     made = Answer(
-        program=name,
+        program=module.name,
         weights=replace(reference.weights, tensors={}, prints={}),
         settings=replace(reference.settings, methods=wanted),
         pixels=reference.pixels,
@@ -85,9 +89,11 @@ def answer(
         precision=precision,
         device=device,
     ).recorded(lambda: twin.rows(wanted, precision, device, engine.partition(" ")[0]), _another_shape)
-    warnings = [*twin.remarks(), *([remark] if remark else [])]
+    warnings = [*twin.remarks(), *([given.remark] if given.remark else [])]
     return replace(
-        made, flags={**made.flags, **twin.about(), **_causes(reference, made, twin, inputs)}, warnings=tuple(warnings)
+        made,
+        flags={**made.flags, **twin.about(), **_causes(reference, made, twin, given.inputs)},
+        warnings=tuple(warnings),
     )
 
 
@@ -110,23 +116,41 @@ def _another_shape(shape: tuple[int, ...], stage: Stage) -> bool:
     return shape != stage.shape
 
 
-def _inputs(reference: Artifact, module: Module) -> tuple[np.ndarray, str]:
-    """What the module is given, float64 (N, H, W, C), and a remark."""
+@dataclass(frozen=True)
+class _Given:
+    """What the module is given.
+
+    Attributes:
+        inputs: float64 (N, H, W, C), as the reference's network takes them.
+        inside: whether the module begins with the scaling that the reference's network began with; None: to be found out.
+        remark: of its own preprocessing, or "".
+    """
+
+    inputs: np.ndarray
+    inside: bool | None = None
+    remark: str = ""
+
+
+def _given(reference: Artifact, module: Module) -> _Given:
+    """The reference's inputs, or what the module's own preprocessing makes of the pixels."""
     expected = formulas.all_inputs(reference)
     if not module.preprocess:
-        return expected, ""
+        return _Given(expected)
     inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
     if inputs.shape != expected.shape:
         raise CandidateError(
             f"the preprocessing gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
             f"reference's inputs have {expected.shape[1:3]} and {expected.shape[3]}"
         )
+    settings = reference.settings
+    if settings.scale:  # its pixels may be those before that scaling, which is then the module's
+        scaled = inputs * np.array(settings.scale) + np.array(settings.offset)
+        if relative_l2(scaled.ravel(), expected.ravel()) < FLOAT32:
+            return _Given(expected if not exact else scaled, inside=True)
     if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:
-        return (
-            expected,
-            "the port's preprocessing is the reference's up to float32's rounding, in which it was computed",
-        )
-    return inputs, ""
+        remark = "the port's preprocessing is the reference's up to float32's rounding, in which it was computed"
+        return _Given(expected, inside=False, remark=remark)
+    return _Given(inputs, inside=False)
 
 
 def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.ndarray) -> dict[str, str]:
@@ -256,9 +280,10 @@ def matched(reference: Artifact, module: Module) -> Matched:
         CandidateError: it cannot be compared.
     """
     check_general(reference)
-    twin = port.twin(reference, module.model, _inputs(reference, module)[0], module.layers, module.target_layer)
+    given = _given(reference, module)
+    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
     pairing = twin.pairing
-    rows, toml = [("layer", "kind", "module", "told by", "error (float64)")], [f"# {module.model}: correct by hand, give back with --layers", "[layers]"]  # fmt: skip
+    rows, toml = [("layer", "kind", "module", "told by", "error (float64)")], [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]  # fmt: skip
     for layer in reference.table.hidden:
         pair = pairing.pairs.get(layer.name)
         if pair is None:

@@ -27,6 +27,7 @@ class Builder:
         self.layers = [Layer("input_layer", "input", shape)]
         self.tensors: dict[str, np.ndarray] = {}
         self.random = np.random.RandomState(seed)
+        self.target = ""
 
     @property
     def last(self) -> Layer:
@@ -38,22 +39,33 @@ class Builder:
         kind: str,
         inbound: Sequence[str] = (),
         tensors: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        like: tuple[int, ...] = (),
         **config: Any,
     ) -> str:
-        """Append a row; its shape is that of what it computes."""
+        """Append a row; its shape is that of what it computes, which of some kinds goes by a shape `like` this."""
         inbound = tuple(inbound) or (self.last.name,)
         full = {f"{name}.{role}": shape for role, shape in (tensors or {}).items()}
         for key, shape in full.items():
             self.tensors[key] = self._random(key, shape)
         by_name = {layer.name: layer for layer in self.layers}
         given = [torch.zeros(1, *_first(by_name[n].shape), dtype=torch.float64) for n in inbound]
-        row = Layer(name, kind, (), inbound, full, config)
-        made = computed(row, given, {k.rpartition(".")[2]: torch.from_numpy(self.tensors[k]).double() for k in full})
+        row = Layer(name, kind, like, inbound, full, config)
+        made = computed(row, given, self._tensors_of(row, torch.float64))
         shape = (*made.shape[2:], made.shape[1]) if made.ndim == 4 else tuple(made.shape[1:])
         if kind == "flatten":
             shape = (math.prod(shape),)
         self.layers.append(Layer(name, kind, tuple(map(int, shape)), inbound, full, config))
         return name
+
+    def again(self, name: str, first: str, *, inbound: Sequence[str] = ()) -> str:
+        """The same layer once more."""
+        row = next(layer for layer in self.layers if layer.name == first)
+        return self.add(name, row.kind, inbound, **row.config, shared_with=first)
+
+    def _tensors_of(self, row: Layer, dtype: torch.dtype) -> dict[str, Tensor]:
+        own = f"{row.config.get('shared_with', row.name)}."
+        return {k[len(own) :]: torch.from_numpy(a).to(dtype) for k, a in self.tensors.items() if k.startswith(own)}
 
     def _random(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         role = key.rpartition(".")[2]
@@ -88,6 +100,9 @@ class Builder:
     def act(self, name: str, activation: str = "relu", *, inbound: Sequence[str] = (), **config: Any) -> str:
         return self.add(name, "activation", inbound, activation=activation, **config)
 
+    def pool(self, name: str, pool: str = "max", window: int = 2, stride: int = 2, padding: str = "valid") -> str:
+        return self.add(name, "pool", pool=pool, window=[window] * 2, strides=[stride] * 2, padding=padding)
+
     def dense(self, name: str, units: int, *, flattened: Sequence[int] = (), **config: Any) -> str:
         config = {"activation": "linear", **config} | ({"flattened": list(flattened)} if flattened else {})
         return self.add(name, "dense", (), {"weight": (units, self.last.shape[-1]), "bias": (units,)}, **config)
@@ -97,21 +112,29 @@ class Builder:
         return next(layer for layer in self.layers if layer.name == name).shape[-1]
 
     def reference(
-        self, target: str, *, count: int = 2, seed: int = 1, moves: Mapping[str, float] | None = None
+        self,
+        target: str,
+        *,
+        count: int = 2,
+        seed: int = 1,
+        affine: tuple[tuple[float, ...], tuple[float, ...]] = ((), ()),
+        moves: Mapping[str, float] | None = None,
+        methods: Sequence[str] = METHODS,
     ) -> Artifact:
-        """The artifact of the network on random pictures."""
+        """The artifact of the network on random pictures; `affine`: scale and offset of layers before it."""
         table = LayerTable(tuple(self.layers), target)
         pixels = np.random.RandomState(seed).randint(0, 256, (count, *table.size, 3)).astype(np.uint8)
         prints = {name: Fingerprint.of(array) for name, array in self.tensors.items()}
         weights = Weights("table", "tf", "f" * 64, "", table, dict(self.tensors), prints)
-        settings = JobSettings(METHODS, input="tf", sample=256)
+        settings = JobSettings(tuple(methods), input="tf", sample=256, scale=affine[0], offset=affine[1])
+        self.affine, self.target = affine, target
         recorder = Recorder(weights, settings, pixels)
         rows = []
         for i in range(count):
             for precision, dtype in (("fp64", torch.float64), ("fp32", torch.float32)):
-                stages = self._stages(table, pixels[i], dtype)
                 if precision == "fp64":
-                    explained = int(stages["logits"].argmax())
+                    logits = _last(self._values(table, pixels[i], dtype)[table.layers[-1].name])
+                    explained = int(logits.argmax()) if len(logits) > 1 else int(logits[0] > 0)
                     rows.append(Photograph(f"{i}.png", "0" * 64, (8, 8), explained, f"class {explained}"))
                 for stage, array in self._explained(table, pixels[i], dtype, rows[i].class_index).items():
                     recorder.add(precision, i, stage, array)
@@ -119,28 +142,26 @@ class Builder:
 
     def _values(self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype) -> dict[str, Tensor]:
         inputs = formulas.preprocess(pixels, "tf")[..., : table.input_shape[2]]
+        if self.affine[0]:
+            inputs = inputs * np.array(self.affine[0]) + np.array(self.affine[1])
         x = torch.from_numpy(np.ascontiguousarray(inputs.transpose(2, 0, 1)))[None].to(dtype).requires_grad_()
         values = {table.layers[0].name: x}
         for row in table.layers[1:]:
-            own = {key.rpartition(".")[2]: torch.from_numpy(self.tensors[key]).to(dtype) for key in row.tensors}
-            values[row.name] = computed(row, [values[name] for name in row.inbound], own)
+            values[row.name] = computed(row, [values[name] for name in row.inbound], self._tensors_of(row, dtype))
         return values
-
-    def _stages(self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype) -> dict[str, np.ndarray]:
-        values = self._values(table, pixels, dtype)
-        return {"logits": _last(values[table.layers[-1].name])}
 
     def _explained(
         self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype, explained: int
     ) -> dict[str, np.ndarray]:
         values = self._values(table, pixels, dtype)
         logits = values[table.layers[-1].name][0]
+        score = logits[explained] if len(logits) > 1 else logits[0] * (2 * explained - 1)
         names = [table.layers[0].name, *(layer.name for layer in table.hidden)]
-        slopes = dict(zip(names, torch.autograd.grad(logits[explained], [values[n] for n in names]), strict=True))
+        slopes = dict(zip(names, torch.autograd.grad(score, [values[n] for n in names]), strict=True))
         stages = {
             "inputs": _last(values[names[0]]),
             "logits": _last(logits[None]),
-            "score": _last(logits[None])[explained],
+            "score": score.detach().numpy(),
         }
         stages["gradients/inputs"] = _last(slopes[names[0]])
         for layer in table.hidden:

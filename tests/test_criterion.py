@@ -46,7 +46,7 @@ def test_preprocessing_of_one_pixel() -> None:
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(formulas.preprocess(pixel, "torchvision"), [[expected]])
     with pytest.raises(ValueError, match="unknown"):
-        formulas.preprocess(pixel, "tf")
+        formulas.preprocess(pixel, "keras")
 
 
 def test_grad_cam_on_paper() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
-from torch_impl.twin.causes import cause_before, first_cause
+from torch_impl.twin.causes import cause, cause_before, first_cause, unsteady
 from torch_impl.twin.transfer import Filled, Transfer, TransferError
 from torch_impl.twin.twin import Twin, TwinError, built, preprocessed
 
@@ -19,11 +19,16 @@ __all__ = ["filled", "paired", "preprocessed", "write_state"]
 
 
 def paired(
-    reference: Artifact, model: nn.Module | str, inputs: np.ndarray, layers: Mapping[str, str], target_layer: str
+    reference: Artifact,
+    model: nn.Module | str,
+    inputs: np.ndarray,
+    layers: Mapping[str, str],
+    target_layer: str,
+    inside: bool | None = None,
 ) -> Twin:
     """See `parity.port.twin`."""
     module = built(model) if isinstance(model, str) else model
-    return Twin(reference, module, inputs, layers, target_layer)
+    return Twin(reference, module, inputs, layers, target_layer, inside=inside)
 
 
 def filled(
@@ -31,13 +36,19 @@ def filled(
 ) -> Filled:
     """See `parity.port.filled`."""
     module = built(model) if isinstance(model, str) else model
-    transfer = Transfer(reference, tensors, module, torch.from_numpy(inputs).movedim(-1, 1).contiguous())
-    try:
-        return transfer.run()
-    except TransferError as error:
-        came = f"{len(transfer.best.layers)} of {len(transfer.units)} layers were filled"
-        words = "; ".join(filter(None, (str(error), came, _why(transfer))))
-        return Filled({}, transfer.best.layers, transfer.passes, [], float("nan"), words)
+    settings = reference.settings
+    before = [(inputs - np.array(settings.offset)) / np.array(settings.scale)] if settings.scale else []
+    for given in (inputs, *before):  # the module may begin with the scaling that the reference's network began with
+        transfer = Transfer(reference, tensors, module, torch.from_numpy(given).movedim(-1, 1).contiguous())
+        try:
+            return transfer.run()
+        except TransferError as error:
+            came = f"{len(transfer.best.layers)} of {len(transfer.units)} layers were filled"
+            words = "; ".join(filter(None, (str(error), came, _why(transfer))))
+            stopped = Filled({}, transfer.best.layers, transfer.passes, [], float("nan"), words)
+        if transfer.best.layers:
+            break
+    return stopped
 
 
 def _why(transfer: Transfer) -> str:
@@ -50,11 +61,10 @@ def _why(transfer: Transfer) -> str:
     except TwinError:
         return ""
     if best.stopped_at is None:
-        return first_cause(twin)
+        return first_cause(twin) or cause(twin, "logits")
     name, given = best.stopped_at
-    return first_cause(twin, name) or next(
-        filter(None, (cause_before(twin, layer, given) for layer in transfer.that_fit(name))), ""
-    )
+    words = first_cause(twin, name) or unsteady(twin)
+    return words or next(filter(None, (cause_before(twin, layer, given) for layer in transfer.that_fit(name))), "")
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:

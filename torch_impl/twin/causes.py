@@ -8,6 +8,7 @@ values is the cause.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from parity.contract.layers import Layer
 from torch_impl.twin.compute import NotComputedError, Tensors, computed
+from torch_impl.twin.given import without_border
 from torch_impl.twin.layouts import channels_first, layouts
 from torch_impl.twin.mistakes import Change, changes
 from torch_impl.twin.pairing import limit
@@ -26,6 +28,9 @@ from torch_impl.twin.watch import Call, Watch
 
 EXPLAINS = 1e-6
 """Relative L2 in float64 between a module's values and those of a mistake that explains them: weights went through float32."""
+
+BETTER = 0.1
+"""Share of the error without a mistake that one which explains it may leave."""
 
 RIGHT_AGAIN = 1e-4
 """The same of values that were computed in another order, with weights that were folded in float32."""
@@ -74,12 +79,40 @@ def cause_before(twin: Twin, layer: Layer, given: Tensor) -> str:
         given: to the module, (1, C, …), on the first photograph.
     """
     row = twin.reference.table[layer.inbound[0]]
+    if row.kind == "input":
+        words = _channels_between(given, twin)
+        return f"parts first at the inputs: {words}" if words else ""
     pair = twin.pairing.pairs.get(row.name)
     if not row.compared or (pair is not None and pair.error <= limit(twin.reference, row.name)):
         return ""
     with torch.no_grad():
         words = _Layer(twin, row, 0, given).cause()
     return f"parts first at {row.name}, before {layer.name}: {words}" if words else ""
+
+
+def unsteady(twin: Twin) -> str:
+    """Whether the module differs from itself, in words; or ""."""
+    if twin.pairing.failure:
+        return ""
+    inputs, model = twin.photograph(0), twin.double()
+    first, second = (outputs_of(model, inputs) for _ in range(2))
+    return (
+        "" if torch.equal(first, second) else "training mode: dropout is on, two runs of the port differ (call eval())"
+    )
+
+
+def _channels_between(given: Tensor, twin: Twin) -> str:
+    """What was done to the channels of the inputs before they were given to a module, which may have padded them; or ""."""
+    inputs = twin.photograph(0)
+    for values in without_border(given, twin.reference.table.input_shape):
+        if values.shape == inputs.shape:
+            ones = torch.ones_like(inputs[0, :1])
+            matrix = torch.cat([inputs[0], ones]).flatten(1).T
+            wanted = values[0].flatten(1).T
+            solution = torch.linalg.lstsq(matrix, wanted).solution
+            if _between(matrix @ solution, wanted) < EXPLAINS:
+                return _channels_words(solution[:-1].T, solution[-1])
+    return ""
 
 
 @dataclass
@@ -95,8 +128,8 @@ class _Layer:
     def cause(self) -> str:
         if permuted := self._permuted():
             return permuted
-        if self._differs_from_itself():
-            return "training mode: dropout is on, two runs of the port differ (call eval())"
+        if words := unsteady(self.twin):
+            return words
         try:
             right = self.run()
         except (NotComputedError, KeyError, RuntimeError):
@@ -105,12 +138,14 @@ class _Layer:
             return words
         if right is None:
             return ""
-        best, words = EXPLAINS, ""
+        best, words = min(EXPLAINS, BETTER * _between(right, self._captured[1])), ""
         for row in self.section:
             for change in changes(row, self._inputs_of(row), self.tensors[row.name]):
                 off = self._off(row.name, change)
                 if off < best:
                     best, words = off, f"{change.words} (layer {row.name})"
+        if words.startswith("a missing bias") and (following := self._right_again()):
+            return f"folded bias: the port adds it in {following}; off here, right again there"
         if not words and (eps := self._epsilon()):
             return eps
         if not words and self.section and any(name == self._input for name in self._sources):
@@ -166,7 +201,8 @@ class _Layer:
 
         inputs = self.twin.photograph(self.row)
         watch = Watch(self.model)
-        with watch.watching(see):
+        logits = torch.empty(0)
+        with watch.watching(see), suppress(RuntimeError):  # a wrong shape may end the pass behind the layer
             logits = outputs_of(self.model, inputs)
         kept[self._input] = inputs
         theirs = kept.pop("", self.given)
@@ -184,7 +220,8 @@ class _Layer:
         answer: dict[str, Tensors] = {}
         for row in self.section:
             own: dict[str, Tensor] = {}
-            for name, shape in row.tensors.items():
+            holder = self.twin.reference.table[row.config.get("shared_with", row.name)]
+            for name, shape in holder.tensors.items():
                 role = name.rpartition(".")[2]
                 if name in reference:
                     own[role] = torch.from_numpy(reference[name].astype(np.float64)).reshape(shape)
@@ -192,7 +229,7 @@ class _Layer:
                     pair = weights.pairs[name]
                     array = module[pair.name]
                     if pair.permutation:
-                        array = dict(rearrangements(row, shape, array)).get(pair.permutation, array)
+                        array = dict(rearrangements(holder, shape, array)).get(pair.permutation, array)
                     own[role] = torch.from_numpy(np.ascontiguousarray(array)).reshape(shape)
             answer[row.name] = own
         return answer
@@ -236,11 +273,6 @@ class _Layer:
                     return f"permutation: {pair.name} holds {row.name}'s values in another order: {pair.permutation}"
         return ""
 
-    def _differs_from_itself(self) -> bool:
-        inputs = self.twin.photograph(self.row)
-        first, second = (outputs_of(self.model, inputs) for _ in range(2))
-        return not torch.equal(first, second)
-
     def _folded(self) -> str:
         """A batch norm folded into the layer before it: off here, and the batch norm's values are had here already."""
         reference = self.twin.reference
@@ -255,6 +287,14 @@ class _Layer:
             expected = torch.from_numpy(reference.values(stage.name, "fp64")[self.row].astype(np.float64))
             if _between(torch.from_numpy(stage.take(last.numpy())[0]), expected) < RIGHT_AGAIN:
                 return f"folded batch norm: {row.name} is inside the port's weights; off here, right again there"
+        return ""
+
+    def _right_again(self) -> str:
+        """The batch norm behind the layer, where the module has that right."""
+        for row in self.twin.reference.table.layers:
+            pair = self.twin.pairing.pairs.get(row.name)
+            if row.kind == "batchnorm" and row.inbound == (self.layer.name,) and pair and pair.error < RIGHT_AGAIN:
+                return row.name
         return ""
 
     def _epsilon(self) -> str:
@@ -277,7 +317,7 @@ class _Layer:
         return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
 
     def _normalized_again(self) -> str:
-        """Whether the module scales and shifts each channel of its inputs first: one factor and one offset a channel."""
+        """Whether the module scales, shifts or exchanges the channels of its inputs first: told by least squares."""
         captured, theirs = self._captured
         x = captured[self._input]
         linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
@@ -291,18 +331,39 @@ class _Layer:
             return ""
         columns = []
         for channel in range(x.shape[1]):
-            for values in (x, torch.ones_like(x)):
+            for values in (*x[0], torch.ones_like(x[0, 0])):
                 alone = torch.zeros_like(x)
-                alone[:, channel] = values[:, channel]
+                alone[:, channel] = values
                 columns.append((of(alone) - nothing)[open_places])
         matrix, wanted = torch.stack(columns, 1), (theirs.flatten() - nothing)[open_places]
         solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
         if _between(matrix @ solution, wanted) > EXPLAINS:
             return ""
-        factors, offsets = solution[::2], solution[1::2]
-        mean = ", ".join(f"{float(-b / a):.4g}" for a, b in zip(factors, offsets, strict=True))
-        std = ", ".join(f"{float(1 / a):.4g}" for a in factors)
-        return f"mean and std: the port takes (inputs − mean ({mean})) / std ({std}) where the reference takes its inputs as they are"
+        mixed = solution.reshape(x.shape[1], -1)
+        return _channels_words(mixed[:, :-1], mixed[:, -1])
+
+
+def _channels_words(factors: Tensor, offsets: Tensor) -> str:
+    """What a module does to its inputs' channels, of which it takes Σ factors · inputs + offsets, in words; or ""."""
+    taken = factors.abs().argmax(1)
+    own = factors.gather(1, taken[:, None])[:, 0]
+    if (
+        sorted(taken.tolist()) != list(range(len(own)))
+        or (factors.abs().sum(1) - own.abs() > EXPLAINS * own.abs()).any()
+    ):
+        return ""
+    words = []
+    if taken.tolist() != sorted(taken.tolist()):
+        words.append(
+            f"permutation: the port takes the input's channels in the order {tuple(taken.tolist())} (BGR for RGB?)"
+        )
+    if (own - 1).abs().max() > EXPLAINS or offsets.abs().max() > EXPLAINS:
+        mean, std = (", ".join(f"{value:.4g}" for value in values.tolist()) for values in (-offsets / own, 1 / own))
+        words.append(
+            f"mean and std: the port takes (inputs − mean ({mean})) / std ({std}) where the reference takes its inputs as "
+            "they are"
+        )
+    return "; ".join(words)
 
 
 def _between(made: Tensor, theirs: Tensor) -> float:

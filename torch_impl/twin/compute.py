@@ -60,6 +60,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": F.mish,
     "exponential": torch.exp,
     "softmax": lambda x: x.softmax(1),
+    "log_softmax": lambda x: x.log_softmax(1),
 }
 
 

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parity.contract.layers import Layer
-from torch_impl.twin.compute import ACTIVATIONS, WITH_ACTIVATION, Tensors, computed, same_padding
+from torch_impl.twin.compute import (
+    ACTIVATIONS,
+    WITH_ACTIVATION,
+    NotComputedError,
+    Tensors,
+    activated,
+    computed,
+    same_padding,
+)
 
 EPSILONS = (1e-3, 1e-5, 1.001e-5, 1e-6, 1e-4, 2e-5, 1e-12, 0.0)
 SLOPES = (0.01, 0.3, 0.2, 0.1, 0.25, 0.05)
@@ -121,9 +129,27 @@ def _pools(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator
 
 def _ceiling(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Tensor:
     window, strides, padding = _window(layer), _strides(layer), layer.config["padding"]
+    if all((n + 2 * padding - w) % s == 0 for n, w, s in zip(inputs[0].shape[2:], window, strides, strict=True)):
+        raise NotComputedError("there is nothing to round up")
     if layer.config["pool"] == "max":
         return F.max_pool2d(inputs[0], window, strides, padding, ceil_mode=True)
     return F.avg_pool2d(inputs[0], window, strides, padding, ceil_mode=True, count_include_pad=False)
+
+
+def _transposed_paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
+    (kernel, _), (stride, _) = _window(layer), _strides(layer)
+    for padding in range(kernel):
+        for extra in range(stride):
+
+            def other(
+                row: Layer, x: Sequence[Tensor], t: Tensors, padding: int = padding, extra: int = extra
+            ) -> Tensor:
+                return activated(
+                    row.config, F.conv_transpose2d(x[0], t["weight"], t.get("bias"), stride, padding, extra)
+                )
+
+            words = f"padding: {padding} with output_padding {extra} in the port, {layer.config['padding']!r} in the reference"
+            yield Change(words, formula=other)
 
 
 def _bias(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
@@ -142,9 +168,15 @@ def _activations(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> It
     for name in ACTIVATIONS:
         words = f"activation: {'none' if name == 'linear' else name} in the port, {named} in the reference"
         yield Change(words, {**plain, "activation": name})
+    words = "softmax twice: the port gives the softmax of probabilities"
+    yield Change(words, {**plain, "activation": "linear"}, formula=_softmax_twice)
     for slope in SLOPES:
         words = f"activation: leaky_relu of slope {slope:g} in the port, {named} in the reference"
         yield Change(words, {**plain, "activation": "leaky_relu", "slope": slope})
+
+
+def _softmax_twice(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Tensor:
+    return computed(layer, inputs, tensors).softmax(1).softmax(1)
 
 
 def _epsilons(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
@@ -221,12 +253,13 @@ _CONVOLUTIONS = ("conv", "depthwise")
 _WINDOWS = (*_CONVOLUTIONS, "pool")
 
 MISTAKES: tuple[tuple[Sequence[str], Callable[[Layer, Sequence[Tensor], Tensors], Iterator[Change]]], ...] = (
+    (("pool", "globalpool"), _pools),
     (_WINDOWS, _paddings),
     (_WINDOWS, _other_strides),
+    (("conv_transpose",), _transposed_paddings),
     (("batchnorm", "layernorm"), _epsilons),
     (("batchnorm",), _batch_statistics),
     (("dense",), _flatten_order),
-    (("pool", "globalpool"), _pools),
     ((*_CONVOLUTIONS, "conv_transpose", "dense"), _bias),
     (WITH_ACTIVATION, _activations),
     (_CONVOLUTIONS, _dilations),

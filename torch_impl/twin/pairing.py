@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer
+from parity.contract.text import one_line
 from torch_impl.twin.layouts import layouts, places_in
 from torch_impl.twin.tensors import Weighted, paired_tensors
 from torch_impl.twin.watch import Call, Watch
@@ -49,12 +50,14 @@ class Pairing:
         weights: of the tensors.
         calls: every call of the pass, in order.
         near: layer → its nearest outputs of the same shape, (key of the call, relative L2), nearest first.
+        failure: PyTorch's words, where the pass came no farther than these calls; "": it came to its end.
     """
 
     pairs: Mapping[str, Pair]
     weights: Weighted
     calls: tuple[Call, ...]
     near: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
+    failure: str = ""
 
 
 def limit(reference: Artifact, layer: str) -> float:
@@ -77,7 +80,11 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
     table, watch = reference.table, Watch(model)
     weights = paired_tensors(table, reference.weights.prints, model)
     seen = _Seen(reference)
-    watch.run(inputs, seen)
+    failure = ""
+    try:
+        watch.run(inputs, seen)
+    except RuntimeError as error:  # two shapes that do not go together, say
+        failure = one_line(error)
     calls = tuple(watch.calls)
     pairs = {name: pair for name, pair in seen.best(watch).items() if pair.error <= limit(reference, name)}
     unpaired = [layer for layer in table.hidden if layer.name not in pairs]
@@ -85,9 +92,10 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
         if (call := _by_weights(layer, weights, calls, table.layers)) is not None:
             pairs[layer.name] = seen.pair(layer, call, WEIGHTS)
     _by_order(table.layers, calls, pairs, seen)
+    pairs = {name: pair for name, pair in pairs.items() if pair.layout or not _right_again(name, table.layers, pairs)}
     for name, key in (given or {}).items():
         pairs[name] = seen.pair(_layer(table.layers, name), _call(calls, key), GIVEN)
-    return Pairing(pairs, weights, calls, seen.near())
+    return Pairing(pairs, weights, calls, seen.near(), failure)
 
 
 class _Seen:
@@ -151,11 +159,16 @@ def _relative(values: np.ndarray, expected: np.ndarray) -> float:
 def _by_weights(layer: Layer, weights: Weighted, calls: Sequence[Call], layers: Sequence[Layer]) -> Call | None:
     """The call of the module that holds a layer's weights; of a layer with an activation inside, the activation's that follows."""
     first = str(layer.config.get("shared_with") or layer.name)
-    own = [call for call in calls if call.name == weights.modules.get(first) and call.kind]
+    own = [call for call in calls if call.name == weights.modules.get(first) and (call.kind or _is_leaf(call, calls))]
     times = [row.name for row in layers if row.name == first or row.config.get("shared_with") == first]
     if len(own) <= times.index(layer.name) or not own:
         return None
     return _with_activation(layer, own[times.index(layer.name)], calls)
+
+
+def _is_leaf(call: Call, calls: Sequence[Call]) -> bool:
+    """Whether no other module ran within: a layer of the user's own making."""
+    return not any(other.name.startswith(f"{call.name}.") for other in calls)
 
 
 def _with_activation(layer: Layer, call: Call, calls: Sequence[Call]) -> Call | None:
@@ -185,6 +198,18 @@ def _by_order(layers: Sequence[Layer], calls: Sequence[Call], pairs: dict[str, P
             for layer, call in zip(ours, theirs, strict=len(theirs) > 0) if theirs else ():
                 if (following := _with_activation(layer, call, calls)) is not None:
                     pairs[layer.name] = seen.pair(layer, following, ORDER)
+
+
+def _right_again(name: str, layers: Sequence[Layer], pairs: Mapping[str, Pair]) -> bool:
+    """Whether the next layers that can be compared are right: then what has another shape is cut to it by a function."""
+    reached, following = {name}, []
+    for layer in layers:
+        if reached & set(layer.inbound):
+            if layer.name in pairs:
+                following.append(pairs[layer.name].how == VALUES)
+            else:
+                reached.add(layer.name)
+    return bool(following) and all(following)
 
 
 def _layer(layers: Sequence[Layer], name: str) -> Layer:

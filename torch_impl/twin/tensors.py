@@ -119,6 +119,8 @@ def rearrangements(layer: Layer, shape: tuple[int, ...], tensor: np.ndarray) -> 
     if len(shape) == 4:
         out, into, height, width = shape
         kernel = flat.reshape(shape)
+        if layer.kind == "depthwise":
+            yield from _depthwise(layer, shape, flat)
         yield "kernel flipped", kernel[:, :, ::-1, ::-1]
         yield "kernel flipped top to bottom", kernel[:, :, ::-1]
         yield "kernel flipped left to right", kernel[:, :, :, ::-1]
@@ -133,8 +135,7 @@ def rearrangements(layer: Layer, shape: tuple[int, ...], tensor: np.ndarray) -> 
         if height == width:
             turned = flat.reshape(into, out, height, width).transpose(1, 0, 3, 2)
             yield "kernel layout: all four axes reversed (WHIO… transposed as a whole)", turned
-        if layer.kind == "depthwise":
-            yield from _depthwise(layer, shape, flat)
+        yield "its input channels in reverse (BGR for RGB)", kernel[:, ::-1]
     if len(shape) == 2:
         units, inputs = shape
         yield "kernel transposed: (in, out) taken for (out, in)", flat.reshape(inputs, units).T

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
-from parity.contract.layers import Layer, LayerTable
+from parity.contract.layers import Layer
 from parity.contract.text import some
-from torch_impl.twin.layouts import layouts, places_in
+from torch_impl.twin.given import orders
 from torch_impl.twin.pairing import SAME
 from torch_impl.twin.watch import kind_of, tensors_in
 
@@ -28,8 +28,8 @@ PASSES = 400
 MOVES = 4.0
 """Times the reference's own move: how far an input may be off."""
 
-BORDER = 12
-"""Rows or columns, both sides together, that a padding adds at most: an 11×11 kernel's, and some."""
+SCALE = "layerscale"
+"""What a module of the user's own may be that has one parameter and no modules in it."""
 
 FITTING = {
     "conv": ("conv", "depthwise"),
@@ -39,8 +39,12 @@ FITTING = {
     "batchnorm": ("batchnorm",),
     "layernorm": ("layernorm",),
     "prelu": ("prelu",),
+    "layerscale": (SCALE,),
 }
 """A reference's kind → kinds of modules that may hold it."""
+
+STRENGTHS = (1.0, 1e3)
+"""Of the noise that tells apart what one photograph does not: the second is beyond any bias that closes a ReLU."""
 
 DEFAULTS = {"weight": 1.0, "running_var": 1.0, "bias": 0.0, "running_mean": 0.0}
 """What a module's tensor is where the reference's layer has none: nothing scaled, nothing added."""
@@ -134,7 +138,13 @@ class Transfer:
             raise TransferError(self.best.stopped)
         self._check_told_apart(attempt, choices)
         kept = self._complete(attempt)
-        error = max(self._error(self.work(self.inputs[i : i + 1]), i) for i in range(len(self.inputs)))
+        error = 0.0
+        for i, photograph in enumerate(self.inputs):
+            error = max(error, off := self._error(self.work(photograph[None]), i))
+            if off > self._limit("logits"):
+                raise TransferError(
+                    f"the first photograph's logits agree, but those of photograph {i + 1} differ by {off:.1e}"
+                )
         return Filled(self._state(), attempt.layers, self.passes, kept, error)
 
     def _forward_again(self, attempt: _Attempt) -> None:
@@ -150,10 +160,12 @@ class Transfer:
         def fill(module: nn.Module, given: tuple[object, ...]) -> None:
             name = self.names[id(module)]
             attempt.ran.add(name)
-            if name in attempt.layers or not kind_of(module) or next(module.parameters(recurse=False), None) is None:
+            if name in attempt.layers or not _kind(module) or next(module.parameters(recurse=False), None) is None:
                 return
             values = tensors_in(given)[0]
             fits = [unit for unit in self.units if unit not in attempt.placed and self._is_of(module, values, unit)]
+            if not fits and _kind(module) == SCALE:
+                return
             if not fits:
                 attempt.stopped, attempt.stopped_at = self._where(name, attempt), (name, values)
                 raise _DeadEndError
@@ -194,41 +206,26 @@ class Transfer:
         """The layers without a place that a module could hold, in the order of the computation, whatever it reads."""
         module = self.work.get_submodule(name)
         for unit, layer in self.units.items():
-            if unit not in self.best.placed and kind_of(module) in FITTING.get(layer.kind, ()) and _fits(module, layer):
+            if unit not in self.best.placed and _kind(module) in FITTING.get(layer.kind, ()) and _fits(module, layer):
                 yield layer
 
     def _is_of(self, module: nn.Module, values: Tensor, unit: str) -> bool:
         layer = self.units[unit]
-        if kind_of(module) not in FITTING.get(layer.kind, ()) or not _fits(module, layer):
+        if _kind(module) not in FITTING.get(layer.kind, ()) or not _fits(module, layer):
             return False
-        return any(True for _ in self._orders(values, layer))
-
-    def _orders(self, values: Tensor, layer: Layer) -> Iterator[str]:
-        """The layouts in which a module's input is what a layer reads: as it is, flattened, or with a border around it."""
-        for stage, shape in sources(self.reference.table, layer):
-            if not self.reference.has(stage, "fp64"):
-                continue
-            expected = torch.from_numpy(self.reference.values(stage, "fp64")[0].astype(np.float64))
-            places = self.reference.stage(stage).places()
-            limit = self._limit(stage) * float(expected.norm()) + 1e-300
-            for given in _without_border(values, shape):
-                fitting = list(layouts(tuple(given.shape), shape))
-                if not fitting and given.ndim == 2 and len(shape) == 3 and given.numel() == int(np.prod(shape)):
-                    given, fitting = (
-                        given.reshape(1, shape[2], *shape[:2]),
-                        ["nchw", "same"],
-                    )  # flattened, in either order
-                for layout in fitting:
-                    kept = given.reshape(-1)[places_in(tuple(given.shape), layout, shape, places)]
-                    if float((kept - expected).norm()) <= limit:
-                        yield layout
+        return any(True for _ in orders(self.reference, values, layer, self._limit))
 
     def _limit(self, stage: str) -> float:
         return max(SAME, MOVES * self.reference.moves.get(stage, 0.0))
 
     def _load(self, module: nn.Module, name: str, layer: Layer, values: Tensor, attempt: _Attempt) -> None:
         by_role = {full.rpartition(".")[2]: full for full in layer.tensors}
-        for role, default in DEFAULTS.items():
+        if layer.kind == SCALE:
+            ((own, parameter),) = module.named_parameters(recurse=False)
+            parameter.data.copy_(torch.from_numpy(self.tensors[by_role["weight"]]).reshape(parameter.shape))
+            attempt.filled.add(f"{name}.{own}")
+            by_role = {}
+        for role, default in DEFAULTS.items() if by_role else ():
             current = getattr(module, role, None)
             full = by_role.get(role)
             if full is None:
@@ -237,7 +234,11 @@ class Transfer:
                     attempt.filled.add(f"{name}.{role}")
                 continue
             tensor = torch.from_numpy(np.array(self.tensors[full], np.float64))
-            if role == "weight" and layer.config.get("flattened") and "same" in list(self._orders(values, layer))[:1]:
+            if (
+                role == "weight"
+                and layer.config.get("flattened")
+                and next(orders(self.reference, values, layer, self._limit), "") == "same"
+            ):
                 height, width, channels = layer.config["flattened"]
                 tensor = tensor.reshape(-1, channels, height, width).permute(0, 2, 3, 1).reshape(tensor.shape)
             if not isinstance(current, Tensor):
@@ -276,13 +277,12 @@ class Transfer:
         return f"stopped {after}: no layer that is left has the input and the tensors of {name}"
 
     def _check_told_apart(self, attempt: _Attempt, choices: Sequence[int]) -> None:
-        """Two layers of which either gives the reference's logits: a guess would be as likely wrong as right."""
-        names = list(attempt.layers.values())
-        passes = self.passes
+        """Two layers of which either gives the reference's logits, though other inputs would tell them apart: no guess is made."""
+        names, passes, usual = list(attempt.layers.values()), self.passes, self._answers()
         for i, fits in enumerate(attempt.fitting):
             for other in range(_chosen(choices, i) + 1, len(fits)):
                 again = self._forward([*(_chosen(choices, k) for k in range(i)), other])
-                if not again.stopped and not self._equal(names[i], fits[other]):
+                if not again.stopped and not torch.allclose(self._answers(), usual, rtol=SAME, atol=0):
                     raise TransferError(
                         f"{names[i]} and {fits[other]} cannot be told apart by this photograph, as either gives the same "
                         "logits: make the reference with other photographs"
@@ -292,9 +292,11 @@ class Transfer:
             self._forward(choices)
         self.passes = passes
 
-    def _equal(self, first: str, second: str) -> bool:
-        pairs = zip(self.units[first].tensors, self.units[second].tensors, strict=True)
-        return all(np.array_equal(self.tensors[a], self.tensors[b]) for a, b in pairs)
+    def _answers(self) -> Tensor:
+        """The filled copy's logits of noise, faint and strong: what is the same function gives the same."""
+        noise = torch.randn(self.inputs[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        with torch.no_grad():
+            return torch.stack([tensors_in(self.work(noise * strength))[0].flatten() for strength in STRENGTHS])
 
     def _complete(self, attempt: _Attempt) -> list[str]:
         """Whether everything has a place, both ways; the names of what stays as it was."""
@@ -336,36 +338,10 @@ class Transfer:
         }
 
 
-def sources(table: LayerTable, layer: Layer) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The stages that hold what a layer reads: of the layer before it, and where that pads, before the padding."""
-    name = layer.inbound[0]
-    while True:
-        row = table[name]
-        if row.kind == "input":
-            yield "inputs", row.shape
-            return
-        if row.compared:
-            yield f"activations/{name}", row.shape
-        if row.compared and row.kind not in ("pad", "crop"):
-            return
-        name = row.inbound[0]
-
-
-def _without_border(values: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """An input (1, …) as it is; and where it is wider than `shape` (H, W, C), as after a padding of its own, each part of that size.
-
-    Which border it should have is not asked here: a wrong one gives other values behind the layer, and is found there.
-    """
-    yield values
-    if values.ndim != 4 or len(shape) != 3:
-        return
-    for rows, columns, channels in ((2, 3, 1), (1, 2, 3)):
-        more = values.shape[rows] - shape[0], values.shape[columns] - shape[1]
-        if values.shape[channels] != shape[2] or min(more) < 0 or max(more) == 0 or max(more) > BORDER:
-            continue
-        for top in range(more[0] + 1):
-            for left in range(more[1] + 1):
-                yield values.narrow(rows, top, shape[0]).narrow(columns, left, shape[1])
+def _kind(module: nn.Module) -> str:
+    """As `kind_of`; also `SCALE`."""
+    alone = next(module.children(), None) is None and len(list(module.parameters(recurse=False))) == 1
+    return kind_of(module) or (SCALE if alone else "")
 
 
 def _fits(module: nn.Module, layer: Layer) -> bool:
@@ -374,6 +350,8 @@ def _fits(module: nn.Module, layer: Layer) -> bool:
     weight = getattr(module, "weight", None)
     if layer.kind == "batchnorm":
         return int(module.num_features) == shapes["running_mean"][0]  # type: ignore[arg-type]
+    if layer.kind == SCALE:
+        return next(module.parameters()).numel() == shapes["weight"][0]
     if "weight" not in shapes or not isinstance(weight, Tensor):
         return False
     ours, theirs = tuple(shapes["weight"]), tuple(weight.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -86,6 +87,7 @@ class Twin:
         layers: layer → module, where the user knows better.
         target_layer: the module whose output is the reference's target layer; "": found.
         with_maps: whether maps are wanted, for which the target layer must be known.
+        inside: see below; None: found out.
 
     Attributes:
         pairing: of layers and modules.
@@ -104,13 +106,14 @@ class Twin:
         target_layer: str = "",
         *,
         with_maps: bool = True,
+        inside: bool | None = None,
     ) -> None:
         self.reference, self.model, self.inputs = reference, model, inputs
         self.layers = dict(layers or {})
         self.target_layer = target_layer
-        self.inside = False
+        self.inside = bool(inside)
         self.pairing = self._paired()
-        if reference.settings.scale and not self._begins_alike(self.pairing):
+        if reference.settings.scale and inside is None and not self._begins_alike(self.pairing):
             self.inside = True
             other = self._paired()
             if self._begins_alike(other):
@@ -118,6 +121,7 @@ class Twin:
             else:
                 self.inside = False
         if with_maps:
+            self._check_runs()
             self._check_logits()
             self.target = self._target()
 
@@ -142,8 +146,24 @@ class Twin:
         trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
         if trained:
             lines.append(f"{len(trained)} of the port's tensors have no partner: {some(trained)}")
+        lines += self._not_reached()
         if self.inside:
             lines.append("the port begins with the reference's own preprocessing: it was given the inputs before that")
+        return lines
+
+    def _not_reached(self) -> list[str]:
+        """ReLU6 for ReLU, or the reverse, that the first photograph does not show."""
+        lines = []
+        for name, pair in self.pairing.pairs.items():
+            row, module = self.reference.table[name], find_layer(self.model, pair.call.name)
+            bounded = isinstance(module, nn.ReLU6)
+            if row.config.get("activation") != "relu" or not isinstance(module, (nn.ReLU, nn.ReLU6)):
+                continue
+            if bounded != (row.config.get("max_value") == 6) and pair.error <= pairings.limit(self.reference, name):
+                kinds = ("ReLU6", "ReLU") if bounded else ("ReLU", "ReLU6")
+                lines.append(
+                    f"activation of {name}: {kinds[0]} in the port, {kinds[1]} in the reference; 6 was not reached"
+                )
         return lines
 
     def cause(self, stage: str, photograph: int) -> str:
@@ -151,6 +171,20 @@ class Twin:
         from torch_impl.twin.causes import cause
 
         return cause(self, stage, photograph)
+
+    def _check_runs(self) -> None:
+        """Whether the module runs to its end; where not, the first layer that was wrong says why."""
+        if self.pairing.failure:
+            raise TwinError(
+                f"--torch: the module fails on the reference's inputs {tuple(self.photograph(0).shape)}: "
+                f"{self.pairing.failure}{self._parts()}"
+            )
+
+    def _parts(self) -> str:
+        """Where the module first parts from the reference, in brackets; or ""."""
+        from torch_impl.twin.causes import first_cause
+
+        return f" ({words})" if (words := first_cause(self)) else ""
 
     def _check_logits(self) -> None:
         """Whether the module gives logits as the reference does."""
@@ -209,8 +243,8 @@ class Twin:
         layer = find_layer(model, call.name)
         if (times := self._times(call)) == 1:
             return model, layer
-        numbered = Numbered(layer, call.number, times)
-        model.set_submodule(call.name, numbered)
+        numbered = Numbered(copy.copy(layer), call.number, times)
+        layer.__class__, layer.__dict__ = Numbered, numbered.__dict__  # in its place wherever the model holds it
         return model, numbered.tap
 
     def _maps(
@@ -250,12 +284,7 @@ class Twin:
 
     def _paired(self) -> Pairing:
         inputs = self.photograph(0)
-        try:
-            return pairings.paired(self.reference, self.double(), inputs, self.layers)
-        except RuntimeError as error:
-            raise TwinError(
-                f"--torch: the module fails on the reference's inputs {tuple(inputs.shape)}: {one_line(error)}"
-            ) from error
+        return pairings.paired(self.reference, self.double(), inputs, self.layers)
 
     def _begins_alike(self, pairing: Pairing) -> bool:
         """Whether the first layer that can be compared is the same."""
@@ -275,7 +304,7 @@ class Twin:
             return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
         raise TwinError(
-            f"no module gives the values of the target layer {name}; nearest: {near}: name it with --target-layer, or in "
+            f"no module gives the values of the target layer {name}{self._parts()}; nearest: {near}: name it with --target-layer, or in "
             "layers.toml"
         )
 

@@ -23,6 +23,8 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("layernorm", (nn.LayerNorm, nn.GroupNorm)),
     ("globalpool", (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)),
     ("pool", (nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)),
+    ("upsample", (nn.Upsample,)),
+    ("pad", (nn.ZeroPad2d, nn.ConstantPad2d)),
     ("prelu", (nn.PReLU,)),
     ("activation", ACTIVATIONS),
 )
