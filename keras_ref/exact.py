@@ -22,6 +22,12 @@ JITTER = 1e-14
 TRIALS = 3
 """Jitters, each there and back: of two values that tie, one is the larger first and the other then."""
 
+LAST_BIT = 2.4e-7
+"""Of a float32 input: so far moved, all that follows is rounded anew."""
+
+DRAWS = 4
+"""How often float32 is rounded anew: one run is one draw, and a ReLU or max-pool that flips in another is no fault."""
+
 FLAT = 1e-6
 """A stage whose range is below this fraction of its largest value is constant, but for rounding: that fraction is its range."""
 
@@ -95,3 +101,30 @@ def undecided(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray)
         if not pixels.any():
             break
     return pixels
+
+
+def rounded_anew(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray) -> dict[str, float]:
+    """How far float32 moves by itself at the inputs: stage → relative L2 between two draws of its rounding, the worst.
+
+    Args:
+        gradients: inputs → the score's gradients at them, both (1, H, W, C), float32.
+        inputs: of one photograph.
+    """
+    generator = np.random.RandomState(0)
+    own = _at_inputs(gradients(inputs)[0])
+    worst = dict.fromkeys(own, 0.0)
+    for _ in range(DRAWS):
+        jitter = np.float32(LAST_BIT) * generator.uniform(-1, 1, inputs.shape).astype(np.float32)
+        for stage, values in _at_inputs(gradients(inputs * (1 + jitter))[0]).items():
+            scale = float(np.linalg.norm(own[stage]))
+            moves = float(np.linalg.norm(values - own[stage])) / scale if scale > 0 else 0.0
+            worst[stage] = max(worst[stage], moves)
+    return worst
+
+
+def _at_inputs(gradients: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradients (H, W, C), and vanilla saliency's two maps."""
+    gradients = gradients.astype(np.float64)
+    saliency = np.abs(gradients).max(-1)
+    span = max(float(np.ptp(saliency)), np.finfo(float).tiny)
+    return {"gradients/inputs": gradients, "vanilla/raw": saliency, "vanilla/final": (saliency - saliency.min()) / span}

@@ -18,7 +18,7 @@ import numpy as np
 
 from keras_ref import KerasRefError, model, photographs
 from keras_ref import subject as subjects
-from keras_ref.exact import NUDGE, exact_formulas, moved, undecided
+from keras_ref.exact import NUDGE, exact_formulas, moved, rounded_anew, undecided
 from keras_ref.maps import MAPS
 from keras_ref.passes import Models, Pass, input_gradients, pass_through
 from parity.contract.artifact import Artifact, JobSettings, Photograph
@@ -98,6 +98,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     rows: list[Photograph] = []
     remarks = list(subject.warnings)
     moves: dict[str, float] = {}
+    draws: dict[str, float] = {}
     tied: list[np.ndarray] = []
     finals: dict[str, list[np.ndarray]] = {method: [] for method in subject.settings.methods}
     for i, picture in enumerate(pictures):
@@ -109,11 +110,14 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
+        gradients = partial(input_gradients, models, class_index=p.class_index)
+        if subject.any_model and precision == "fp32":
+            draws = _worst(draws, rounded_anew(gradients, inputs))
         if subject.any_model and precision == "fp64":
             with exact_formulas():
                 _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
-            moves = {stage: max(move, moves.get(stage, 0.0)) for stage, move in moved(kept, again).items()}
-            tied.append(undecided(partial(input_gradients, models, class_index=p.class_index), inputs))
+            moves = _worst(moves, moved(kept, again))
+            tied.append(undecided(gradients, inputs))
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
@@ -122,9 +126,14 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         warnings=remarks,
         seconds=job.seconds,
         moves={stage: move for stage, move in moves.items() if move > 0},
+        draws={stage: draw for stage, draw in draws.items() if draw > 0},
         undecided=np.stack(tied) if tied else None,
     )
     return Result(artifact, finals, subject.tensors)
+
+
+def _worst(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
+    return {stage: max(value, before.get(stage, 0.0)) for stage, value in now.items()}
 
 
 def _pictures(options: argparse.Namespace, subject: subjects.Subject) -> list[photographs.Picture]:

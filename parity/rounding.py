@@ -100,15 +100,15 @@ def exp_is_lost(reference: Artifact, photograph: int) -> bool:
 
 
 def simulated(reference: Artifact) -> dict[str, list[Floor]]:
-    """Stage → what rounding of the measured size brings about, drawn several times for each photograph.
+    """Stage → what rounding brings about beyond the one run: as the reference drew it, or drawn here at the measured size.
 
     Args:
         reference: in both precisions; otherwise, and for maps without a formula of the judge's, nothing is simulated.
     """
+    drawn = {stage: [Floor(relative_l2=moves)] for stage, moves in reference.draws.items()}
     a, g = f"activations/{reference.table.target}", f"gradients/{reference.table.target}"
     if not all(reference.has(name, p) for name in (a, g, "score") for p in ("fp32", "fp64")):
-        return {}
-    drawn: dict[str, list[Floor]] = {}
+        return drawn
     for method in reference.settings.methods:
         if METHODS[method].simulated_roundings and method in formulas.FORMULAS:
             for photograph in range(len(reference.photographs)):

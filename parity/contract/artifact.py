@@ -133,6 +133,7 @@ class Artifact:
         warnings: one line each, for a reader of the comparison.
         seconds: wall time of named parts; the one thing that differs between two equal runs.
         moves: stage → how far the reference's own float64 is off or moves there, of the stage's range: see `criterion`.
+        draws: stage → how far the reference's own float32 moves where it is rounded anew, relative L2; the worst of several.
         stages: every stage that the settings call for, in the order of the computation.
         arrays: name in the file → array; the methods below are the way in.
     """
@@ -148,6 +149,7 @@ class Artifact:
     stages: tuple[Stage, ...]
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     moves: Mapping[str, float] = field(default_factory=dict, repr=False)
+    draws: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Artifact:
@@ -289,6 +291,7 @@ def _manifest(artifact: Artifact) -> dict[str, Any]:
         "warnings": list(artifact.warnings),
         "seconds": dict(artifact.seconds),
         "moves": dict(artifact.moves),
+        "draws": dict(artifact.draws),
         "stages": [asdict(stage) for stage in artifact.stages],
     }
 
@@ -350,6 +353,7 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
         tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
         arrays,
         manifest.get("moves", {}),
+        manifest.get("draws", {}),
     )
     check_parts(artifact)
     return artifact

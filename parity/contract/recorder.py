@@ -81,6 +81,7 @@ class Recorder:
         warnings: Sequence[str] = (),
         seconds: Mapping[str, float] | None = None,
         moves: Mapping[str, float] | None = None,
+        draws: Mapping[str, float] | None = None,
         undecided: np.ndarray | None = None,
     ) -> Artifact:
         """Everything recorded. For arguments see `Artifact`.
@@ -114,6 +115,7 @@ class Recorder:
             self.stages,
             frozen(arrays),
             dict(moves or {}),
+            dict(draws or {}),
         )
         try:
             check_parts(artifact)
@@ -141,4 +143,5 @@ def merge(first: Artifact, second: Artifact) -> Artifact:
         seconds={**first.seconds, **second.seconds},
         arrays={**first.arrays, **second.arrays},
         moves={**first.moves, **second.moves},
+        draws={**first.draws, **second.draws},
     )
