@@ -204,7 +204,7 @@ def imagenet(pixels: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("preprocess", "words"), [("caffe", ("permutation",)), ("imagenet", ("mean and std", "std (0.458"))]
+    ("preprocess", "words"), [("caffe", ("permutation",)), ("imagenet", ("mean and std", "58.395"))]
 )
 def test_another_preprocessing_is_named_at_the_inputs(preprocess, words):
     builder, reference = of("residual")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer
 from parity.contract.text import some
+from torch_impl.score import logits_of
 from torch_impl.twin.given import orders
 from torch_impl.twin.pairing import SAME
 from torch_impl.twin.watch import kind_of, tensors_in
@@ -296,7 +297,7 @@ class Transfer:
         """The filled copy's logits of noise, faint and strong: what is the same function gives the same."""
         noise = torch.randn(self.inputs[:1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         with torch.no_grad():
-            return torch.stack([tensors_in(self.work(noise * strength))[0].flatten() for strength in STRENGTHS])
+            return torch.stack([logits_of(self.work(noise * strength), 1).flatten() for strength in STRENGTHS])
 
     def _complete(self, attempt: _Attempt) -> list[str]:
         """Whether everything has a place, both ways; the names of what stays as it was."""
@@ -324,7 +325,7 @@ class Transfer:
         return kept
 
     def _error(self, output: object, row: int) -> float:
-        logits = tensors_in(output)[0].reshape(-1).double().numpy()
+        logits = logits_of(output, 1).reshape(-1).double().numpy()
         expected = self.reference.values("logits", "fp64")[row]
         if logits.shape != expected.shape:
             raise TransferError(f"the module gives {logits.size} logits, the reference {expected.size}")
