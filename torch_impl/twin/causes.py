@@ -205,7 +205,8 @@ class _Layer:
         with watch.watching(see), suppress(RuntimeError):  # a wrong shape may end the pass behind the layer
             logits = outputs_of(self.model, inputs)
         kept[self._input] = inputs
-        theirs = kept.pop("", self.given)
+        theirs = kept.pop("", None) if self.given is None else self.given
+        kept.pop("", None)
         return kept, logits if theirs is None else theirs
 
     @cached_property
@@ -298,9 +299,9 @@ class _Layer:
         return ""
 
     def _epsilon(self) -> str:
-        """Of a batch norm by itself: the one epsilon that explains every channel's factor."""
+        """Of a batch norm: the one epsilon that explains every channel's factor."""
         row = self.layer
-        if row.kind != "batchnorm" or len(self.section) != 1:
+        if row.kind != "batchnorm":
             return ""
         t, theirs, x = self.tensors[row.name], self._captured[1], self._inputs_of(row)[0]
         scale = t.get("weight", torch.ones_like(t["running_var"]))
@@ -374,5 +375,5 @@ def _between(made: Tensor, theirs: Tensor) -> float:
         if made_flat.shape != theirs.shape:
             return float("inf")
         made = made_flat
-    scale = float(theirs.double().norm())
-    return float((made.double() - theirs.double()).norm()) / scale if scale > 0 else float("inf")
+    scale, off = float(theirs.double().norm()), float((made.double() - theirs.double()).norm())
+    return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))

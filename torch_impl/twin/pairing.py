@@ -92,7 +92,9 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
         if (call := _by_weights(layer, weights, calls, table.layers)) is not None:
             pairs[layer.name] = seen.pair(layer, call, WEIGHTS)
     _by_order(table.layers, calls, pairs, seen)
-    pairs = {name: pair for name, pair in pairs.items() if pair.layout or not _right_again(name, table.layers, pairs)}
+    for name, pair in list(pairs.items()):
+        if not pair.layout and (_cut_later(table[name], pair.call) or _right_again(name, table.layers, pairs)):
+            del pairs[name]
     for name, key in (given or {}).items():
         pairs[name] = seen.pair(_layer(table.layers, name), _call(calls, key), GIVEN)
     return Pairing(pairs, weights, calls, seen.near(), failure)
@@ -198,6 +200,15 @@ def _by_order(layers: Sequence[Layer], calls: Sequence[Call], pairs: dict[str, P
             for layer, call in zip(ours, theirs, strict=len(theirs) > 0) if theirs else ():
                 if (following := _with_activation(layer, call, calls)) is not None:
                     pairs[layer.name] = seen.pair(layer, following, ORDER)
+
+
+def _cut_later(layer: Layer, call: Call) -> bool:
+    """Whether an output has the rows and columns more that Keras's transposed convolution cuts off, and PyTorch's cannot."""
+    if layer.kind != "conv_transpose" or len(call.shape) != 4:
+        return False
+    more = [theirs - ours for theirs, ours in zip(call.shape[2:], layer.shape, strict=False)]
+    most = max(k - s for k, s in zip(layer.config["kernel"], layer.config["strides"], strict=True))
+    return all(0 < n <= most for n in more)
 
 
 def _right_again(name: str, layers: Sequence[Layer], pairs: Mapping[str, Pair]) -> bool:

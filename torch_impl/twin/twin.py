@@ -17,7 +17,7 @@ from parity.contract.methods import METHODS
 from parity.contract.text import one_line, some
 from torch_impl import maps  # noqa: F401  (fills the registry)
 from torch_impl.capture.draw import draw, opened
-from torch_impl.capture.layout import FeatureLayout
+from torch_impl.capture.layout import FeatureLayout, LayerError
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish, upsample
 from torch_impl.precision import choose_device, dtype_of, numerics
@@ -216,7 +216,7 @@ class Twin:
             engine: which of the port's.
 
         Raises:
-            LayerError, ModelError, MapError: a map cannot be drawn.
+            TwinError, ModelError, MapError: a map cannot be drawn.
         """
         where, dtype = choose_device(device), dtype_of(precision)
         outputs = int(np.prod(self.reference.stage("logits").shape))
@@ -235,7 +235,10 @@ class Twin:
                 target = torch.tensor([self.reference.classes[i]], device=where)
                 for stage, array in network_stages(model, taps, inputs, target, outputs).items():
                     yield i, stage, array
-                yield from self._maps(i, explained, layer, inputs, target, methods, engine)
+                try:
+                    yield from self._maps(i, explained, layer, inputs, target, methods, engine)
+                except LayerError as error:
+                    raise TwinError(f"{error}{self._parts()}") from error
 
     def _with_target(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """A double once more, and the one module in it whose output is the target layer's."""
