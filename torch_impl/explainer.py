@@ -239,7 +239,10 @@ class Explainer:
             )
             clock = time.perf_counter()
             size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-            finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
+            maps_there = {
+                name: finish(drawn.raw[name], size) for name in names
+            }  # all of them before the first is waited for
+            finished = {name: maps.cpu().numpy() for name, maps in maps_there.items()}
             seconds["finish"] = time.perf_counter() - clock
         assert drawn.logits is not None
         outputs = self._outputs(drawn)

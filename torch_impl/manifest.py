@@ -37,14 +37,15 @@ def photograph_rows(
         outputs: `logits`, `probabilities` or `score`.
     """
     assert drawn.logits is not None
-    count = drawn.logits.shape[1]
+    all_logits, target, constant = drawn.logits.cpu(), drawn.target.tolist(), _constant(drawn)
+    count = all_logits.shape[1]
     scored = outputs == "score"
     names = () if scored else imagenet.names_of(count, labels)
-    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
+    probabilities = None if scored else probabilities_of(all_logits, single=single, outputs=outputs)
     rows = []
     for i, photograph in enumerate(photographs):
-        chosen, logits = int(drawn.target[i]), drawn.logits[i]
-        reasons = {name: reason for name in drawn.raw if (reason := _constant(drawn, name, i))}
+        chosen, logits = target[i], all_logits[i]
+        reasons = {name: reason[i] for name, reason in constant.items() if reason[i]}
         top = [] if probabilities is None else logits.topk(min(5, count)).indices.tolist()
         rows.append(
             {
@@ -75,9 +76,17 @@ def program_versions() -> dict[str, str]:
     return {"attention-maps": __version__, **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow")}
 
 
-def _constant(drawn: Drawn, name: str, i: int) -> str:
-    """Why a map is constant, or ""."""
-    return constant_reason(drawn.raw[name][i], name in drawn.no_gradient and bool(drawn.no_gradient[name][i]))
+def _constant(drawn: Drawn) -> dict[str, list[str]]:
+    """Map → why each photograph's is constant, or ""; a device is asked once a map."""
+    reasons = {}
+    for name, raw in drawn.raw.items():
+        low, high = torch.stack([raw.amin(dim=(1, 2)), raw.amax(dim=(1, 2))]).tolist()
+        blind = drawn.no_gradient[name].tolist() if name in drawn.no_gradient else [False] * len(raw)
+        reasons[name] = [
+            constant_reason(a, b, places=raw[0].numel(), no_gradient=zero)
+            for a, b, zero in zip(low, high, blind, strict=True)
+        ]
+    return reasons
 
 
 def manifest(

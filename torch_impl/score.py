@@ -73,8 +73,7 @@ class Classifier(nn.Module):
         """
         if self.together and len(inputs) > 1:
             raise ModelError(TOGETHER)
-        if inputs.requires_grad:
-            inputs = inputs.clone(memory_format=torch.preserve_format)  # the model may work in place on it
+        inputs = inputs.clone(memory_format=torch.preserve_format)  # the model may work in place on it
         try:
             output = self.model(inputs, *self.others)
         except TypeError as error:
@@ -211,7 +210,13 @@ def within(indices: list[int], logits: Logits) -> Target:
         raise ClassError(
             f"class {max(indices)} does not exist: the network has {logits.shape[1]}, 0 to {logits.shape[1] - 1}"
         )
-    return torch.tensor(indices, device=logits.device)
+    return beside(indices, logits)
+
+
+def beside(values: Sequence[int] | Sequence[bool], logits: Logits) -> Tensor:
+    """Numbers as a tensor on the logits' device, which need not be ready for that: no waiting in the middle of a pass."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor.to(logits.device)
 
 
 def _short(value: object) -> str:

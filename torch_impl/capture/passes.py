@@ -155,7 +155,7 @@ class Capture(ABC):
         except RuntimeError as error:
             if "require grad" not in str(error) and "require gradient" not in str(error):
                 raise
-            logits = self.model(inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_())
+            logits = self.model(inputs.detach().requires_grad_())
         return logits.detach()
 
     def attend(self, rows: list[int] | None = None) -> None:
