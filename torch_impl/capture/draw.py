@@ -116,7 +116,7 @@ def draw(
         MapError: logits or a map are not finite.
     """
     needs = frozenset[str]().union(*(DRAWN[name].needs for name in names))
-    inputs, count, results = inputs.detach(), len(inputs), _Results(len(inputs))
+    count, results = len(inputs), _Results(len(inputs))
 
     def one_piece(rows: list[int]) -> None:
         piece, told = slice(rows[0], rows[-1] + 1), list[int]()
@@ -138,6 +138,7 @@ def draw(
             progress(rows[-1] + 1, count)
 
     with own_gradients():
+        inputs = inputs.clone(memory_format=torch.preserve_format) if inputs.is_inference() else inputs.detach()
         auto = first_size(inputs, gradients="input_gradients" in needs)
         with _in_one_line(capture, inputs):
             micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
