@@ -20,8 +20,9 @@ from keras_ref.maps import MAPS
 from keras_ref.passes import Models, Pass, linear_models, pass_through
 from parity.contract import classes
 from parity.contract.artifact import Artifact, JobSettings, Photograph, Weights
+from parity.contract.command import options_of
 from parity.contract.layers import LayerTable
-from parity.contract.methods import METHODS, Options
+from parity.contract.methods import METHODS
 from parity.contract.network import Network, from_source
 from parity.contract.recorder import Recorder, merge
 
@@ -153,7 +154,7 @@ def _classes(options: argparse.Namespace, n_photographs: int, table: LayerTable)
 def _settings(options: argparse.Namespace, kind: str) -> JobSettings:
     return JobSettings(
         methods=options.methods,
-        options=Options(options.samples, options.noise, options.seed, options.channels),
+        options=options_of(options),
         input=kind,
         resize=options.resize,
         pixels="given" if options.pixels else "keras_ref",

@@ -41,13 +41,10 @@ def above_a_baseline(p: Pass, channels: Tensor) -> Tensor:
     return right_probabilities(p, channels) - probabilities.gather(1, p.target[:, None])
 
 
-def of_pixels(p: Pass, channels: Tensor, row: int, place: int) -> Tensor:
+def of_pixels(pictures: Tensor, activations: Tensor) -> Tensor:
     """The mask times the photograph; what is masked is black, not the mean colour."""
-    picture, mean = p.inputs[row : row + 1], p.inputs.new_tensor(CAFFE_MEAN_BGR)[:, None, None]
-    if place < 0:
-        return torch.zeros_like(picture) - mean
-    mask = scorecam.masks_of(p.activations[row, channels[row, place]][None], tuple(picture.shape[2:]))
-    return (picture + mean) * mask - mean
+    mean = pictures.new_tensor(CAFFE_MEAN_BGR)[:, None, None]
+    return (pictures + mean) * scorecam.masks_of(activations, tuple(pictures.shape[2:]))[:, None] - mean
 
 
 def half_pixel(activations: Tensor, size: tuple[int, int]) -> Tensor:

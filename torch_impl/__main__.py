@@ -19,6 +19,7 @@ from parity.contract.command import (
     listed,
     map_options,
     methods,
+    options_of,
     run,
 )
 from parity.contract.methods import DEFAULT, LIBRARY
@@ -172,10 +173,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             photographs,
             classes,
             arguments.methods,
-            n_samples=arguments.samples,
-            noise_level=arguments.noise,
-            seed=arguments.seed,
-            channels=arguments.channels,
+            **vars(options_of(arguments)),
             progress=progress,
         )
     finally:

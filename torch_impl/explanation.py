@@ -13,6 +13,7 @@ import numpy as np
 
 from parity.contract.methods import canonical_name
 from torch_impl._version import __version__
+from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,10 +166,10 @@ class Explanation:
     def faithfulness(
         self,
         *,
-        shares: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.9),
-        steps: int = 10,
-        stages: int = 4,
-        seed: int = 0,
+        shares: Sequence[float] = Removals.shares,
+        steps: int = Removals.steps,
+        stages: int = RANDOM_LAYERS,
+        seed: int = Removals.seed,
         progress: Report | None = None,
     ) -> Faithfulness:
         """How far the maps agree with the network: parts of the photographs are taken away, and the network is asked again.
@@ -185,7 +186,6 @@ class Explanation:
             ValueError: a setting out of range.
         """
         from torch_impl.faithfulness.measure import measured
-        from torch_impl.faithfulness.passes import Removals
 
         return measured(self, Removals(tuple(shares), steps, seed), stages, progress)
 

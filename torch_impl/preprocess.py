@@ -48,7 +48,7 @@ def preprocess(
         raise ValueError(f"inputs are floating-point numbers, not {dtype}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
         raise ValueError(f"pixels are uint8 (N, H, W, 3), not {pixels.dtype} {pixels.shape}")
-    values = torch.from_numpy(np.array(pixels, order="C"))  # a copy: the caller's stays as it is
+    values = torch.from_numpy(np.array(pixels, order="C"))  # a copy: torch takes no read-only array
     if torch.device(device).type == "cuda":
         values = values.pin_memory()
     channels = values.to(device, non_blocking=True).permute(0, 3, 1, 2)

@@ -173,3 +173,8 @@ def map_options(parser: argparse.ArgumentParser, *, n_samples: int = Options().n
         parser.add_argument(name, type=parse, default=default, metavar=metavar, help=f"{words} ({value})")
     words = f"feature maps that faster_scorecam takes ({FASTER_CHANNELS}, or all where there are fewer)"
     parser.add_argument("--channels", type=integer(1, 100_000), metavar="M", help=words)
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """What `map_options` added, as it was given."""
+    return Options(arguments.samples, arguments.noise, arguments.seed, arguments.channels)

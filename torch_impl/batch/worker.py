@@ -153,18 +153,25 @@ class Worker:
         return size if isinstance(size, int) else ROWS_AT_ONCE.get(self.explainer.device.type, ROWS_AT_ONCE["cpu"])
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Method → (h, w) of its column: those of the maps of a blank picture, which is the first pass.
+    def _blank(self) -> Drawn:
+        """The maps of a blank picture, which is the first pass: it shows how large everything is.
 
         Raises:
             MapError, OutOfMemoryError: as of `Explainer.compute`.
         """
-        size = (self.plan.size, self.plan.size)
-        drawn = self._drawn(np.zeros((1, *size, 3), np.uint8), [0], n_samples=1)
-        assert drawn.logits is not None
-        self.n_classes = drawn.logits.shape[1]
-        full = self.plan.resolution == "full"
-        return {name: size if full else tuple(maps.shape[1:]) for name, maps in drawn.raw.items()}
+        return self._drawn(np.zeros((1, self.plan.size, self.plan.size, 3), np.uint8), [0], n_samples=1)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Method → (h, w) of its column."""
+        size, full = (self.plan.size, self.plan.size), self.plan.resolution == "full"
+        return {name: size if full else tuple(maps.shape[1:]) for name, maps in self._blank.raw.items()}
+
+    @property
+    def n_classes(self) -> int:
+        """How many classes the network has."""
+        assert self._blank.logits is not None
+        return self._blank.logits.shape[1]
 
     @cached_property
     def labels(self) -> pa.Array:

@@ -6,10 +6,11 @@ import argparse
 import sys
 from typing import Any
 
-from parity.contract.command import DONE, integer, listed, map_options, methods
+from parity.contract.command import DONE, integer, listed, map_options, methods, options_of
 from parity.contract.methods import DEFAULT
 from parity.contract.text import printable
 from torch_impl import options
+from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 
 
 def register(commands: Any) -> None:
@@ -27,13 +28,13 @@ def register(commands: Any) -> None:
     add("--methods", type=methods(), metavar="METHOD[,METHOD…]", default=DEFAULT, help=f"default: {','.join(DEFAULT)}")
     options.network_options(command)
     map_options(command)
-    shares = "percent of the pixels that ROAD takes away (10,30,50,70,90; pytorch-grad-cam's: 10,20,…,90)"
-    add("--shares", type=_shares, default="10,30,50,70,90", metavar="P[,P…]", help=shares)
-    add(
-        "--steps", type=integer(1, 1000), default=10, metavar="N", help="in which deletion takes all away (%(default)s)"
-    )
+    usual = ",".join(f"{share:.0%}".removesuffix("%") for share in Removals.shares)
+    shares = f"percent of the pixels that ROAD takes away ({usual}; pytorch-grad-cam's: 10,20,…,90)"
+    add("--shares", type=_shares, default=Removals.shares, metavar="P[,P…]", help=shares)
+    steps = "in which deletion takes all away (%(default)s)"
+    add("--steps", type=integer(1, 1000), default=Removals.steps, metavar="N", help=steps)
     stages = "networks with random layers, from the top one alone to all (%(default)s; 0: none)"
-    add("--random", type=integer(0, 1000), default=4, metavar="N", help=stages)
+    add("--random", type=integer(0, 1000), default=RANDOM_LAYERS, metavar="N", help=stages)
     add("--overwrite", action="store_true", help="write into a folder that holds other files, too")
     add("--quiet", action="store_true", help="print errors only")
     add("--out", required=True, metavar="DIR", help="folder for the tables; an earlier result in it is replaced")
@@ -49,7 +50,6 @@ def _shares(text: str) -> tuple[float, ...]:
 def _faithfulness(arguments: argparse.Namespace) -> int:
     from torch_impl import images
     from torch_impl.faithfulness.measure import cost
-    from torch_impl.faithfulness.passes import Removals
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
 
@@ -62,10 +62,8 @@ def _faithfulness(arguments: argparse.Namespace) -> int:
         if not arguments.quiet:
             said = cost(len(paths), len(arguments.methods), removals, arguments.random)
             print(f"attention-maps: {said}", file=sys.stderr, flush=True)
-        map_settings = {"n_samples": arguments.samples, "noise_level": arguments.noise, "channels": arguments.channels}
-        maps = explainer(
-            paths, arguments.classes, arguments.methods, seed=arguments.seed, **map_settings, progress=progress
-        )
+        map_settings = vars(options_of(arguments))
+        maps = explainer(paths, arguments.classes, arguments.methods, **map_settings, progress=progress)
         result = maps.faithfulness(
             shares=removals.shares,
             steps=removals.steps,

@@ -10,8 +10,9 @@ import numpy as np
 from torch_impl.capture.draw import opened
 from torch_impl.faithfulness.baselines import BASELINES, baseline_maps
 from torch_impl.faithfulness.metrics import metrics_of
-from torch_impl.faithfulness.passes import Removals, confidences
+from torch_impl.faithfulness.passes import confidences
 from torch_impl.faithfulness.randomized import likenesses, stages_of, weighted_layers, with_random_layers
+from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 from torch_impl.faithfulness.result import Faithfulness
 from torch_impl.precision import numerics
 from torch_impl.preserve import ModelError
@@ -39,7 +40,7 @@ def cost(photographs: int, methods: int, removals: Removals, stages: int) -> str
 
 
 def measured(
-    explanation: Explanation, removals: Removals, stages: int = 4, progress: Report | None = None
+    explanation: Explanation, removals: Removals, stages: int = RANDOM_LAYERS, progress: Report | None = None
 ) -> Faithfulness:
     """Every metric of every map, and of the baselines.
 

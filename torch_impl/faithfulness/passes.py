@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,40 +10,11 @@ from torch import Tensor
 
 from torch_impl.arrays import Image, Images
 from torch_impl.capture.passes import Capture
+from torch_impl.faithfulness.removals import Removals
 from torch_impl.question import probabilities_of
 
 NOISE = 0.01
 """Of what is filled in: σ, a fraction of the inputs' own. ROAD's 0.01 is meant for inputs of σ = 1; caffe's have about 60."""
-
-
-@dataclass(frozen=True)
-class Removals:
-    """How much is taken away.
-
-    Attributes:
-        shares: of the pixels that ROAD fills in, each in (0, 1).
-        steps: in which deletion goes from the whole photograph to none of it.
-        seed: of the order of equally relevant pixels, and of the noise in what is filled in.
-
-    Raises:
-        ValueError: out of range; the message says what may be given.
-    """
-
-    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    steps: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.shares or not all(0 < share < 1 for share in self.shares):
-            raise ValueError(f"shares are {self.shares}: give one or more between 0 and 1, such as 0.1, 0.5, 0.9")
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: deletion needs at least 1")
-
-    @property
-    def kinds(self) -> list[tuple[str, float]]:
-        """(what is done to a photograph, to which share of it), picture by picture."""
-        road = [(kind, share) for kind in ("most", "least") for share in self.shares]
-        return [("masked", 1.0), *road, *(("deleted", step / self.steps) for step in range(1, self.steps + 1))]
 
 
 def ranks_of(values: np.ndarray, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class Faithfulness:
     settings: Mapping[str, Any]
     manifest: Mapping[str, Any] = field(repr=False)
 
-    @property
+    @cached_property
     def comparisons(self) -> list[list[Comparison]]:
         """Every map with every baseline and every other map: for each pair one by every metric that has a direction."""
         return [comparisons(pair, self.values) for pair in pairs_of(self.methods)]
@@ -84,8 +85,9 @@ class Faithfulness:
         if self.likeness:
             heads = {f"alike_{count}": f"top {count} of {self.layers}" for count in self.likeness}
             lines += ["", *_table("alike", list(self.methods), heads, cells), "", NOT_BY]
-        opening, *_ = self.sentences()[0].partition(", ")
-        said = [f"- {sentence.removeprefix(opening + ', ')}" for sentence in self.sentences()]
+        sentences = self.sentences()
+        opening, *_ = sentences[0].partition(", ")
+        said = [f"- {sentence.removeprefix(opening + ', ')}" for sentence in sentences]
         lines += ["", COUNTED, "", f"{opening}:", *said]
         return "\n".join(wrapped for line in lines for wrapped in _wrapped(line))
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from parity.contract.methods import FASTER_CHANNELS
-from torch_impl.arrays import Cams, FeatureMaps
+from torch_impl.arrays import Cams, FeatureMaps, Images
 from torch_impl.batching import Pieces
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.gradcam import class_activation_map
@@ -64,6 +64,12 @@ def masks_of(activations: Float[Tensor, "m h w"], size: tuple[int, int]) -> Floa
     return normalize(upsample(activations, size))
 
 
+def _seen_through(pictures: Images, activations: Float[Tensor, "N h w"]) -> Images:
+    """Preprocessed pictures, each times the mask of one feature map of it."""
+    size = (int(pictures.shape[-2]), int(pictures.shape[-1]))
+    return pictures * masks_of(activations, size)[:, None].to(pictures.dtype)
+
+
 def _weighted(p: Pass, channels: Channels) -> Cams:
     """relu(Σ w·A) over some channels, w their probabilities rounded to float32, as the library rounds them."""
     if p.capture.model.single or p.capture.model.score is not None:
@@ -84,7 +90,6 @@ def _probabilities(p: Pass, chosen: FeatureMaps) -> Float[Tensor, "N m"]:
     Whatever a pass takes is on the device before the first one: nothing waits for the host in between.
     """
     device, wide = chosen.device, at_least_fp32(p.inputs.dtype)
-    size = (int(p.inputs.shape[-2]), int(p.inputs.shape[-1]))
     flat = chosen.flatten(2)
     constant = flat.amax(dim=2) == flat.amin(dim=2)
     shown = torch.where(constant[:, :, None, None], 0, chosen)  # enlarged, a constant might not be one any more
@@ -98,8 +103,7 @@ def _probabilities(p: Pass, chosen: FeatureMaps) -> Float[Tensor, "N m"]:
     def look(numbers: list[int]) -> None:
         piece = slice(numbers[0], numbers[-1] + 1)
         p.capture.attend(rows[piece])
-        through = masks_of(maps[piece], size)[:, None].to(p.inputs.dtype)
-        logits = p.capture.logits_alone(p.inputs[row[piece]] * through)
+        logits = p.capture.logits_alone(_seen_through(p.inputs[row[piece]], maps[piece]))
         seen.put(numbers, logits.to(wide).softmax(dim=1).gather(1, target[piece, None])[:, 0])
 
     p.capture.in_batches(range(len(masks)), len(masks), look, like=p.inputs, gradients=False)
