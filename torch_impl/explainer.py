@@ -228,13 +228,14 @@ class Explainer:
                 size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
                 there = {name: finish(drawn.raw[name], size) for name in names}
                 finished = {name: maps.cpu().numpy() for name, maps in there.items()}
+        drawn = drawn.answers_on_host()
         assert drawn.logits is not None
         outputs = self._outputs(drawn)
         answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
         logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
         said = manifest(self, capture, answers, names, seconds, options, outputs)
         origin = Origin(self, read, drawn.target.tolist(), options)
-        return Explanation(finished, pixels, logits.cpu().numpy(), said, origin)
+        return Explanation(finished, pixels, logits.numpy(), said, origin)
 
     def compute(
         self,

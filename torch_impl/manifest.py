@@ -37,14 +37,13 @@ def photograph_rows(
         outputs: `logits`, `probabilities` or `score`.
     """
     assert drawn.logits is not None
-    all_logits, target, constant = drawn.logits.cpu(), drawn.target.tolist(), _constant(drawn)
-    count = all_logits.shape[1]
+    target, constant, count = drawn.target.tolist(), _constant(drawn), drawn.logits.shape[1]
     scored = outputs == "score"
     names = () if scored else imagenet.names_of(count, labels)
-    probabilities = None if scored else probabilities_of(all_logits, single=single, outputs=outputs)
+    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
     rows = []
     for i, photograph in enumerate(photographs):
-        chosen, logits = target[i], all_logits[i]
+        chosen, logits = target[i], drawn.logits[i]
         reasons = {name: reason[i] for name, reason in constant.items() if reason[i]}
         top = [] if probabilities is None else logits.topk(min(5, count)).indices.tolist()
         rows.append(
@@ -77,16 +76,18 @@ def program_versions() -> dict[str, str]:
 
 
 def _constant(drawn: Drawn) -> dict[str, list[str]]:
-    """Map → why each photograph's is constant, or ""; a device is asked once a map."""
-    reasons = {}
+    """Map → why each photograph's is constant, or ""; a device is asked once, for all maps."""
+    seen = []
     for name, raw in drawn.raw.items():
-        low, high = torch.stack([raw.amin(dim=(1, 2)), raw.amax(dim=(1, 2))]).tolist()
-        blind = drawn.no_gradient[name].tolist() if name in drawn.no_gradient else [False] * len(raw)
-        reasons[name] = [
-            constant_reason(a, b, places=raw[0].numel(), no_gradient=zero)
-            for a, b, zero in zip(low, high, blind, strict=True)
+        low, high = raw.amin(dim=(1, 2)).double(), raw.amax(dim=(1, 2)).double()
+        seen.append(torch.stack([low, high, drawn.no_gradient.get(name, torch.zeros_like(low)).to(low)]))
+    return {
+        name: [
+            constant_reason(low, high, places=raw[0].numel(), no_gradient=bool(zero))
+            for low, high, zero in zip(*ranges, strict=True)
         ]
-    return reasons
+        for (name, raw), ranges in zip(drawn.raw.items(), torch.stack(seen).tolist(), strict=True)
+    }
 
 
 def manifest(

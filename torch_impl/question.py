@@ -15,7 +15,7 @@ from parity.contract.classes import ClassError
 from parity.contract.network import Network
 from torch_impl.arrays import Logits, Target
 from torch_impl.capture.draw import ChooseRows
-from torch_impl.score import beside
+from torch_impl.precision import sent
 
 Classes = Any
 """One class for all photographs, or one for each: an index or a label, or a list of several; None: each one's top-1."""
@@ -97,10 +97,10 @@ def choose(classes: Sequence[int | str | None] | None, count: int, names: Sequen
     def chosen(logits: Logits, rows: list[int]) -> Target:
         given = [0 if value is None else value for value in classes]
         indices = imagenet.per_photograph(given, count, logits.shape[1], names)
-        target = beside([indices[row] for row in rows], logits)
+        target = sent(torch.tensor([indices[row] for row in rows]), logits.device)
         if None not in classes:
             return target
-        top = beside([classes[row % len(classes)] is None for row in rows], logits)
+        top = sent(torch.tensor([classes[row % len(classes)] is None for row in rows]), logits.device)
         return torch.where(top, logits.argmax(dim=1), target)
 
     return chosen

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parity.contract.classes import ClassError
 from parity.contract.text import one_line
 from torch_impl.arrays import Images, Logits, Target
+from torch_impl.precision import sent
 from torch_impl.preserve import ModelError
 
 TOGETHER = (
@@ -172,7 +173,7 @@ def scores_of(score: Score, output: Any, count: int) -> Tensor:
 
 def are_probabilities(logits: Logits) -> bool:
     """Whether outputs (N, classes) are probabilities already: none negative, each photograph's sum 1."""
-    wide = logits.detach().double()
+    wide = logits.detach().cpu().double()
     return wide.shape[1] > 1 and bool((wide >= 0).all()) and bool(((wide.sum(dim=1) - 1).abs() < SUM_TOLERANCE).all())
 
 
@@ -210,13 +211,7 @@ def within(indices: list[int], logits: Logits) -> Target:
         raise ClassError(
             f"class {max(indices)} does not exist: the network has {logits.shape[1]}, 0 to {logits.shape[1] - 1}"
         )
-    return beside(indices, logits)
-
-
-def beside(values: Sequence[int] | Sequence[bool], logits: Logits) -> Tensor:
-    """Numbers as a tensor on the logits' device, which need not be ready for that: no waiting in the middle of a pass."""
-    tensor = torch.tensor(values)
-    return tensor.pin_memory().to(logits.device, non_blocking=True) if logits.is_cuda else tensor.to(logits.device)
+    return sent(torch.tensor(indices), logits.device)
 
 
 def _short(value: object) -> str:

@@ -286,7 +286,7 @@ class Worker:
         drawn = self._drawn(pixels, target, self.plan.n_samples)
         assert drawn.logits is not None
         logits, chosen = drawn.logits.double().cpu(), drawn.target.cpu()[:, None]
-        seen = self.explainer.outputs or ("probabilities" if are_probabilities(drawn.logits) else "logits")
+        seen = self.explainer.outputs or ("probabilities" if are_probabilities(logits) else "logits")
         probabilities = probabilities_of(logits, single=drawn.single, outputs=seen)
         best = logits.topk(min(5, self.n_classes)).indices
         columns: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,10 @@ class Drawn:
     logits: Tensor | None = field(default=None, repr=False)
     stages: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     single: bool = False
+
+    def answers_on_host(self) -> Drawn:
+        """The same with the logits and classes on the host; the maps stay where they are."""
+        return replace(self, logits=None if self.logits is None else self.logits.cpu(), target=self.target.cpu())
 
 
 GRADIENTS = frozenset(("gradients", "input_gradients"))

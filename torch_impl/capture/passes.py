@@ -14,7 +14,7 @@ from parity.contract.methods import Options
 from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
 from torch_impl.capture.layout import FeatureLayout, LayerError, arranged, layout_of, told_by
-from torch_impl.precision import SCORE_SCALE, at_least_fp32
+from torch_impl.precision import SCORE_SCALE, at_least_fp32, sent
 from torch_impl.preserve import Double
 from torch_impl.score import Classifier
 
@@ -160,7 +160,8 @@ class Capture(ABC):
 
     def attend(self, rows: list[int] | None = None) -> None:
         """Give the model its further inputs: those of the pass, or of these rows of it."""
-        self.model.others = self.others if rows is None else tuple(values[rows] for values in self.others)
+        of_rows = (values[sent(torch.tensor(rows), values.device)] for values in self.others)
+        self.model.others = self.others if rows is None else tuple(of_rows)
 
     def feature_maps(self, output: Tensor, inputs: Images) -> FeatureMaps:
         """What the target layer gave, or its gradient, as (N, K, h, w).

@@ -17,7 +17,7 @@ from torch_impl.arrays import Image, Images, Maps
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.registry import drawn
 from torch_impl.maps.vanilla import channel_maximum
-from torch_impl.precision import at_least_fp32
+from torch_impl.precision import at_least_fp32, sent
 
 Unit = np.ndarray | Tensor
 """Standard normal noise of one copy, float64: an array (H, W, C) as it was drawn, or a tensor (C, H, W) on the device."""
@@ -75,7 +75,7 @@ def noise_of(image: Image, options: Options) -> Iterator[Image]:
 def scaled(units: Sequence[Unit], sigma: Tensor, like: Tensor) -> Images:
     """σ of each copy (n,) times its unit noise: (n, C, H, W), of the type and on the device of `like`."""
     there = [unit for unit in units if isinstance(unit, Tensor)]
-    wide = torch.stack(there) if there else torch.from_numpy(np.stack(units)).permute(0, 3, 1, 2).to(like.device)
+    wide = torch.stack(there) if there else sent(torch.from_numpy(np.stack(units)), like.device).permute(0, 3, 1, 2)
     return (wide * sigma.double()[:, None, None, None]).to(like.dtype)
 
 
@@ -91,5 +91,5 @@ def units_of(image: Image, options: Options) -> Iterator[Unit]:
 
 @lru_cache(maxsize=2)
 def _kept_on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    units = torch.tensor(np.stack(list(unit_noise(seed, n_samples, shape))))
-    return units.pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2)
+    units = torch.from_numpy(np.stack(list(unit_noise(seed, n_samples, shape))))
+    return sent(units, device).permute(0, 3, 1, 2)
