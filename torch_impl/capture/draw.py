@@ -25,6 +25,11 @@ ChooseRows = Callable[[Logits, list[int]], Target]
 """(logits of some photographs, their rows) → the class of each that is explained."""
 
 
+def of_outputs(capture: Capture, target: Target) -> ChooseRows:
+    """Indices of the network's outputs as the classes that are explained: an only output is class 1, see `score.Classifier`."""
+    return lambda logits, rows: taken(target, rows) + int(bool(capture.model.single))
+
+
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """Raw maps, on the inputs' device.
