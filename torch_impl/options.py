@@ -58,6 +58,18 @@ def network_options(command: argparse.ArgumentParser) -> None:
         default="lab",
         help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
     )
+    pass_options(command)
+    remember_defaults(command)
+
+
+def pass_options(command: argparse.ArgumentParser, *, engine: str = "library") -> None:
+    """Add `--device`, `--precision`, `--batch-size` and `--engine`.
+
+    Args:
+        command: whose options.
+        engine: where none is asked for.
+    """
+    add = command.add_argument
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
     batch_size = auto_or(integer(1, 65536))
@@ -65,10 +77,9 @@ def network_options(command: argparse.ArgumentParser) -> None:
     add(
         "--engine",
         choices=ENGINES,
-        default="library",
-        help="library: Captum and pytorch-grad-cam, map by map (default); shared: the same maps in the fewest passes, faster",
+        default=engine,
+        help="library: Captum and pytorch-grad-cam, map by map; shared: the same maps in the fewest passes, faster (%(default)s)",
     )
-    remember_defaults(command)
 
 
 def remember_defaults(command: argparse.ArgumentParser) -> None:
