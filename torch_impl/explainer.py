@@ -18,7 +18,7 @@ from parity.contract.network import INPUTS, Network
 from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
-from torch_impl.capture import ENGINES
+from torch_impl.capture import ENGINES, check_compile
 from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
@@ -73,6 +73,7 @@ class Explainer:
         batch_size: images in one pass; "auto" or a number.
         engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes; the
             libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
+        compile: compile SmoothGrad's passes when a size of micro-batch first comes, which takes some 20 s; engine `shared`.
         labels: one for each class; "imagenet"; None: ImageNet's for networks known to be ImageNet's, else `class 3`.
         score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
         outputs: `logits` or `probabilities`; None: seen (probabilities are not negative and sum to 1).
@@ -99,6 +100,7 @@ class Explainer:
         precision: str | None = None,
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        compile: bool = False,
         labels: str | Sequence[str] | None = None,
         score: Score | None = None,
         outputs: str | None = None,
@@ -108,6 +110,7 @@ class Explainer:
         unwrapped(model)
         resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
         _check_words(engine, outputs, preprocess, resize)
+        check_compile(compile, engine)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
         self.precision = precision or format_of(floating.dtype)
@@ -120,7 +123,7 @@ class Explainer:
         self.model = model
         self.target_layer = None if layer is None else name_of(model, layer)
         self.preprocess, self.size, self.resize = preprocess, size, resize
-        self.batch_size, self.engine, self.weights = batch_size, engine, weights
+        self.batch_size, self.engine, self.compile, self.weights = batch_size, engine, compile, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
         self._layout = layout_of(model)
@@ -136,6 +139,7 @@ class Explainer:
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        compile: bool = False,
         labels: str | Sequence[str] | None = None,
         progress: bool = False,
     ) -> Explainer:
@@ -149,6 +153,7 @@ class Explainer:
             precision: see `Explainer`.
             batch_size: images in one pass; "auto" or a number.
             engine: `library` or `shared`; see `Explainer`.
+            compile: see `Explainer`.
             labels: see `Explainer`.
             progress: show a download's bar.
 
@@ -171,6 +176,7 @@ class Explainer:
             precision=precision,
             batch_size=batch_size,
             engine=engine,
+            compile=compile,
             labels=labels,
             weights=network,
         )
@@ -284,6 +290,7 @@ class Explainer:
             self.model,
             find_layer(self.model, self.target_layer),
             engine=self.engine,
+            compile=self.compile,
             batch_size=self.batch_size,
             score=self.score,
             feature_layout=self.feature_layout,

@@ -129,7 +129,7 @@ def manifest(
         "input": explainer.preprocess if named else "a function that was handed in",
         "resize": explainer.resize if named else None,
         "engine": explainer.engine,
-        "settings": {**vars(options), "batch_size": explainer.batch_size},
+        "settings": {**vars(options), "batch_size": explainer.batch_size, "compile": explainer.compile},
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -160,6 +160,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     from torch_impl.stock import check_narrow
 
     check_narrow(arguments.methods, arguments.precision)
+    options.check_compile(arguments)
     run = Run(arguments.out)
     progress = _Progress(quiet=arguments.quiet)
     try:
@@ -286,7 +287,7 @@ def _here(
     from torch_impl.batch.worker import Worker, explainer_of, run_local
 
     def make() -> Explainer:
-        return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size)
+        return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size, arguments.compile)
 
     worker = Worker(make, run.plan, strict=arguments.strict)
     threads = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
@@ -304,6 +305,7 @@ def _on_ray(
         gpus=arguments.gpus_per_worker,
         device=arguments.device,
         batch_size=arguments.batch_size,
+        compile=arguments.compile,
         loaders=arguments.loaders,
         strict=arguments.strict,
     )

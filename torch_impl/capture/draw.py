@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.contract.methods import Options
+from parity.contract.text import one_line
 from torch_impl.arrays import Images, Logits, Target
 from torch_impl.batching import BatchSize, OutOfMemoryError, Pieces, first_size, micro_batches, taken
 from torch_impl.capture import ENGINES
@@ -64,6 +65,7 @@ def opened(
     target_layer: nn.Module | None,
     *,
     engine: str = "library",
+    compile: bool = False,
     batch_size: BatchSize = "auto",
     score: Score | None = None,
     feature_layout: FeatureLayout = None,
@@ -74,6 +76,7 @@ def opened(
         model: the network.
         target_layer: one of its modules.
         engine: one of `capture.ENGINES`. Captum and pytorch-grad-cam, which take seconds, are imported for `library` alone.
+        compile: see `Explainer`.
         batch_size: photographs in one pass.
         score: see `score.Classifier`.
         feature_layout: see `layout.FeatureLayout`.
@@ -92,7 +95,7 @@ def opened(
     else:
         from torch_impl.capture.libraries import Libraries as Engine  # type: ignore[assignment]
     capture = Engine(classifier, layer, batch_size, feature_layout)
-    capture.double = double
+    capture.double, capture.compiled = double, torch.compile(classifier, dynamic=False) if compile else None
     return capture
 
 
@@ -201,6 +204,9 @@ def _in_one_line(capture: Capture, inputs: Images) -> Iterator[None]:
         raise
     except RuntimeError as error:
         capture.check_unchanged()
+        if capture.compiled is not None and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            why = one_line(str(error).partition("\n\n")[0])
+            raise ModelError(f"the model cannot be compiled here: leave compile out ({why})") from error
         if "checkpoint" in str(error).lower() and ".grad()" in str(error):
             raise ModelError(CHECKPOINTED) from error
         raise failure(error, inputs, capture.model) from error

@@ -83,7 +83,10 @@ class OnePass(Capture):
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""
         leaf = inputs.detach().requires_grad_()
-        return self._gradients(self.model(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
+        if self.compiled is None:
+            return self._gradients(self.model(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
+        with torch.compiler.set_stance("default"):  # see `own_gradients`
+            return self._gradients(self.compiled(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
 
     def _gradients(self, logits: Logits, target: Target, sources: list[Tensor], at_input: bool) -> list[Tensor]:
         """∂score/∂source of each source; the first is the input, if `at_input`, the last else the target layer's output.

@@ -85,6 +85,7 @@ class Capture(ABC):
     Attributes:
         others: the model's further inputs, a row for each photograph of the pass.
         double: of the model, where it is one: it knows whether its weights are still the same.
+        compiled: the model, for the passes of `input_gradients`; None: they are run as they are written.
         formats: number formats in which the model gave feature maps and logits: its own autocast shows here.
     """
 
@@ -100,6 +101,7 @@ class Capture(ABC):
         self.others: tuple[Tensor, ...] = ()
         self.formats: set[str] = set()
         self.double: Double | None = None
+        self.compiled: Callable[[Images], Logits] | None = None
         self._told = self._told_at_layer = ""
         self._all_told: set[str] = set()
         self._last_told: object = None
