@@ -144,6 +144,7 @@ def passes(options: argparse.Namespace) -> Outcome:
     """One pass of the network by photographs and number format: what --batch-size auto goes by."""
     from benchmarks import limit
     from benchmarks.timing import Bench
+    from torch_impl.batching import AUTO
 
     device, kind = device_of(options.device)
     network = network_of(options.weights)
@@ -151,11 +152,14 @@ def passes(options: argparse.Namespace) -> Outcome:
     batches = options.photographs or BATCHES[kind]
     at_least = 3 if kind == "cpu" else 0.5
     took = {name: limit.passes(Bench(device, name, at_least=at_least), network, batches) for name in formats}
+    first, batch = formats[0], min(batches, key=lambda n: abs(n - AUTO[kind]))
+    alone = limit.convolutions(Bench(device, first, at_least=at_least / 10), batch, network.table)
+    share = f"{first}, {batch} in a pass: at {alone / took[first][batch][0]:.0%} of the rate of its own convolutions, each timed alone."
     title = (
         f"{about(device)}.\nMilliseconds a photograph, forward and backward to the input / forward alone, by the photographs in "
         "one pass; medians."
     )
-    return Outcome(report.passes_table(took, title), {"passes": took})
+    return Outcome(f"{report.passes_table(took, title)}\n\n{share}", {"passes": took, "convolutions": alone})
 
 
 def convolutions(options: argparse.Namespace) -> Outcome:

@@ -72,6 +72,17 @@ def rate(bench: Bench, batch: int, table: LayerTable = VGG16) -> float:
     return max(rates)
 
 
+def convolutions(bench: Bench, batch: int, table: LayerTable) -> float:
+    """Seconds a photograph of a network's own convolutions, forward and to the input, each alone and by its faster operation."""
+    best = {(*row["channels"], *row["size"]): min(row["seconds"].values()) for row in time_layers(table, batch, bench)}
+    seconds = 0.0
+    for layer in (layer for layer in table.layers if layer.kind == "conv"):
+        height, width, channels = layer.shape
+        before = table[layer.inbound[0]].shape[-1]
+        seconds += best[before, channels, height, width] + best[channels, before, height, width]
+    return seconds / batch
+
+
 def passes(bench: Bench, network: Network, batches: Sequence[int]) -> dict[int, tuple[float, float]]:
     """What one pass of the network as `Explainer.vgg16` has it takes.
 
@@ -91,7 +102,7 @@ def passes(bench: Bench, network: Network, batches: Sequence[int]) -> dict[int, 
             inputs = inputs.contiguous(memory_format=layout_of(model))
             target = torch.zeros(batch, dtype=torch.int64, device=bench.device)
             both = bench.seconds(partial(OnePass(Classifier(model), None).input_gradients, inputs, target))
-            with torch.inference_mode():
+            with torch.no_grad():
                 forward = bench.seconds(partial(model, inputs))
             took[batch] = (both / batch, forward / batch)
     return took

@@ -255,12 +255,12 @@ def given_reference(options: argparse.Namespace, reference: Artifact) -> list[Pi
     """
     from parity import pixels, port
 
-    settings = reference.settings
+    settings, feature_maps = reference.settings, reference.table[reference.table.target].shape[-1]
     for option, wanted, held in (
         ("--samples", options.samples, settings.options.n_samples),
         ("--noise", options.noise, settings.options.noise_level),
         ("--seed", options.seed, settings.options.seed),
-        ("--channels", options.channels, settings.options.channels or methods.FASTER_CHANNELS),
+        ("--channels", options.channels, settings.options.channels or min(methods.FASTER_CHANNELS, feature_maps)),
         ("--input", options.input, settings.input),
     ):
         if wanted is not None and wanted != held:

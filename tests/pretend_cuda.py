@@ -67,6 +67,13 @@ MIXED = {
 """CUDA takes tensors of both devices here: copies, and indices from the host."""
 
 
+WAITED: list[str] = []
+"""For whatever makes the host wait until the device has done all that it was told: the operator's name."""
+
+ASKING = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+"""Operators whose result the host must know; the others that wait copy from the device, or a tensor that is not pinned to it."""
+
+
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operator, as the device would run it."""
     leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
@@ -75,6 +82,11 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if there and here and func not in MIXED:
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got cuda:0 and cpu")
     asked = kwargs.get("device")
+    index = func in MIXED and "index" in str(func)
+    home = asked is not None and torch.device(asked).type == "cpu"
+    out = func is torch.ops.aten.copy_.default and not isinstance(args[0], OnDevice)
+    if there and (func in ASKING or home or out or (index and here)):
+        WAITED.append(str(func))
     to_device = asked is not None and torch.device(asked).type in ("cuda", "meta") and not _truly_meta
     if to_device:
         kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -120,6 +132,7 @@ class _Calls(TorchFunctionMode):
         if name == "detach" and isinstance(args[0], OnDevice):
             return OnDevice(args[0].host)
         if name == "tolist" and isinstance(args[0], OnDevice):
+            WAITED.append(name)
             return args[0].host.tolist()
         if name in ("__getitem__", "__setitem__") and isinstance(args[0], OnDevice) and isinstance(args[1], list):
             args = (args[0], torch.tensor(args[1]), *args[2:])  # PyTorch itself would make it on `meta`
@@ -128,6 +141,8 @@ class _Calls(TorchFunctionMode):
         if name in ("to", "cuda") and isinstance(args[0], torch.Tensor):
             return _moved(func, name, args, kwargs)
         if _is_cuda(kwargs.get("device")):
+            if name in ("tensor", "as_tensor"):
+                WAITED.append(name)
             kwargs["device"] = torch.device("cpu")
             return _on_device(func(*args, **kwargs))
         if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
@@ -165,6 +180,8 @@ def _moved(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     wanted = kwargs.get("device", next((value for value in rest if isinstance(value, str | torch.device)), None))
     if not _is_cuda(wanted):
         return func(*args, **kwargs)
+    if not isinstance(tensor, OnDevice) and not kwargs.get("non_blocking"):
+        WAITED.append(name)
     rest = [value for value in rest if not isinstance(value, str | torch.device | bool)]
     kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking")}
     kept = func(tensor, *rest, **kwargs) if rest or kwargs else tensor

@@ -14,6 +14,7 @@ from benchmarks.__main__ import COMMANDS, main, parser
 from benchmarks.contenders import CONTENDERS, GROUPS, JOBS, maps_of, title_of
 from benchmarks.timing import Bench
 from parity.contract.methods import DEFAULT
+from parity.contract.stages import PRECISIONS
 from parity.contract.vgg import VGG16, vgg
 
 
@@ -167,8 +168,11 @@ def test_precision_and_cost_from_end_to_end(weights, in_this_process, tmp_path, 
 
 def test_passes_from_end_to_end(weights, no_clock, capsys):
     assert main(["passes", "--weights", weights]) == 0
-    header, *rows = cells(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    header, *rows = cells(printed)
     assert header == ["", "1", "2", "4", "8"]
+    # A second for each of 13 convolutions there and back, and for the pass of all of them.
+    assert printed.splitlines()[-1].startswith("fp32, 4 in a pass: at 2600% of the rate of its own convolutions")
     assert [row[0] for row in rows] == ["fp32", "bf16"]
     assert rows[0][3] == "250.00 / 250.00"  # ms a photograph, four of them in a second
 
@@ -201,6 +205,24 @@ def test_on_gpu_runs_commands_that_exist(tmp_path):
     assert [title for title, _, missing in parts if missing] == ["Parity", on_gpu.NAMED]
     ours = [command[1:] for _, command, _ in parts if command[0] == "benchmarks"]
     assert {parser().parse_args(command).command for command in ours} == COMMANDS.keys() - {"cost", "large", "on-gpu"}
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("title", ["Convolutions", "Passes", "Number formats"])
+def test_the_parts_of_on_gpu_run_on_a_cuda_device(
+    title, weights, monkeypatch, tmp_path, in_this_process, no_clock, capsys
+):
+    """As they are called there; speed has a test of its own."""
+    monkeypatch.setattr(worker, "REPEATS", 1)
+    monkeypatch.setattr(commands, "BATCHES", {"cuda": (2, 3)})
+    monkeypatch.setattr(commands, "PLACES", {"cuda": (2,)})
+    options = parser().parse_args(["on-gpu", "--device", "cuda", "--out", "x", "--weights", weights])
+    (command,) = [command for name, command, _ in on_gpu.parts_of(options, tmp_path) if name == title]
+    few = ["--samples", "1", "--rounds", "1"] if title == "Number formats" else []
+    with a_cuda_device():
+        assert main([*command[1:], *few]) == 0
+    formats = {row[0] for row in cells(capsys.readouterr().out)} & {*PRECISIONS}
+    assert formats == {"Convolutions": set(), "Passes": {*PRECISIONS} - {"fp64"}}.get(title, {*PRECISIONS})
 
 
 def test_what_a_part_prints_is_in_the_file_at_once(tmp_path, monkeypatch):

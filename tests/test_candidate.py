@@ -13,16 +13,21 @@ import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
 from judging import altered, compared, job_of, recorded, with_array
+from tolerances import FLOAT64
 
 from parity import assert_parity, candidate, formulas
 from parity.candidate import Candidate, CandidateError, Job
 from parity.comparison import compare
 from parity.contract import network
 from parity.contract.artifact import Artifact
-from parity.contract.methods import DEFAULT
+from parity.contract.methods import DEFAULT, Options
+from parity.contract.vgg import vgg
 from parity.port import ENGINES
+from torch_impl import methods
 from torch_impl.candidate import candidate as port
 from torch_impl.candidate import one_pass
+from torch_impl.network import build
+from torch_impl.preprocess import preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,6 +90,23 @@ def test_both_engines_of_the_port_hold(golden: Artifact) -> None:
         assert not any(v.divergences for v in report.verdicts)
         given = {figure.stage for figure in report.figures}
         assert given == {stage.name for stage in golden.stages} - {"pixels"}
+
+
+@pytest.mark.parametrize("engine", [port, one_pass])
+def test_an_only_output_is_explained_itself(engine: Candidate) -> None:
+    """The reference's class 0 of such a network is the output; the port's is the output's negative, and 1 the output."""
+    only = network.seeded(0, vgg([[8], [8]], dense=(16, 12), classes=1, size=32))
+    pixels = np.random.RandomState(1).randint(0, 256, (2, 32, 32, 3), np.uint8)
+    job = Job(pixels, (0, 0), only, "caffe", ("vanilla", "gradcam"), Options(), precision="fp64", device="cpu")
+    stages = {(photograph, stage): np.asarray(array) for photograph, stage, array in engine(job)}
+    layer = {"target_layer": only.table.modules[only.table.target]}
+    inputs = preprocess(pixels, dtype=torch.float64)
+    for method, more in (("vanilla", {}), ("gradcam", layer)):
+        maps = methods.raw_maps(method, build(only).double(), inputs, 1, **more).numpy()
+        for i, expected in enumerate(maps):
+            np.testing.assert_allclose(stages[i, f"{method}/raw"], expected, rtol=FLOAT64)
+    assert all(stages[i, "score"] == stages[i, "logits"][0] for i in (0, 1))
+    assert any(stages[i, "gradcam/raw"].max() > 0 for i in (0, 1))
 
 
 def test_the_jobs_weights_are_a_file_too(golden: Artifact) -> None:

@@ -85,7 +85,7 @@ def test_folders_classes_and_every_map(folder, weights, capsys):
     with np.load("out/maps.npz") as file:
         assert {name: file[name].shape for name in METHODS} == dict.fromkeys(METHODS, (3, 64, 64))
     options = {"n_samples": 1, "noise_level": 0.1, "seed": 3, "channels": None, "relu": True}
-    assert manifest()["settings"] == {**options, "batch_size": "auto"}
+    assert manifest()["settings"] == {**options, "batch_size": "auto", "compile": False}
     assert [row["class"] for row in manifest()["photographs"]] == [2, 7, 2]
     assert "quoted'\\n.png" in capsys.readouterr().out, "a line break in a name is shown, not obeyed"
 

@@ -111,7 +111,7 @@ def test_the_manifest_says_where_maps_come_from(explanation, tiny):
     manifest = json.loads(json.dumps(dict(explanation.manifest)))
     assert manifest["weights"] == {"source": "seeded:0", "remark": "random weights", "fingerprint": tiny.fingerprint}
     assert manifest["target_layer"] == TARGET_LAYER
-    more = {"channels": None, "relu": True, "batch_size": "auto"}
+    more = {"channels": None, "relu": True, "batch_size": "auto", "compile": False}
     assert manifest["settings"] == {"n_samples": 3, "noise_level": 0.2, "seed": 0, **more}
     assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
     assert set(manifest["seconds"]) == {"photographs", "shared", "smoothgrad", *LIBRARY, "finish"}

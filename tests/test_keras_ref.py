@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import ROOT, run_program
+from judging import compared
 from oracle import forward, layer_cam, most_varied, normalized, plus_plus, relative, score_cam, slope, upsampled
 from tolerances import DIFFERENCE_QUOTIENT, EXACT, FLOAT32, FLOAT64, FLOAT64_ALPHA
 
@@ -212,6 +213,11 @@ class TestNumbers:
         assert channels.tolist() == most_varied(family[0]["A"], 8)
         scores = every.whole("faster_scorecam/scores", "fp64")[0]
         np.testing.assert_allclose(scores, family[0]["scorecam/scores"][channels], rtol=FLOAT64)
+        assert said["runs"]["as many channels as there are"] == [0, ""]
+        asked = Artifact.read(folder / "as many channels as there are")
+        for name in ("channels", "scores", "weights", "raw"):
+            stage = f"faster_scorecam/{name}"
+            np.testing.assert_array_equal(asked.whole(stage, "fp64"), every.whole(stage, "fp64"))
 
     @pytest.mark.parametrize("method", REFERENCE)
     def test_a_map_is_enlarged_and_normalized(self, photographs, family, method):
@@ -260,14 +266,17 @@ def said(folder: Path) -> dict:
     (folder / "-bad \n<b>.png").write_bytes(b"no picture")
     np.save(folder / "x.npy", np.random.RandomState(4).uniform(-100, 100, (2, 32, 32, 3)))
     weights, photograph = "--weights=tiny.safetensors", [f"--classes={CLASSES[1]}", str(SAMPLES[1].path())]
+    photographs = [str(sample.path()) for sample in SAMPLES]
     jobs = {
         "alone": [weights, f"--samples={N_SAMPLES}", f"--classes={CLASSES[1]}", str(SAMPLES[1].path())],
         "pixels": [weights, "--pixels=pixels.npz", "--input=torchvision", "--resize=torchvision", "--methods=gradcam"],
         "picture": [weights, "--", "-bad \n<b>.png"],
         "family": [weights, f"--methods={FAMILY}", "--channels=5", *photograph],
         "all channels": [weights, "--methods=faster_scorecam", *photograph],
+        "as many channels as there are": [weights, "--methods=faster_scorecam", "--channels=8", *photograph],
         "too many channels": [weights, "--methods=faster_scorecam", "--channels=9", *photograph],
         "one output": ["--weights=one.safetensors", "--methods=scorecam", str(SAMPLES[1].path())],
+        "the only output": ["--weights=one.safetensors", "--floor", "--methods=vanilla,gradcam,layercam", *photographs],
     }
     return in_keras(json.dumps(jobs), cwd=folder)
 
@@ -311,6 +320,19 @@ class TestKeras:
         assert (status, errors.count("\n"), (folder / job).exists()) == (2, 1, False)
         assert errors.startswith(f"keras_ref: error: {words}")
 
+    def test_parity_refuses_score_cam_of_an_only_output_too(self, folder):
+        command = (
+            "-m",
+            "parity",
+            "--weights=one.safetensors",
+            "--methods=gradcam,scorecam",
+            "--out=refused",
+            "--quiet",
+        )
+        result = run_program(*command, str(SAMPLES[1].path()), cwd=folder)
+        assert (result.returncode, result.stderr.count("\n"), (folder / "refused").exists()) == (2, 1, False)
+        assert result.stderr.startswith("parity: error: scorecam: Score-CAM says nothing of a network with one output")
+
     @pytest.mark.parametrize(
         ("path", "name", "arguments"),
         [
@@ -336,6 +358,16 @@ class TestKeras:
             theirs = np.load(folder / "scores.npz")[f"{path}/{name}/{method}"]
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=FLOAT64)
             assert ours.max() > 0.9, method
+
+    @pytest.mark.parametrize("engine", ["candidate", "one_pass"])
+    def test_an_only_output_is_explained_on_both_sides(self, said, folder, engine):
+        from torch_impl import candidate
+
+        assert said["runs"]["the only output"] == [0, ""]
+        artifact = Artifact.read(folder / "the only output")
+        report = compared(artifact, getattr(candidate, engine), "fp64", "fp32")
+        assert report.holds, report.as_table()
+        assert sum(artifact.whole("gradcam/raw", "fp64").max((1, 2)) > 0) >= 2
 
     def test_keras_s_files_hold_the_network_whatever_they_are_called(self, said):
         read, damaged = said["files"]["read"], said["files"]["damaged"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import a_cuda_device, close, drawn, every_engine, tolerance_of
 from PIL import Image
-from pretend_cuda import pretended
+from pretend_cuda import WAITED, pretended
 from tolerances import FLOAT32, FLOAT64
 
 from parity.contract.methods import LIBRARY, METHODS, REFERENCE, Options
@@ -81,6 +81,19 @@ def test_an_explainer(tiny, pictures, engine, precision):
             # What pytorch-grad-cam computes in NumPy is float32.
             tolerance = FLOAT32 if METHODS[name].library == "pytorch-grad-cam" else tolerance_of(name)
             close(torch.tensor(there[name]), torch.tensor(here[name]), tolerance)
+
+
+@no_real_one
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_the_host_waits_for_maps_and_not_between_passes(tiny, pictures, batch_size):
+    """However many passes there are: once for each map, and for logits, classes, and why a map is constant; whether all is finite
+    where maps have been drawn together and after SmoothGrad; which feature maps are constant, for each Score-CAM."""
+    with pretended():
+        explainer = Explainer.vgg16(tiny, device="cuda", engine="shared", batch_size=batch_size)
+        explainer(pictures[:1], 2, "smoothgrad", n_samples=5)  # whose noise is kept on the device
+        WAITED.clear()
+        explainer(pictures[:1], 2, REFERENCE, n_samples=5)
+    assert len(WAITED) == len(REFERENCE) + 3 + 2 + 2, WAITED
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)

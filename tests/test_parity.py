@@ -184,6 +184,8 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
         (["--samples", "0"], "--samples: '0': give a number from 1"),
         (["--noise", "0.5"], "--noise 0.5: the reference artifact was made with 0.2"),
         (["--seed", "3"], "--seed 3: the reference artifact was made with 0"),
+        (["--channels", "7"], "--channels 7: the reference artifact was made with 8; leave it out, or make another"),
+        (["--methods", "scorecam"], "--methods: the reference artifact does not hold scorecam"),
         (["--input", "torchvision"], "made with caffe"),
         (["--classes", "1,2"], "--classes: the reference artifact explains 4, 7"),
         (["--classes", "1,2,3"], "classes"),

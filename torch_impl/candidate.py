@@ -12,7 +12,7 @@ from parity.candidate import Job
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from torch_impl import images, ladder, maps, weights  # noqa: F401  (maps fills the registry)
-from torch_impl.capture.draw import Drawn, draw, opened
+from torch_impl.capture.draw import Drawn, draw, of_outputs, opened
 from torch_impl.capture.passes import scaled_score
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish, upsample
@@ -83,7 +83,7 @@ def _prepared(job: Job, inputs: np.ndarray | None = None) -> tuple[nn.Module, Te
 def _drawn(job: Job, engine: str, model: nn.Module, inputs: Tensor, target: Tensor) -> Drawn:
     """The job's maps, and what their functions kept on the way."""
     capture = opened(model, find_layer(model, job.table.modules[job.table.target]), engine=engine)
-    return draw(capture, inputs, target, job.methods, job.options, with_stages=True)
+    return draw(capture, inputs, of_outputs(capture, target), job.methods, job.options, with_stages=True)
 
 
 def _stages(job: Job, engine: str) -> Iterator[Row]:

@@ -23,6 +23,7 @@ class Dense(nn.Linear):
             and input.dtype == self.weight.dtype == torch.float32
             and input.device.type == "cpu"
             and not self.weight.requires_grad
+            and not torch.compiler.is_compiling()
             and _available()
             and not torch._C._are_functorch_transforms_active()
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from parity.contract.network import INPUTS, Network
 from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
-from torch_impl.capture import ENGINES
+from torch_impl.capture import ENGINES, check_compile
 from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
@@ -50,12 +51,41 @@ Report = Callable[[str, int, int], None]
 
 
 class Explainer:
-    """Draws attention maps of one classifier.
+    """Draws attention maps of one classifier: any of PyTorch's, on any of its layers.
 
     Example:
         explainer = Explainer.vgg16(weights="auto", device="cuda")
         maps = explainer(["cat.jpg", image_array], classes=[282, "espresso"], methods=("gradcam", "gradcam++"))
         maps["gradcam"]  # (2, 224, 224)
+
+    Args:
+        model: gives logits (N, classes), an object with `.logits`, or a dict of one entry; anything else with `score`.
+            A network with one output has the classes 1 (score: the output) and 0 (score: its negative). It stays as it
+            is: what runs is a double of its modules over the same weights, in eval mode.
+        target_layer: of the CAMs: a module, or its name; None: the last layer with feature maps of more than one place
+            that computes something, found with the first photograph.
+        preprocess: `caffe`, `torchvision`, or a function from a Pillow image (RGB) to one input (C, H, W).
+        size: height and width of the input, pixels; not used with a function.
+        resize: `lab` (nearest neighbour, aspect ratio ignored: Keras's `load_img`) or `torchvision` (bilinear, then
+            centre crop); by default the one that belongs to `preprocess`.
+        device: None: where the model is. Otherwise a copy of the model is moved there, if it is elsewhere.
+        precision: None: as the model is. Otherwise one of `fp64, fp32, tf32, fp16, bf16`, on a copy if it differs.
+        batch_size: images in one pass; "auto" or a number.
+        engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes; the
+            libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
+        compile: compile SmoothGrad's passes when a size of micro-batch first comes, which takes some 20 s; engine `shared`.
+        labels: one for each class; "imagenet"; None: ImageNet's for networks known to be ImageNet's, else `class 3`.
+        score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
+        outputs: `logits` or `probabilities`; None: seen (probabilities are not negative and sum to 1).
+        feature_layout: of the target layer's output, where it cannot be told: `nchw`, `nhwc`, `tokens`, (h, w) for
+            tokens of that grid, or a rearrangement to (N, K, h, w).
+        weights: where the model's weights come from, for the manifest.
+
+    Raises:
+        LayerError: no such layer.
+        ModelError: a model that cannot be explained.
+        DeviceError: no such device.
+        ValueError: unknown preprocessing, resize, precision, engine, labels or layout.
     """
 
     def __init__(
@@ -70,56 +100,17 @@ class Explainer:
         precision: str | None = None,
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        compile: bool = False,
         labels: str | Sequence[str] | None = None,
         score: Score | None = None,
         outputs: str | None = None,
         feature_layout: FeatureLayout = None,
         weights: Network | None = None,
     ) -> None:
-        """Any PyTorch classifier, and any of its layers.
-
-        Args:
-            model: gives logits (N, classes), an object with `.logits`, or a dict of one entry; anything else with `score`.
-                A network with one output has the classes 1 (score: the output) and 0 (score: its negative). It stays as it
-                is: what runs is a double of its modules over the same weights, in eval mode.
-            target_layer: of the CAMs: a module, or its name; None: the last layer with feature maps of more than one place
-                that computes something, found with the first photograph.
-            preprocess: `caffe`, `torchvision`, or a function from a Pillow image (RGB) to one input (C, H, W).
-            size: height and width of the input, pixels; not used with a function.
-            resize: `lab` (nearest neighbour, aspect ratio ignored: Keras's `load_img`) or `torchvision` (bilinear, then
-                centre crop); by default the one that belongs to `preprocess`.
-            device: None: where the model is. Otherwise a copy of the model is moved there, if it is elsewhere.
-            precision: None: as the model is. Otherwise one of `fp64, fp32, tf32, fp16, bf16`, on a copy if it differs.
-            batch_size: images in one pass; "auto" or a number.
-            engine: `library`: each map by Captum or pytorch-grad-cam. `shared`: the same maps in the fewest passes; the
-                libraries' own maps (`gradcam@pytorch-grad-cam`) are still theirs.
-            labels: one for each class; "imagenet"; None: ImageNet's for networks known to be ImageNet's, else `class 3`.
-            score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
-            outputs: `logits` or `probabilities`; None: seen (probabilities are not negative and sum to 1).
-            feature_layout: of the target layer's output, where it cannot be told: `nchw`, `nhwc`, `tokens`, (h, w) for
-                tokens of that grid, or a rearrangement to (N, K, h, w).
-            weights: where the model's weights come from, for the manifest.
-
-        Raises:
-            LayerError: no such layer.
-            ModelError: a model that cannot be explained.
-            DeviceError: no such device.
-            ValueError: unknown preprocessing, resize, precision, engine, labels or layout.
-        """
         unwrapped(model)
-        if engine not in ENGINES:
-            raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
-        if outputs is not None and outputs not in OUTPUTS:
-            raise ValueError(f"outputs {outputs!r} is unknown; known: {', '.join(OUTPUTS)}")
-        if isinstance(preprocess, str) and preprocess not in INPUTS:
-            raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
-        if not isinstance(preprocess, str) and not callable(preprocess):
-            raise ValueError(
-                f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
-            )
         resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
-        if resize not in images.RESIZES:
-            raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(images.RESIZES)}")
+        _check_words(engine, outputs, preprocess, resize)
+        check_compile(compile, engine)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
         self.precision = precision or format_of(floating.dtype)
@@ -132,7 +123,7 @@ class Explainer:
         self.model = model
         self.target_layer = None if layer is None else name_of(model, layer)
         self.preprocess, self.size, self.resize = preprocess, size, resize
-        self.batch_size, self.engine, self.weights = batch_size, engine, weights
+        self.batch_size, self.engine, self.compile, self.weights = batch_size, engine, compile, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
         self._layout = layout_of(model)
@@ -148,6 +139,7 @@ class Explainer:
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
         engine: str = "library",
+        compile: bool = False,
         labels: str | Sequence[str] | None = None,
         progress: bool = False,
     ) -> Explainer:
@@ -161,6 +153,7 @@ class Explainer:
             precision: see `Explainer`.
             batch_size: images in one pass; "auto" or a number.
             engine: `library` or `shared`; see `Explainer`.
+            compile: see `Explainer`.
             labels: see `Explainer`.
             progress: show a download's bar.
 
@@ -183,6 +176,7 @@ class Explainer:
             precision=precision,
             batch_size=batch_size,
             engine=engine,
+            compile=compile,
             labels=labels,
             weights=network,
         )
@@ -228,26 +222,26 @@ class Explainer:
         rows, wanted = expanded(photographs, None if self.score else classes)
         seconds: dict[str, float] = {}
         with numerics(self.precision):
-            clock = time.perf_counter()
-            read, pixels, inputs = self.prepared(photographs)
+            with _timed(seconds, "photographs"):
+                read, pixels, inputs = self.prepared(photographs)
             if rows != list(range(len(read))):
                 read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
-            seconds["photographs"] = time.perf_counter() - clock
             capture = self._opened(inputs)
             drawn = self._draw(
                 capture, inputs, choose(wanted, len(rows), self.labels), names, options, seconds, progress
             )
-            clock = time.perf_counter()
-            size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-            finished = {name: finish(drawn.raw[name], size).cpu().numpy() for name in names}
-            seconds["finish"] = time.perf_counter() - clock
+            with _timed(seconds, "finish"):  # all maps on the device, before the first of them is waited for
+                size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+                there = {name: finish(drawn.raw[name], size) for name in names}
+                finished = {name: maps.cpu().numpy() for name, maps in there.items()}
+        drawn = drawn.answers_on_host()
         assert drawn.logits is not None
         outputs = self._outputs(drawn)
         answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
         logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
         said = manifest(self, capture, answers, names, seconds, options, outputs)
         origin = Origin(self, read, drawn.target.tolist(), options)
-        return Explanation(finished, pixels, logits.cpu().numpy(), said, origin)
+        return Explanation(finished, pixels, logits.numpy(), said, origin)
 
     def compute(
         self,
@@ -296,6 +290,7 @@ class Explainer:
             self.model,
             find_layer(self.model, self.target_layer),
             engine=self.engine,
+            compile=self.compile,
             batch_size=self.batch_size,
             score=self.score,
             feature_layout=self.feature_layout,
@@ -317,12 +312,9 @@ class Explainer:
         raw: dict[str, Tensor] = {}
         no_gradient: dict[str, Tensor] = {}
         for what, group in _groups(names, capture.one_by_one):
-            clock = time.perf_counter()
             report = partial(progress, what) if progress else None
-            drawn = draw(capture, inputs, target, group, options, progress=report)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            seconds[what] = time.perf_counter() - clock
+            with _timed(seconds, what):  # which ends with a question to the device: see `check_finite`
+                drawn = draw(capture, inputs, target, group, options, progress=report)
             target, logits = drawn.target, drawn.logits if logits is None else logits
             raw |= drawn.raw
             no_gradient |= drawn.no_gradient
@@ -365,6 +357,34 @@ class Explainer:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._layout)
+
+
+def _check_words(engine: str, outputs: str | None, preprocess: str | Transform, resize: str) -> None:
+    """Refuse, by name, what is none of the known.
+
+    Raises:
+        ValueError: the message says what is known.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
+    if outputs is not None and outputs not in OUTPUTS:
+        raise ValueError(f"outputs {outputs!r} is unknown; known: {', '.join(OUTPUTS)}")
+    if isinstance(preprocess, str) and preprocess not in INPUTS:
+        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
+    if not isinstance(preprocess, str) and not callable(preprocess):
+        raise ValueError(
+            f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
+        )
+    if resize not in images.RESIZES:
+        raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(images.RESIZES)}")
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    """Note down what the block takes."""
+    clock = time.perf_counter()
+    yield
+    seconds[what] = time.perf_counter() - clock
 
 
 def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parity.contract.methods import Options
 from torch_impl import stock
-from torch_impl.capture.draw import draw, opened
+from torch_impl.capture.draw import draw, of_outputs, opened
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.smoothgrad import noise_of, standard_deviations
@@ -32,7 +32,7 @@ class Subject:
     Attributes:
         model: gives logits (N, classes); in float32, frozen and in eval mode, and nobody else's.
         inputs: preprocessed.
-        target: class indices.
+        target: indices of its outputs.
         layer: the target layer's name.
         options: of the maps.
     """
@@ -46,7 +46,7 @@ class Subject:
     def port(self, method: str) -> Tensor:
         """The port's own raw maps."""
         capture = opened(self.model, find_layer(self.model, self.layer))
-        return draw(capture, self.inputs, self.target, [method], self.options).raw[method]
+        return draw(capture, self.inputs, of_outputs(capture, self.target), [method], self.options).raw[method]
 
     def stock_cam(self, method: str, layer: str) -> Tensor:
         """pytorch-grad-cam's own maps on a layer."""

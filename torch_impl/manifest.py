@@ -37,14 +37,14 @@ def photograph_rows(
         outputs: `logits`, `probabilities` or `score`.
     """
     assert drawn.logits is not None
-    count = drawn.logits.shape[1]
+    target, constant, count = drawn.target.tolist(), _constant(drawn), drawn.logits.shape[1]
     scored = outputs == "score"
     names = () if scored else imagenet.names_of(count, labels)
     probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
     rows = []
     for i, photograph in enumerate(photographs):
-        chosen, logits = int(drawn.target[i]), drawn.logits[i]
-        reasons = {name: reason for name in drawn.raw if (reason := _constant(drawn, name, i))}
+        chosen, logits = target[i], drawn.logits[i]
+        reasons = {name: reason[i] for name, reason in constant.items() if reason[i]}
         top = [] if probabilities is None else logits.topk(min(5, count)).indices.tolist()
         rows.append(
             {
@@ -75,9 +75,19 @@ def program_versions() -> dict[str, str]:
     return {"attention-maps": __version__, **versions("torch", "torchvision", "captum", "grad-cam", "numpy", "pillow")}
 
 
-def _constant(drawn: Drawn, name: str, i: int) -> str:
-    """Why a map is constant, or ""."""
-    return constant_reason(drawn.raw[name][i], name in drawn.no_gradient and bool(drawn.no_gradient[name][i]))
+def _constant(drawn: Drawn) -> dict[str, list[str]]:
+    """Map → why each photograph's is constant, or ""; a device is asked once, for all maps."""
+    seen = []
+    for name, raw in drawn.raw.items():
+        low, high = raw.amin(dim=(1, 2)).double(), raw.amax(dim=(1, 2)).double()
+        seen.append(torch.stack([low, high, drawn.no_gradient.get(name, torch.zeros_like(low)).to(low)]))
+    return {
+        name: [
+            constant_reason(low, high, places=raw[0].numel(), no_gradient=bool(zero))
+            for low, high, zero in zip(*ranges, strict=True)
+        ]
+        for (name, raw), ranges in zip(drawn.raw.items(), torch.stack(seen).tolist(), strict=True)
+    }
 
 
 def manifest(
@@ -119,7 +129,7 @@ def manifest(
         "input": explainer.preprocess if named else "a function that was handed in",
         "resize": explainer.resize if named else None,
         "engine": explainer.engine,
-        "settings": {**vars(options), "batch_size": explainer.batch_size},
+        "settings": {**vars(options), "batch_size": explainer.batch_size, "compile": explainer.compile},
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,12 @@ from parity.contract.command import auto_or, integer
 from parity.contract.lookup import lookup
 from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
-from torch_impl.capture import ENGINES
+from torch_impl import capture
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explainer
 
-REPLACED = ("weights", "input", "resize", "device", "precision", "batch_size", "engine")
+REPLACED = ("weights", "input", "resize", "device", "precision", "batch_size", "engine", "compile")
 """What `--explainer` says by itself."""
 
 
@@ -37,7 +38,7 @@ def explainer_option(command: argparse.ArgumentParser) -> None:
         "--explainer",
         metavar="MODULE:NAME",
         help="a network of your own: a function without arguments that returns a torch_impl.Explainer; in place of --weights, "
-        "--input, --resize, --device, --precision, --batch-size, --engine",
+        "--input, --resize, --device, --precision, --batch-size, --engine, --compile",
     )
     command.add_argument(
         "--labels",
@@ -58,22 +59,43 @@ def network_options(command: argparse.ArgumentParser) -> None:
         default="lab",
         help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
     )
+    pass_options(command)
+    remember_defaults(command)
+
+
+def pass_options(command: argparse.ArgumentParser, *, engine: str = "library") -> None:
+    """Add `--device`, `--precision`, `--batch-size`, `--engine` and `--compile`.
+
+    Args:
+        command: whose options.
+        engine: where none is asked for.
+    """
+    add = command.add_argument
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
     batch_size = auto_or(integer(1, 65536))
     add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="images in one pass (%(default)s)")
     add(
         "--engine",
-        choices=ENGINES,
-        default="library",
-        help="library: Captum and pytorch-grad-cam, map by map (default); shared: the same maps in the fewest passes, faster",
+        choices=capture.ENGINES,
+        default=engine,
+        help="library: Captum and pytorch-grad-cam, map by map; shared: the same maps in the fewest passes, faster (%(default)s)",
     )
-    remember_defaults(command)
+    compiled = "compile SmoothGrad's passes first, for long runs: some 20 s for each size of micro-batch; engine shared"
+    add("--compile", action="store_true", help=compiled)
 
 
 def remember_defaults(command: argparse.ArgumentParser) -> None:
     """Note which options of `REPLACED` were left as they are: called when all options are there."""
     command.set_defaults(usual={name: command.get_default(name) for name in REPLACED})
+
+
+def check_compile(arguments: argparse.Namespace) -> None:
+    """Refuse `--compile` where it does nothing, and say what it takes."""
+    capture.check_compile(arguments.compile, arguments.engine)
+    if arguments.compile and not arguments.quiet:
+        words = "SmoothGrad's passes are compiled first: some 20 s for each size of micro-batch"
+        print(f"attention-maps: {words}", file=sys.stderr, flush=True)
 
 
 def explainer_of(arguments: argparse.Namespace) -> Explainer:
@@ -82,6 +104,7 @@ def explainer_of(arguments: argparse.Namespace) -> Explainer:
     if arguments.explainer and changed:
         option = changed[0].replace("_", "-")
         raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
+    check_compile(arguments)
     settings = {name: getattr(arguments, name) for name in REPLACED} | {"progress": not arguments.quiet}
     return make(arguments.explainer, labels_of(arguments.labels), **settings)
 

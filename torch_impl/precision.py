@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from parity.contract.stages import PRECISIONS
 
@@ -56,6 +57,11 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
         if (device.index or 0) >= count:
             raise DeviceError(f"device {name!r}: there are {count} CUDA devices, cuda:0 to cuda:{count - 1}")
     return device
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's on a device, without waiting for what the device is still doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def check_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from parity.contract.network import INPUTS
 from torch_impl.arrays import Images
+from torch_impl.precision import sent
 
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN_RGB, TORCHVISION_STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -49,9 +50,7 @@ def preprocess(
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
         raise ValueError(f"pixels are uint8 (N, H, W, 3), not {pixels.dtype} {pixels.shape}")
     values = torch.from_numpy(np.array(pixels, order="C"))  # a copy: torch takes no read-only array
-    if torch.device(device).type == "cuda":
-        values = values.pin_memory()
-    channels = values.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    channels = sent(values, torch.device(device)).permute(0, 3, 1, 2)
     if input == "caffe":
         channels = channels.flip(1)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -67,4 +66,4 @@ def preprocess(
 
 def _constant(values: tuple[float, ...], inputs: Tensor) -> Tensor:
     """A number for each channel. A tensor, because CUDA divides by a Python number by multiplying with its inverse."""
-    return torch.tensor(values, dtype=inputs.dtype, device=inputs.device)[:, None, None]
+    return sent(torch.tensor(values, dtype=inputs.dtype), inputs.device)[:, None, None]

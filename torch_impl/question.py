@@ -15,6 +15,7 @@ from parity.contract.classes import ClassError
 from parity.contract.network import Network
 from torch_impl.arrays import Logits, Target
 from torch_impl.capture.draw import ChooseRows
+from torch_impl.precision import sent
 
 Classes = Any
 """One class for all photographs, or one for each: an index or a label, or a list of several; None: each one's top-1."""
@@ -96,10 +97,10 @@ def choose(classes: Sequence[int | str | None] | None, count: int, names: Sequen
     def chosen(logits: Logits, rows: list[int]) -> Target:
         given = [0 if value is None else value for value in classes]
         indices = imagenet.per_photograph(given, count, logits.shape[1], names)
-        target = torch.tensor([indices[row] for row in rows], device=logits.device)
+        target = sent(torch.tensor([indices[row] for row in rows]), logits.device)
         if None not in classes:
             return target
-        top = torch.tensor([classes[row % len(classes)] is None for row in rows], device=logits.device)
+        top = sent(torch.tensor([classes[row % len(classes)] is None for row in rows]), logits.device)
         return torch.where(top, logits.argmax(dim=1), target)
 
     return chosen
@@ -142,12 +143,19 @@ def probabilities_of(logits: Logits, *, single: bool, outputs: str) -> Tensor:
     return wide if outputs == "probabilities" else wide.softmax(dim=1)
 
 
-def constant_reason(raw: Tensor, no_gradient: bool) -> str:
-    """Why a raw map (h, w) is the same everywhere; "" where it is not."""
-    if raw.amax() != raw.amin():
+def constant_reason(low: float, high: float, *, places: int, no_gradient: bool) -> str:
+    """Why a raw map is the same everywhere; "" where it is not.
+
+    Args:
+        low: its smallest value.
+        high: its largest.
+        places: how many it has.
+        no_gradient: whether every gradient that it reads is 0.
+    """
+    if high != low:
         return ""
-    if raw.numel() == 1:
+    if places == 1:
         return "one place only"
     if no_gradient:
         return "gradient zero everywhere"
-    return "no positive evidence" if float(raw.flatten()[0]) == 0 else "the same everywhere"
+    return "no positive evidence" if low == 0 else "the same everywhere"

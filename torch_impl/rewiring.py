@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 _CONTAINERS = (dict, list, tuple, set, deque)
+
+_USUAL = (dict, list, set, deque, OrderedDict)
+
+_PLAIN = (type(None), bool, int, float, str)
 
 _OWN_COPYING = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__del__")
 """An object whose class has one of these says itself how it is copied, or ends something when it goes: it is shared."""
@@ -69,6 +73,8 @@ class Rewiring:
 
     def _own(self, value: Any, objects: bool = True) -> Any:
         """An attribute of a double: containers and tensors are copies, and so is an object that is one step away."""
+        if type(value) in _PLAIN:
+            return value
         if id(value) in self._made:
             return self._made[id(value)][1]
         if isinstance(value, Tensor):
@@ -128,6 +134,8 @@ class Rewiring:
 
     def _container(self, value: Any, change: Callable[[Any], Any], *, new: bool = False) -> Any:
         """A container with its entries changed; itself if that leaves them all, and no `new` one is wanted."""
+        if new and not value and type(value) in _USUAL:  # as most of a module's are: a tenth of the time
+            return value.copy()
         flat = [x for pair in dict(value).items() for x in pair] if isinstance(value, dict) else list(value)
         keys = slice(0, None, 2) if isinstance(value, dict) else slice(0)
         changed = [*map(change, flat)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parity.contract.classes import ClassError
 from parity.contract.text import one_line
 from torch_impl.arrays import Images, Logits, Target
+from torch_impl.precision import sent
 from torch_impl.preserve import ModelError
 
 TOGETHER = (
@@ -73,8 +74,7 @@ class Classifier(nn.Module):
         """
         if self.together and len(inputs) > 1:
             raise ModelError(TOGETHER)
-        if inputs.requires_grad:
-            inputs = inputs.clone(memory_format=torch.preserve_format)  # the model may work in place on it
+        inputs = inputs.clone(memory_format=torch.preserve_format)  # the model may work in place on it
         try:
             output = self.model(inputs, *self.others)
         except TypeError as error:
@@ -173,7 +173,7 @@ def scores_of(score: Score, output: Any, count: int) -> Tensor:
 
 def are_probabilities(logits: Logits) -> bool:
     """Whether outputs (N, classes) are probabilities already: none negative, each photograph's sum 1."""
-    wide = logits.detach().double()
+    wide = logits.detach().cpu().double()
     return wide.shape[1] > 1 and bool((wide >= 0).all()) and bool(((wide.sum(dim=1) - 1).abs() < SUM_TOLERANCE).all())
 
 
@@ -211,7 +211,7 @@ def within(indices: list[int], logits: Logits) -> Target:
         raise ClassError(
             f"class {max(indices)} does not exist: the network has {logits.shape[1]}, 0 to {logits.shape[1] - 1}"
         )
-    return torch.tensor(indices, device=logits.device)
+    return sent(torch.tensor(indices), logits.device)
 
 
 def _short(value: object) -> str:

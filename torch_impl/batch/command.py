@@ -17,11 +17,9 @@ from tqdm import tqdm
 from parity.contract.command import DONE, INTERRUPTED, auto_or, integer, map_options, methods
 from parity.contract.methods import LIBRARY, REFERENCE
 from parity.contract.network import INPUTS
-from parity.contract.stages import PRECISIONS
 from parity.contract.text import printable
 from torch_impl import options
 from torch_impl.batch.plan import PART_ROWS, RESOLUTIONS
-from torch_impl.capture import ENGINES
 
 if TYPE_CHECKING:
     from parity.contract.network import Network
@@ -51,6 +49,7 @@ def register(commands: Any) -> None:
     _options_of_the_rows(batch)
     options.weights_option(batch)
     options.explainer_option(batch)
+    options.pass_options(batch, engine="shared")  # the passes are the cost of a large set
     _options_of_the_machine(batch.add_argument)
     batch.set_defaults(run=_batch)
     options.remember_defaults(batch)
@@ -78,9 +77,6 @@ def register(commands: Any) -> None:
 def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     add = batch.add_argument
     names = f"of {', '.join(REFERENCE)}; for comparison {', '.join(LIBRARY)} (gradcam,gradcam_plus_plus)"
-    engines = (
-        "shared (default): all maps out of the fewest passes, which are the cost; library: Captum, pytorch-grad-cam"
-    )
     add("--out", required=True, metavar="DIR", help="the run's folder; the same one to go on")
     add(
         "--classes",
@@ -94,19 +90,14 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     add("--resize", choices=("lab", "torchvision"), default="lab", help="as of explain (%(default)s)")
     map_options(batch)
     add("--resolution", choices=RESOLUTIONS, default="raw", help="raw (default): before enlarging; full: normalized")
-    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="default: %(default)s, with TF32 off")
-    add("--engine", choices=ENGINES, default="shared", help=engines)
     add("--limit", type=_count, metavar="N", help="the first N rows only; a larger N goes on from there")
     add("--part-rows", type=_count, default=PART_ROWS, metavar="N", help="rows of one Parquet file (%(default)s)")
 
 
 def _options_of_the_machine(add: Callable[..., object]) -> None:
-    batch_size = auto_or(integer(1, 65536))
     loaders = (
         "threads that read and decode (auto: one less than there are cores, or, of a Ray worker, CPUs; at least 1)"
     )
-    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    add("--batch-size", type=batch_size, default="auto", metavar="auto|N", help="photographs in one pass (%(default)s)")
     add("--loaders", type=auto_or(integer(1, 999)), default="auto", metavar="auto|N", help=loaders)
     add("--runner", choices=("local", "ray"), default="local", help="this process (default), or a Ray cluster")
     add("--address", metavar="ADDRESS", help="of a Ray cluster, or auto; default: one is started here")
@@ -169,6 +160,7 @@ def _batch(arguments: argparse.Namespace) -> int:
     from torch_impl.stock import check_narrow
 
     check_narrow(arguments.methods, arguments.precision)
+    options.check_compile(arguments)
     run = Run(arguments.out)
     progress = _Progress(quiet=arguments.quiet)
     try:
@@ -295,7 +287,7 @@ def _here(
     from torch_impl.batch.worker import Worker, explainer_of, run_local
 
     def make() -> Explainer:
-        return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size)
+        return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size, arguments.compile)
 
     worker = Worker(make, run.plan, strict=arguments.strict)
     threads = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
@@ -313,6 +305,7 @@ def _on_ray(
         gpus=arguments.gpus_per_worker,
         device=arguments.device,
         batch_size=arguments.batch_size,
+        compile=arguments.compile,
         loaders=arguments.loaders,
         strict=arguments.strict,
     )

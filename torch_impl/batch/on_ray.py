@@ -48,6 +48,7 @@ class Cluster:
         gpus: of one actor; a fraction shares a GPU between several. None: one where the cluster has any.
         device: of each actor: `auto`, `cpu`, `cuda`.
         batch_size: photographs in one pass, or "auto".
+        compile: see `Explainer`.
         loaders: threads that decode, in each actor; "auto": see `loading.automatic`.
         strict: stop at the first photograph that cannot be explained.
     """
@@ -57,6 +58,7 @@ class Cluster:
     gpus: float | None = None
     device: str = "auto"
     batch_size: int | str = "auto"
+    compile: bool = False
     loaders: int | str = "auto"
     strict: bool = False
 
@@ -147,7 +149,7 @@ class Actor:
             where = f"{self.run.shown} on node {platform.node()}"
             self.failure = f"{where} is not the folder of this run: --out must be on a file system that all nodes share"
             return
-        make = partial(explainer_of, plan, ray.get(network[0]), cluster.device, cluster.batch_size)
+        make = partial(explainer_of, plan, ray.get(network[0]), cluster.device, cluster.batch_size, cluster.compile)
         self.worker = Worker(make, plan, strict=cluster.strict)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:

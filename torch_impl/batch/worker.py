@@ -98,7 +98,9 @@ def run_local(run: Run, worker: Worker, numbers: Sequence[int], threads: int, *,
     return errors
 
 
-def explainer_of(plan: Plan, network: Network | None, device: str, batch_size: BatchSize) -> Explainer:
+def explainer_of(
+    plan: Plan, network: Network | None, device: str, batch_size: BatchSize, compile: bool = False
+) -> Explainer:
     """The explainer of a run, on a device.
 
     Args:
@@ -106,6 +108,7 @@ def explainer_of(plan: Plan, network: Network | None, device: str, batch_size: B
         network: VGG16's weights; None: the plan names a network of the user's own, which has its own device.
         device: of VGG16: `auto`, `cpu`, `cuda`, `cuda:1`.
         batch_size: of VGG16: photographs in one pass, or "auto".
+        compile: of VGG16: see `Explainer`.
 
     Raises:
         ValueError, RuntimeError: see `options.make`.
@@ -120,6 +123,7 @@ def explainer_of(plan: Plan, network: Network | None, device: str, batch_size: B
         precision=plan.precision,
         batch_size=batch_size,
         engine=plan.engine,
+        compile=compile,
     )
 
 
@@ -185,6 +189,7 @@ class Worker:
         return {
             "device": str(self.explainer.device),
             "batch_size": self.explainer.batch_size,
+            "compile": self.explainer.compile,
             "threads": torch.get_num_threads(),
             "versions": program_versions(),
         }
@@ -286,7 +291,7 @@ class Worker:
         drawn = self._drawn(pixels, target, self.plan.n_samples)
         assert drawn.logits is not None
         logits, chosen = drawn.logits.double().cpu(), drawn.target.cpu()[:, None]
-        seen = self.explainer.outputs or ("probabilities" if are_probabilities(drawn.logits) else "logits")
+        seen = self.explainer.outputs or ("probabilities" if are_probabilities(logits) else "logits")
         probabilities = probabilities_of(logits, single=drawn.single, outputs=seen)
         best = logits.topk(min(5, self.n_classes)).indices
         columns: dict[str, Any] = {

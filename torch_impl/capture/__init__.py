@@ -5,3 +5,13 @@
 
 ENGINES = ("library", "shared")
 """What a user may ask for."""
+
+
+def check_compile(compile: bool, engine: str) -> None:
+    """Refuse to compile another engine's passes.
+
+    Raises:
+        ValueError: the engine is not `shared`.
+    """
+    if compile and engine != "shared":
+        raise ValueError(f"compile is for engine shared, whose passes are our own; the engine is {engine}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from parity.contract.methods import Options
+from parity.contract.text import one_line
 from torch_impl.arrays import Images, Logits, Target
 from torch_impl.batching import BatchSize, OutOfMemoryError, Pieces, first_size, micro_batches, taken
 from torch_impl.capture import ENGINES
@@ -22,6 +24,11 @@ from torch_impl.score import Classifier, Score
 
 ChooseRows = Callable[[Logits, list[int]], Target]
 """(logits of some photographs, their rows) → the class of each that is explained."""
+
+
+def of_outputs(capture: Capture, target: Target) -> ChooseRows:
+    """Indices of the network's outputs as the classes that are explained: an only output is class 1, see `score.Classifier`."""
+    return lambda logits, rows: taken(target, rows) + int(bool(capture.model.single))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +51,10 @@ class Drawn:
     stages: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     single: bool = False
 
+    def answers_on_host(self) -> Drawn:
+        """The same with the logits and classes on the host; the maps stay where they are."""
+        return replace(self, logits=None if self.logits is None else self.logits.cpu(), target=self.target.cpu())
+
 
 GRADIENTS = frozenset(("gradients", "input_gradients"))
 """Attributes of a pass that take a backward pass."""
@@ -54,6 +65,7 @@ def opened(
     target_layer: nn.Module | None,
     *,
     engine: str = "library",
+    compile: bool = False,
     batch_size: BatchSize = "auto",
     score: Score | None = None,
     feature_layout: FeatureLayout = None,
@@ -64,6 +76,7 @@ def opened(
         model: the network.
         target_layer: one of its modules.
         engine: one of `capture.ENGINES`. Captum and pytorch-grad-cam, which take seconds, are imported for `library` alone.
+        compile: see `Explainer`.
         batch_size: photographs in one pass.
         score: see `score.Classifier`.
         feature_layout: see `layout.FeatureLayout`.
@@ -82,7 +95,7 @@ def opened(
     else:
         from torch_impl.capture.libraries import Libraries as Engine  # type: ignore[assignment]
     capture = Engine(classifier, layer, batch_size, feature_layout)
-    capture.double = double
+    capture.double, capture.compiled = double, torch.compile(classifier, dynamic=False) if compile else None
     return capture
 
 
@@ -115,14 +128,10 @@ def draw(
         MapError: logits or a map are not finite.
     """
     needs = frozenset[str]().union(*(DRAWN[name].needs for name in names))
-    wide, count = at_least_fp32(inputs.dtype), len(inputs)
-    results = {name: Pieces(count) for name in ("logits", "target", *names)}
-    no_gradient = {name: Pieces(count) for name in names if DRAWN[name].needs & GRADIENTS}
-    stages: dict[str, Pieces] = {}
-    inputs, others = inputs.detach(), [values.detach() for values in others]
+    count, results = len(inputs), _Results(len(inputs))
 
     def one_piece(rows: list[int]) -> None:
-        told: list[int] = []
+        piece, told = slice(rows[0], rows[-1] + 1), list[int]()
 
         def tell(done: int, of: int) -> None:
             """Passes of a map's own, as parts of those that all photographs take."""
@@ -131,38 +140,53 @@ def draw(
                 progress(rows[0] * of // len(rows) + done, count * of // len(rows))
 
         capture.progress = tell
-        chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
-        capture.others = tuple(taken(values, rows) for values in others)
-        p = capture.take(inputs[rows[0] : rows[-1] + 1], chosen, needs, options)
+        capture.others = tuple(taken(values.detach(), rows) for values in others)
+        chosen = (lambda logits: target(logits, rows)) if callable(target) else target[piece]
+        p = capture.take(inputs[piece], chosen, needs, options)
         own = {name: p.noting() if with_stages else p for name in names}
         raw = {name: DRAWN[name].function(own[name]) for name in names}
-        # Only now, after everything that may run out of memory: see `micro_batches`.
-        results["target"].put(rows, p.target)
-        if p.logits is not None:
-            capture.formats.add(str(p.logits.dtype).removeprefix("torch."))
-            results["logits"].put(rows, p.logits.to(wide))
-        for name, maps in raw.items():
-            results[name].put(rows, maps)
-            if name in no_gradient:
-                no_gradient[name].put(rows, _all_zero(p, name))
-            for quantity, values in (own[name].stages or {}).items():
-                stages.setdefault(f"{name}/{quantity}", Pieces(count)).put(rows, values)
+        results.put(rows, p, raw, own)  # only now, after everything that may run out of memory: see `micro_batches`
         if progress and needs and not told:
             progress(rows[-1] + 1, count)
 
     with own_gradients():
+        inputs = inputs.clone(memory_format=torch.preserve_format) if inputs.is_inference() else inputs.detach()
         auto = first_size(inputs, gradients="input_gradients" in needs)
         with _in_one_line(capture, inputs):
             micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
-        logits = results["logits"].whole if callable(target) else None
-        if logits is not None:
-            check_finite("the logits", logits, inputs)
-        for name in names:
-            check_finite(f"{name}: the map", results[name].whole, inputs)
-        raw = {name: results[name].whole for name in names}
-        flags = {name: pieces.whole for name, pieces in no_gradient.items()}
-        kept = {name: pieces.whole for name, pieces in stages.items()}
-        return Drawn(results["target"].whole, raw, flags, logits, kept, bool(capture.model.single))
+        drawn = results.drawn(names, chosen=callable(target), single=bool(capture.model.single))
+        check_finite(drawn, inputs)
+        return drawn
+
+
+class _Results:
+    """What the passes of `count` photographs give, put together."""
+
+    def __init__(self, count: int) -> None:
+        self._logits, self._target = Pieces(count), Pieces(count)
+        self._raw, self._no_gradient, self._stages = (defaultdict[str, Pieces](lambda: Pieces(count)) for _ in range(3))
+
+    def put(self, rows: list[int], p: Pass, raw: Mapping[str, Tensor], own: Mapping[str, Pass]) -> None:
+        """What one pass gave, the raw maps of it, and the passes in which each map's own stages are noted."""
+        self._target.put(rows, p.target)
+        if p.logits is not None:
+            p.capture.formats.add(str(p.logits.dtype).removeprefix("torch."))
+            self._logits.put(rows, p.logits.to(at_least_fp32(p.inputs.dtype)))
+        for name, maps in raw.items():
+            self._raw[name].put(rows, maps)
+            if DRAWN[name].needs & GRADIENTS:
+                self._no_gradient[name].put(rows, _all_zero(p, name))
+            for quantity, values in (own[name].stages or {}).items():
+                self._stages[f"{name}/{quantity}"].put(rows, values)
+
+    def drawn(self, names: Sequence[str], *, chosen: bool, single: bool) -> Drawn:
+        """All of it; the logits where they were asked for, since the classes are chosen by them."""
+        logits = self._logits.whole if chosen else None
+        raw, flags, stages = (
+            {name: pieces.whole for name, pieces in results.items()}
+            for results in (self._raw, self._no_gradient, self._stages)
+        )
+        return Drawn(self._target.whole, {name: raw[name] for name in names}, flags, logits, stages, single)
 
 
 CHECKPOINTED = (
@@ -180,6 +204,9 @@ def _in_one_line(capture: Capture, inputs: Images) -> Iterator[None]:
         raise
     except RuntimeError as error:
         capture.check_unchanged()
+        if capture.compiled is not None and isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            why = one_line(str(error).partition("\n\n")[0])
+            raise ModelError(f"the model cannot be compiled here: leave compile out ({why})") from error
         if "checkpoint" in str(error).lower() and ".grad()" in str(error):
             raise ModelError(CHECKPOINTED) from error
         raise failure(error, inputs, capture.model) from error
@@ -192,14 +219,18 @@ def _all_zero(p: Pass, name: str) -> Tensor:
     return gradients.flatten(1).any(dim=1).logical_not()
 
 
-def check_finite(what: str, values: Tensor, inputs: Images) -> None:
-    """Refuse values (N, …) that are not finite.
+def check_finite(drawn: Drawn, inputs: Images) -> None:
+    """Refuse logits and maps that are not finite; a device is asked once.
 
     Raises:
         MapError: the message counts the photographs and says why.
     """
-    if bool(torch.isfinite(values).all()):
+    checked = {} if drawn.logits is None else {"the logits": drawn.logits}
+    checked |= {f"{name}: the map": maps for name, maps in drawn.raw.items()}
+    finite = [torch.isfinite(values).all() for values in checked.values()]
+    if not finite or bool(torch.stack(finite).all()):
         return
+    what, values = next((what, values) for what, values in checked.items() if not torch.isfinite(values).all())
     broken = [str(i) for i, row in enumerate(values) if not torch.isfinite(row).all()]
     if not torch.isfinite(inputs).all():
         why = "the inputs hold NaN or infinity"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-import torch
 from captum.attr import Saliency
 from pytorch_grad_cam.base_cam import BaseCAM
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ class Libraries(Capture):
         filled: dict[str, Any] = {}
         self.attend()
         if callable(target):
-            filled["logits"] = self.logits_alone(inputs.clone(memory_format=torch.preserve_format))
+            filled["logits"] = self.logits_alone(inputs)
             target = target(filled["logits"])
         if "input_gradients" in needs:
             filled["input_gradients"] = self.input_gradients(inputs, target)
@@ -47,7 +46,7 @@ class Libraries(Capture):
 
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""
-        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+        leaf = inputs.detach().requires_grad_()
 
         def score(x: Images) -> Tensor:
             logits: Tensor = self.model(x)
@@ -89,8 +88,7 @@ class Libraries(Capture):
         # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
         handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:
-            given = inputs.clone(memory_format=torch.preserve_format)  # a network may work in place on its input
-            activations, gradients = engine(given, [_Score(category) for category in target.tolist()])
+            activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
         finally:
             engine.activations_and_grads.release()
             for handle in handles:

@@ -32,11 +32,10 @@ class OnePass(Capture):
         if not needs and not callable(target):
             return Pass(inputs=inputs, target=target, options=options, capture=self)
         self.attend()
-        given = inputs.detach().clone(memory_format=torch.preserve_format)  # a network may work in place on its input
         if not needs:
-            logits = self.logits_alone(given)
+            logits = self.logits_alone(inputs)
             return Pass(inputs=inputs, target=_of(target, logits), logits=logits, options=options, capture=self)
-        leaf = given.requires_grad_(at_input)
+        leaf = inputs.detach().requires_grad_(at_input)
         captured: list[Tensor] = []
         reach = self._capturing(captured, at_input, backward) if at_layer else contextlib.nullcontext()
         with reach:
@@ -84,7 +83,10 @@ class OnePass(Capture):
     def input_gradients(self, inputs: Images, target: Target) -> Images:
         """See `Capture.input_gradients`."""
         leaf = inputs.detach().requires_grad_()
-        return self._gradients(self.model(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
+        if self.compiled is None:
+            return self._gradients(self.model(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
+        with torch.compiler.set_stance("default"):  # see `own_gradients`
+            return self._gradients(self.compiled(leaf), target, [leaf], True)[0].to(at_least_fp32(inputs.dtype))
 
     def _gradients(self, logits: Logits, target: Target, sources: list[Tensor], at_input: bool) -> list[Tensor]:
         """∂score/∂source of each source; the first is the input, if `at_input`, the last else the target layer's output.

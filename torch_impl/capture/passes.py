@@ -14,7 +14,7 @@ from parity.contract.methods import Options
 from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
 from torch_impl.capture.layout import FeatureLayout, LayerError, arranged, layout_of, told_by
-from torch_impl.precision import SCORE_SCALE, at_least_fp32
+from torch_impl.precision import SCORE_SCALE, at_least_fp32, sent
 from torch_impl.preserve import Double
 from torch_impl.score import Classifier
 
@@ -85,6 +85,7 @@ class Capture(ABC):
     Attributes:
         others: the model's further inputs, a row for each photograph of the pass.
         double: of the model, where it is one: it knows whether its weights are still the same.
+        compiled: the model, for the passes of `input_gradients`; None: they are run as they are written.
         formats: number formats in which the model gave feature maps and logits: its own autocast shows here.
     """
 
@@ -100,6 +101,7 @@ class Capture(ABC):
         self.others: tuple[Tensor, ...] = ()
         self.formats: set[str] = set()
         self.double: Double | None = None
+        self.compiled: Callable[[Images], Logits] | None = None
         self._told = self._told_at_layer = ""
         self._all_told: set[str] = set()
         self._last_told: object = None
@@ -155,12 +157,13 @@ class Capture(ABC):
         except RuntimeError as error:
             if "require grad" not in str(error) and "require gradient" not in str(error):
                 raise
-            logits = self.model(inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_())
+            logits = self.model(inputs.detach().requires_grad_())
         return logits.detach()
 
     def attend(self, rows: list[int] | None = None) -> None:
         """Give the model its further inputs: those of the pass, or of these rows of it."""
-        self.model.others = self.others if rows is None else tuple(values[rows] for values in self.others)
+        of_rows = (values[sent(torch.tensor(rows), values.device)] for values in self.others)
+        self.model.others = self.others if rows is None else tuple(of_rows)
 
     def feature_maps(self, output: Tensor, inputs: Images) -> FeatureMaps:
         """What the target layer gave, or its gradient, as (N, K, h, w).

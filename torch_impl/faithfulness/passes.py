@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from torch_impl.arrays import Image, Images
+from torch_impl.batching import Pieces
 from torch_impl.capture.passes import Capture
 from torch_impl.faithfulness.removals import Removals
+from torch_impl.precision import sent
 from torch_impl.question import probabilities_of
 
 NOISE = 0.01
@@ -82,32 +84,29 @@ def confidences(
     kinds = removals.kinds
     pictures = [(row, "", 0) for row in range(len(inputs))]
     pictures += [(row, name, place) for row in range(len(inputs)) for name in maps for place in range(len(kinds))]
-    answers: dict[tuple[int, str, int], float] = {}
-    ranks: dict[tuple[int, str], Tensor] = {}
+    asked = sent(torch.tensor([target[row] for row, _, _ in pictures]), inputs.device)
+    here, answers, ranks = inputs.cpu(), Pieces(len(pictures)), dict[tuple[int, str], Tensor]()
 
     def picture(row: int, name: str, place: int) -> Tensor:
         if not name:
-            return inputs[row]
+            return here[row]
         if (row, name) not in ranks:  # of the map at hand alone
             ranks.clear()
             ranks[row, name] = ranks_of(maps[name][row], removals.seed + row)
         kind, share = kinds[place]
-        image = inputs[row].cpu()
-        return removed(image, maps[name][row], ranks[row, name], kind, share, removals.seed + row).to(inputs)
+        return removed(here[row], maps[name][row], ranks[row, name], kind, share, removals.seed + row).to(here.dtype)
 
-    def one_pass(piece: list[tuple[int, str, int]]) -> None:
-        logits = capture.logits_alone(torch.stack([picture(*item) for item in piece]))
+    def one_pass(numbers: list[int]) -> None:
+        piece = slice(numbers[0], numbers[-1] + 1)
+        shown = torch.stack([picture(*item) for item in pictures[piece]])
+        logits = capture.logits_alone(sent(shown, inputs.device))
         probabilities = probabilities_of(logits, single=bool(capture.model.single), outputs=outputs)
-        for i, item in enumerate(piece):
-            answers[item] = float(probabilities[i, target[item[0]]])
+        answers.put(numbers, probabilities.gather(1, asked[piece, None])[:, 0])
 
     capture.progress = progress
-    capture.in_batches(pictures, len(pictures), one_pass, like=inputs, gradients=False)
-    before = np.array([answers[row, "", 0] for row in range(len(inputs))])
-    found = {
-        name: np.array([[answers[row, name, place] for place in range(len(kinds))] for row in range(len(inputs))])
-        for name in maps
-    }
+    capture.in_batches(range(len(pictures)), len(pictures), one_pass, like=inputs, gradients=False)
+    before, after = np.split(answers.whole.cpu().numpy(), [len(inputs)])
+    by_map = after.reshape(len(inputs), len(maps), len(kinds)).swapaxes(0, 1)
     road, end = 1 + len(removals.shares), 1 + 2 * len(removals.shares)
     return {
         name: {
@@ -117,5 +116,5 @@ def confidences(
             "least": values[:, road:end],
             "deleted": values[:, end:],
         }
-        for name, values in found.items()
+        for name, values in zip(maps, by_map, strict=True)
     }

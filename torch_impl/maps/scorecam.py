@@ -13,7 +13,7 @@ from torch_impl.capture.passes import Pass
 from torch_impl.maps.gradcam import class_activation_map
 from torch_impl.maps.postprocess import normalize, upsample
 from torch_impl.maps.registry import drawn
-from torch_impl.precision import at_least_fp32
+from torch_impl.precision import at_least_fp32, sent
 from torch_impl.preserve import ModelError
 
 Channels = Int[Tensor, "N m"]
@@ -97,7 +97,7 @@ def _probabilities(p: Pass, chosen: FeatureMaps) -> Float[Tensor, "N m"]:
     stands_in = torch.where(constant, first, torch.arange(chosen.shape[1], device=device))
     masks = [(row, place) for row, places in enumerate(stands_in.tolist()) for place in dict.fromkeys(places)]
     rows = [row for row, _ in masks]
-    row, place = torch.tensor(masks, device=device).T
+    row, place = sent(torch.tensor(masks), device).T
     maps, target, seen = shown[row, place], p.target[row], Pieces(len(masks))
 
     def look(numbers: list[int]) -> None:

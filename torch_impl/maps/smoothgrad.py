@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch_impl.arrays import Image, Images, Maps
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.registry import drawn
 from torch_impl.maps.vanilla import channel_maximum
-from torch_impl.precision import at_least_fp32
+from torch_impl.precision import at_least_fp32, sent
 
 Unit = np.ndarray | Tensor
 """Standard normal noise of one copy, float64: an array (H, W, C) as it was drawn, or a tensor (C, H, W) on the device."""
@@ -38,23 +37,26 @@ def smoothgrad(p: Pass) -> Maps:
     sigma = standard_deviations(p.inputs, p.options.noise_level)
     p.keep(noise=lambda: torch.stack([torch.stack(list(noise_of(image, p.options))) for image in p.inputs]))
     total = torch.zeros(p.inputs.shape, dtype=at_least_fp32(p.inputs.dtype), device=p.inputs.device)
+    n = p.options.n_samples
+    last = p.inputs.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    row_of = torch.arange(len(p.inputs), device=p.inputs.device).repeat_interleave(n)
 
     def add(copies: list[tuple[int, Unit]]) -> None:
-        runs = [(row, [unit for _, unit in run]) for row, run in groupby(copies, key=itemgetter(0))]
-        noisy = torch.cat([p.inputs[row] + scaled(units, sigma[row], p.inputs) for row, units in runs])
-        last = p.inputs.is_contiguous(memory_format=torch.channels_last)
-        noisy = noisy.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        target = torch.cat([p.target[row].expand(len(units)) for row, units in runs])
-        p.capture.attend([row for row, _ in copies])
-        gradients = p.capture.input_gradients(noisy, target).abs()
+        numbers, units = zip(*copies, strict=True)
+        rows, of = [number // n for number in numbers], row_of[numbers[0] : numbers[-1] + 1]
+        noisy = (p.inputs[of] + scaled(units, sigma[of], p.inputs)).contiguous(memory_format=layout)
+        p.capture.attend(rows)
+        gradients = p.capture.input_gradients(noisy, p.target[of]).abs()
         # Each photograph's own sum, in order: on CUDA an indexed addition would add in another order each time.
-        sums = [part.sum(dim=0) for part in torch.split(gradients, [len(units) for _, units in runs])]
-        for (row, _), part in zip(runs, sums, strict=True):  # after everything that may run out of memory
+        runs = Counter(rows)
+        sums = [part.sum(dim=0) for part in torch.split(gradients, [*runs.values()])]
+        for row, part in zip(runs, sums, strict=True):  # after everything that may run out of memory
             total[row] += part
 
-    copies = ((row, unit) for row, image in enumerate(p.inputs) for unit in units_of(image, p.options))
-    p.capture.in_batches(copies, len(p.inputs) * p.options.n_samples, add, like=p.inputs)
-    return channel_maximum(total.div_(p.options.n_samples))
+    units = (unit for image in p.inputs for unit in units_of(image, p.options))
+    p.capture.in_batches(enumerate(units), len(row_of), add, like=p.inputs)
+    return channel_maximum(total.div_(n))
 
 
 def standard_deviations(inputs: Images, noise_level: float) -> Tensor:
@@ -67,14 +69,14 @@ def noise_of(image: Image, options: Options) -> Iterator[Image]:
     """What is added to one image, sample by sample: unit noise times σ in float64, then cast to the image's type."""
     sigma = standard_deviations(image[None], options.noise_level)[0]
     for unit in units_of(image, options):
-        yield scaled([unit], sigma, image)[0]
+        yield scaled([unit], sigma[None], image)[0]
 
 
 def scaled(units: Sequence[Unit], sigma: Tensor, like: Tensor) -> Images:
-    """σ times unit noise (n, C, H, W), of the type and on the device of `like`."""
+    """σ of each copy (n,) times its unit noise: (n, C, H, W), of the type and on the device of `like`."""
     there = [unit for unit in units if isinstance(unit, Tensor)]
-    wide = torch.stack(there) if there else torch.from_numpy(np.stack(units)).permute(0, 3, 1, 2).to(like.device)
-    return (wide * sigma.double()).to(like.dtype)
+    wide = torch.stack(there) if there else sent(torch.from_numpy(np.stack(units)), like.device).permute(0, 3, 1, 2)
+    return (wide * sigma.double()[:, None, None, None]).to(like.dtype)
 
 
 def units_of(image: Image, options: Options) -> Iterator[Unit]:
@@ -89,5 +91,5 @@ def units_of(image: Image, options: Options) -> Iterator[Unit]:
 
 @lru_cache(maxsize=2)
 def _kept_on_device(seed: int, n_samples: int, shape: tuple[int, int, int], device: torch.device) -> Tensor:
-    units = torch.tensor(np.stack(list(unit_noise(seed, n_samples, shape))))
-    return units.pin_memory().to(device, non_blocking=True).permute(0, 3, 1, 2)
+    units = torch.from_numpy(np.stack(list(unit_noise(seed, n_samples, shape))))
+    return sent(units, device).permute(0, 3, 1, 2)
