@@ -461,7 +461,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name, problem in {
         "missing.jpg": "no such file",
         "folder.jpg": "a folder, not a photograph",
-        "hollow.jpg": "a folder without photographs (.jpg, .png, .webp, .tif and so on), sub-folders included",
+        "hollow.jpg": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
         "dangling.jpg": "a link to a file that is not there",
         "loop.jpg": "cannot be read: Too many levels of symbolic links",
         "huge.jpg": "512 MiB, more than the 512 MiB that are read: export it smaller",
@@ -609,7 +609,7 @@ def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "scandir", refuse)
     paths = [tmp_path / name for name in ("empty", "locked", "folder", "missing.jpg")]
     problems = {
-        "empty": "a folder without photographs (.jpg, .png, .webp, .tif and so on), sub-folders included",
+        "empty": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
         "locked": "may not be read: permission denied",
         "missing.jpg": "no such file",
     }
