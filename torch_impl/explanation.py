@@ -72,7 +72,7 @@ class Explanation:
     logits: np.ndarray = field(repr=False)
     manifest: Mapping[str, Any]
     origin: Origin | None = field(default=None, repr=False, compare=False)
-    reread: Callable[[int], Photograph] | None = field(default=None, repr=False, compare=False)
+    reread: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the network: what is pickled or copied is the maps."""
@@ -112,6 +112,11 @@ class Explanation:
         """Which layer each map is drawn on, where several were asked for; else none."""
         return [p["layer"] for p in self.manifest["photographs"] if "layer" in p]
 
+    @property
+    def _photographs(self) -> int:
+        """How many there are, each counted once, however many layers it was drawn on."""
+        return len(self.pixels) // max(1, len(set(self.layers)))
+
     def photograph(self, i: int) -> np.ndarray:
         """The photograph of map `i` as a viewer shows it, at its own size: uint8 (H, W, 3).
 
@@ -121,7 +126,7 @@ class Explanation:
         from torch_impl import images
 
         if self.reread is not None:
-            return self.reread(i).pixels
+            return self.reread(i)
         if self.origin is not None:
             return self.origin.photographs[i].again().pixels
         row = self.manifest["photographs"][i]
@@ -235,7 +240,7 @@ class Explanation:
         from torch_impl import figure
 
         layers = list(dict.fromkeys(self.layers)) if METHODS[name].overlay else []
-        count = len(pixels) if layers or not self.layers else len(pixels) // len(set(self.layers))
+        count = len(pixels) if layers else self._photographs
         return figure.method_figure(
             name,
             pixels[:count],
@@ -250,7 +255,7 @@ class Explanation:
     def _overview(self, pixels: Pictures, maps: Mapping[str, Pictures], style: Style) -> list[Figure]:
         from torch_impl import figure
 
-        count = len(pixels) // max(1, len(set(self.layers)))
+        count = self._photographs
         order = [row for i in range(count) for row in range(i, len(pixels), count)]  # a photograph's layers together
         return figure.overview_figures(
             [pixels[i] for i in order],
@@ -299,9 +304,7 @@ class Explanation:
         figures = {f"{name}.png": self._figure(name, *shown, style) for name in self.maps}
         for page, drawn in enumerate(self._overview(*shown, style), start=1):
             figures["overview.png" if page == 1 else f"overview-{page}.png"] = drawn
-        overlays = (
-            {self._file(i, name): (i, name) for i in range(len(self.pixels)) for name in self.maps} if each else {}
-        )
+        overlays = self._files() if each else {}
         names = [*figures, *overlays, "maps.npz", output.MANIFEST]
         software = f"attention-maps {__version__}"
 
@@ -321,12 +324,18 @@ class Explanation:
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
 
-    def _file(self, i: int, method: str) -> str:
-        """The name of a map's own file: its number, the photograph's name, the layer where there are several, the method."""
-        number = f"{i + 1:0{len(str(len(self.pixels)))}}"
-        stem = Path(self.manifest["photographs"][i]["name"]).stem[:60]
-        parts = [number, stem, *self.layers[i : i + 1], method]
-        return re.sub(r"[^\w.@+-]", "_", "-".join(parts)) + ".png"
+    def _files(self) -> dict[str, tuple[int, str]]:
+        """The name of each map's own file: the photograph's number and name, the layer where there are several, the method."""
+        files = {}
+        count = self._photographs
+        for i, row in enumerate(self.manifest["photographs"]):
+            number, stem = f"{i % count + 1:0{len(str(count))}}", Path(row["name"]).stem[:60]
+            for method in self.maps:
+                on_layer = METHODS[method].overlay
+                if on_layer or i < count:
+                    parts = [number, stem, *(self.layers[i : i + 1] if on_layer else ()), method]
+                    files[re.sub(r"[^\w.@+-]", "_", "-".join(parts)) + ".png"] = (i, method)
+        return files
 
     def faithfulness(
         self,

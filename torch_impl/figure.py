@@ -107,7 +107,7 @@ def method_figure(
     count = len(pixels) // len(layers)
     columns = min(count, COLUMNS)
     rows = math.ceil(count / columns)
-    size = (max(3.4, 2.6 * columns), 2.95 * rows * len(layers) + 0.8)
+    size = (max(3.4, 2.6 * columns), (2.6 * _tallest(pixels) + 0.35) * rows * len(layers) + 0.8)
     figure = Figure(figsize=size, dpi=_DPI, layout=_layout())
     axes = figure.subplots(rows * len(layers), columns, squeeze=False)
     for axis in axes.flat:
@@ -150,7 +150,8 @@ def overview_figures(
     pages = []
     for start in range(0, len(pixels), ROWS_PER_PAGE):
         shown = range(start, min(start + ROWS_PER_PAGE, len(pixels)))
-        size = (2.15 * (1 + len(maps)), 2.4 * len(shown) + 0.75)
+        tallest = _tallest([pixels[i] for i in shown])
+        size = (2.15 * (1 + len(maps)), (2.15 * tallest + 0.25) * len(shown) + 0.75)
         figure = Figure(figsize=(max(size[0], 4.3), size[1]), dpi=_DPI, layout=_layout())
         axes = figure.subplots(len(shown), 1 + len(maps), squeeze=False)
         for row, i in enumerate(shown):
@@ -170,6 +171,11 @@ def overview_figures(
         _finish(figure, footer, style)
         pages.append(figure)
     return pages
+
+
+def _tallest(pixels: Sequence[np.ndarray]) -> float:
+    """Height over width of the tallest picture, within what a page takes."""
+    return float(np.clip(max(picture.shape[0] / picture.shape[1] for picture in pixels), 0.4, 2.0))
 
 
 def _layout() -> ConstrainedLayoutEngine:
