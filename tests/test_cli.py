@@ -109,6 +109,13 @@ def test_convert_there_and_back(folder, weights, tiny, capsys):
     failed(capsys, "convert", weights, "t.pth", words=["t.pth"])
 
 
+def test_without_a_command_it_says_what_there_is(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0], err) == ("usage: attention-maps [-h] [--version] COMMAND ...", "")
+    assert "faithfulness" in out
+
+
 def test_summary_and_version(weights, capsys):
     assert main(["summary"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "Total parameters: 138,357,544"
@@ -133,6 +140,10 @@ def test_summary_and_version(weights, capsys):
         (["--methods", "gradcan"], ["did you mean gradcam?"]),
         (["--methods", "smoothgrad@captum", "--precision", "bf16"], ["smoothgrad@captum", "bf16", "fp32"]),
         (["--colormap", "jett"], ["'jett'", "cividis"]),
+        (["--alpha", "1.5"], ["--alpha", "0 to 1"]),
+        (["--at", "home"], ["--at", "photograph"]),
+        (["--target-layer", "features.99"], ["no layer 'features.99'"]),
+        (["--classes", "folder"], ["--classes folder: class "]),
         (["--samples", "0"], ["--samples"]),
         (["--noise", "nan"], ["--noise"]),
         (["--seed", "-1"], ["--seed"]),
@@ -160,7 +171,6 @@ def test_wrong_options(folder, weights, capsys, arguments, words):
         (["summary", "--weights", "absent.h5"], ["absent.h5"]),
         (["convert", "a.png", "b.pth"], ["a.png"]),
         (["paint"], ["paint", "--help"]),
-        ([], ["--help"]),
     ],
 )
 def test_wrong_commands(folder, capsys, arguments, words):
