@@ -90,6 +90,28 @@ def test_folders_classes_and_every_map(folder, weights, capsys):
     assert "quoted'\\n.png" in capsys.readouterr().out, "a line break in a name is shown, not obeyed"
 
 
+def test_at_the_photographs_own_size_class_by_folder_and_two_layers(folder, weights, capsys):
+    for name in ("7/a.png", "cat/b.png"):
+        Path(name).parent.mkdir()
+        Image.fromarray(np.full((30, 90, 3), 99, np.uint8)).save(name)
+    Path("labels.txt").write_text("0\n1\ncat\n" + "x\n" * 7)
+    options = ["--classes", "folder", "--labels", "labels.txt", "--target-layer", "block4_conv3,features.29"]
+    figures = ["--at", "photograph", "--each", "--colorbar", "--alpha", "0", "--methods", "gradcam,vanilla"]
+    assert main(["explain", "7", "cat", "--weights", weights, *options, *figures, "--out", "out"]) == 0
+    rows = manifest()["photographs"]
+    assert [(row["class"], row["layer"]) for row in rows] == [
+        (7, "features.22"), (2, "features.22"), (7, "features.29"), (2, "features.29")
+    ]  # fmt: skip
+    each = [name for name in manifest()["files"] if name[0] in "12"]
+    assert sorted(each) == [
+        *("1-a-features.22-gradcam.png", "1-a-features.29-gradcam.png", "1-a-vanilla.png"),
+        *("2-b-features.22-gradcam.png", "2-b-features.29-gradcam.png", "2-b-vanilla.png"),
+    ]
+    for name in each:
+        assert (np.asarray(Image.open(Path("out", name))) == np.full((30, 90, 3), 99)).all()
+    assert "layer     features.22, features.29\n" in capsys.readouterr().out
+
+
 def test_bad_photographs_are_all_named(folder, weights, capsys):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
     names = ["broken.jpg", "a.png", "absent.jpg"]
