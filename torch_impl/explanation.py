@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from parity.contract.methods import Options
+    from torch_impl import images
     from torch_impl.explainer import Explainer
     from torch_impl.faithfulness.measure import Report
     from torch_impl.faithfulness.result import Faithfulness
     from torch_impl.figure import Style
-    from torch_impl.images import Photograph
 
 Pictures: TypeAlias = Any
 """N arrays in a list, or one (N, …) where they are of one size."""
@@ -48,7 +48,7 @@ class Origin:
     """
 
     explainer: Explainer
-    photographs: Sequence[Photograph]
+    photographs: Sequence[images.Photograph]
     classes: Sequence[int]
     options: Options
 
@@ -331,10 +331,8 @@ class Explanation:
         for i, row in enumerate(self.manifest["photographs"]):
             number, stem = f"{i % count + 1:0{len(str(count))}}", Path(row["name"]).stem[:60]
             for method in self.maps:
-                on_layer = METHODS[method].overlay
-                if on_layer or i < count:
-                    parts = [number, stem, *(self.layers[i : i + 1] if on_layer else ()), method]
-                    files[re.sub(r"[^\w.@+-]", "_", "-".join(parts)) + ".png"] = (i, method)
+                layer = self.layers[i : i + 1] if METHODS[method].overlay else ()
+                files[re.sub(r"[^\w.@+-]", "_", "-".join([number, stem, *layer, method])) + ".png"] = (i, method)
         return files
 
     def faithfulness(
