@@ -131,6 +131,7 @@ def _precisions(text: str) -> list[str]:
 def _compared(options: argparse.Namespace) -> int:
     out = Path(options.out)
     _check_output(out)
+    _check_candidate(options)
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
         if options.reference:
@@ -150,6 +151,18 @@ def _compared(options: argparse.Namespace) -> int:
         for written in sorted(out.glob("report.*")):
             print(f"wrote {written}")
     return HOLDS if report.holds else DIFFERS
+
+
+def _check_candidate(options: argparse.Namespace) -> None:
+    """Find the candidate before the reference takes minutes; a given reference takes none."""
+    from parity.child import found, in_child
+
+    if not options.candidate or options.reference:
+        return
+    if Path(options.candidate).is_file():
+        Artifact.read(options.candidate)
+    else:
+        in_child(partial(found, options.candidate), quiet=options.quiet)
 
 
 def _judged(options: argparse.Namespace, reference: Artifact, path: Path, rows: list[PixelsRow]) -> ParityReport:

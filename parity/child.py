@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from parity import candidate as candidates
 from parity import context, port
@@ -18,6 +18,8 @@ from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
 from parity.contract.command import FAILED, TRACEBACK
 from parity.contract.text import one_line
+
+Result = TypeVar("Result")
 
 Drawn = dict[str, list[Any]]
 """`ladder`, `context`, `conditioning` → rows of the report, which the port draws."""
@@ -65,11 +67,16 @@ def answer(
     return given, drawn
 
 
-def in_child(task: Callable[[], tuple[Artifact, Drawn]], *, quiet: bool = False) -> tuple[Artifact, Drawn]:
+def found(candidate: str) -> None:
+    """See whether a candidate is there, in this process; errors as `candidate.load`."""
+    candidates.load(candidate)
+
+
+def in_child(task: Callable[[], Result], *, quiet: bool = False) -> Result:
     """Do a task in a process of its own.
 
     Args:
-        task: `answer` with its arguments, by `functools.partial`.
+        task: `answer` or `found` with its arguments, by `functools.partial`.
         quiet: hide what the candidate prints; otherwise it goes to stderr.
 
     Raises:
@@ -97,7 +104,7 @@ def in_child(task: Callable[[], tuple[Artifact, Drawn]], *, quiet: bool = False)
     return outcome  # type: ignore[no-any-return]
 
 
-def _main(pipe: Connection, task: Callable[[], tuple[Artifact, Drawn]], quiet: bool) -> None:
+def _main(pipe: Connection, task: Callable[[], Any], quiet: bool) -> None:
     """In the new process: send the answer, or the line that says why there is none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's, which ends this one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # so that temporary files go

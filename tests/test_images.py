@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torchvision import transforms
 
-from torch_impl import decoding, images
+from torch_impl import decoding, framing, images
 from torch_impl.images import ImageError, ImagesError, Photograph
 from torch_impl.preprocess import preprocess
 
@@ -496,7 +496,7 @@ def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     for data in (*FILES.values(), *(data for data, _ in TRANSPARENT.values())):
         path.write_bytes(data)
-        for resize in (*images.RESIZES, images.AS_IT_IS):
+        for resize in (*framing.RESIZES, framing.AS_IT_IS):
             file = images.load(path, size=16, resize=resize)
             photograph = images.load_bytes(data, name="a.jpg", path=str(path), size=16, resize=resize)
             np.testing.assert_array_equal(photograph.pixels, file.pixels)
