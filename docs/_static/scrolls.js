@@ -1,5 +1,7 @@
 // Tables and pictures that are wider than the screen say so, and can be scrolled by the keyboard.
 addEventListener("load", () => {
+  for (const picture of document.querySelectorAll(".content p > img"))
+    picture.classList.toggle("wide", picture.naturalWidth > 800); // pixels: figures with words in them
   const boxes = document.querySelectorAll(".table-wrapper, p:has(> img.wide)");
   const look = new ResizeObserver(entries => {
     for (const { target } of entries) {
