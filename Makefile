@@ -75,5 +75,5 @@ $(VENV)/.keras: $(VENV)/.base
 
 $(VENV)/.test: $(VENV)/.keras
 	@echo 'Installing the test tools (once) ...'
-	$(INSTALL) -e '.[keras,ray,docs,bench,test]'
+	$(INSTALL) -e '.[keras,ray,docs,bench,notebook,test]'
 	@touch $@

@@ -135,7 +135,7 @@ def cost(options: argparse.Namespace) -> Outcome:
     commands = {name: report.spread([seconds[name] for seconds in starts]) for name in starts[0]}
     text = (
         f"{report.cost_table(lines, about(device))}\n\nSeconds from the command to one photograph's Grad-CAM on the disk: "
-        f"{commands['shared']} by the shared engine, {commands['library']} by the libraries; --help: {commands['help']}."
+        f"{commands['shared']} by the shared engine, {commands['library']} by the libraries; `--help`: {commands['help']}."
     )
     return Outcome(text, {"rows": rows, "lines": lines, "starts": starts})
 

@@ -45,6 +45,7 @@ html_theme = "furo"
 html_title = f"attention-maps {release}"
 html_static_path = ["_static"]
 html_css_files = ["attention-maps.css"]
+html_js_files = ["scrolls.js"]
 html_math_renderer = "mathml"
 html_show_sphinx = False
 html_copy_source = False

@@ -15,7 +15,7 @@ from PIL import Image
 
 from parity.contract.samples import SAMPLES
 from torch_impl import Explainer
-from torch_impl.figure import overview_figures
+from torch_impl.figure import Style, overview_figures
 
 FOLDER = Path(__file__).parent / "gallery"
 
@@ -51,7 +51,7 @@ def main() -> int:
         print(f"{path.name}: {found['label']} {found['probability']:.3f}; top: {found['top5'][0]['label']}")
         for colormap in COLORMAPS:
             (drawn,) = overview_figures(
-                maps.pixels, maps.maps, maps.captions, colormap=colormap,
+                maps.pixels, maps.maps, maps.captions, style=Style(colormap),
                 footer=f"weights: {maps.manifest['weights']['source']} · colour map: {colormap} · "
                 f"photograph: {CREDITS[path.name]}",
             )  # fmt: skip

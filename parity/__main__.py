@@ -144,6 +144,7 @@ def _compared(options: argparse.Namespace) -> int:
     out = Path(options.out)
     _check_output(out)
     module = _module(options)
+    _check_candidate(options)
     with tempfile.TemporaryDirectory(prefix="parity-") as name:
         folder = Path(name)
         if options.reference:
@@ -176,6 +177,18 @@ def _module(options: argparse.Namespace) -> Module | None:
     if not options.reference:
         raise ValueError("--torch: give --reference, made by python -m keras_ref --model … --floor")
     return module_commands.module_of(options)
+
+
+def _check_candidate(options: argparse.Namespace) -> None:
+    """Find the candidate before the reference takes minutes; a given reference takes none."""
+    from parity.child import found, in_child
+
+    if not options.candidate or options.reference:
+        return
+    if Path(options.candidate).is_file():
+        Artifact.read(options.candidate)
+    else:
+        in_child(partial(found, options.candidate), quiet=options.quiet)
 
 
 def _judged(

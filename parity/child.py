@@ -96,11 +96,16 @@ def transferred(reference: Path, weights: str, model: str, out: str) -> tuple[bo
     return True, [line for line in lines if line]
 
 
+def found(candidate: str) -> None:
+    """See whether a candidate is there, in this process; errors as `candidate.load`."""
+    candidates.load(candidate)
+
+
 def in_child(task: Callable[[], Result], *, quiet: bool = False) -> Result:
     """Do a task in a process of its own.
 
     Args:
-        task: `answer`, say, with its arguments, by `functools.partial`.
+        task: `answer` or `found`, say, with its arguments, by `functools.partial`.
         quiet: hide what the candidate prints; otherwise it goes to stderr.
 
     Raises:

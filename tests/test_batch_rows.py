@@ -144,6 +144,7 @@ def test_read_maps(finished):
     nothing = read_maps(finished, where="index > 100")
     assert (len(nothing), nothing["gradcam"].shape) == (0, (0, 4, 4))
     assert not read_maps(finished, []).maps
+    assert list(read_maps(finished, "vanilla, gradcam++").maps) == ["vanilla", "gradcam_plus_plus"]
     with pytest.raises(KeyError, match="was not read"):
         some["gradcam"]
 
@@ -308,6 +309,12 @@ def test_show_says_where_a_photograph_has_changed(weights, tmp_path, monkeypatch
         "attention-maps: 'p/1.jpg': has changed since; drawn without it",
         "attention-maps: 'p/2.jpg': No such file or directory; drawn without it",
     ]
+    each = ["--at", "photograph", "--each", "--alpha", "0"]
+    assert main(["show", "out", "--out", "figures", "--methods", "gradcam", *each]) == 3
+    for number, expected in enumerate([Path("p/0.jpg"), None, None, Path("p/3.jpg")], start=1):
+        with Image.open(f"figures/{number}-{number - 1}-gradcam.png") as file:
+            picture = np.full((64, 64, 3), 128) if expected is None else np.asarray(Image.open(expected))
+            np.testing.assert_array_equal(np.asarray(file), picture)
     with np.load("figures/maps.npz") as saved:
         assert [bool((pixels == 128).all()) for pixels in saved["pixels"]] == [False, True, True, False]
 

@@ -151,6 +151,16 @@ def test_classes_from_a_table_and_a_class_that_does_not_exist(weights, here):
     assert (top["asked"], top["class"]) == (None, top["top5"][0]["class"])
 
 
+def test_classes_from_folders_by_number_label_or_wordnet_id(weights, here):
+    Path("labels.txt").write_text("n01440764 tench\ncat\n" + "x\n" * 8)
+    for name in ("1", "cat", "n01440764", "n99999999"):
+        make_photographs(Path("sorted", name), 1)
+    assert batch(weights, "sorted", "--out", "out", "--classes", "folder", "--labels", "labels.txt") == 3
+    rows = table(Path("out")).to_pylist()
+    assert [(row["asked"], row["class"]) for row in rows[:3]] == [("1", 1), ("cat", 1), ("n01440764", 0)]
+    assert "'n99999999' is a WordNet id, and none of the labels begins with it" in rows[3]["error"]
+
+
 def test_the_same_photographs_in_any_container_give_the_same_maps(weights, here):
     names = [f"photographs/{i}.jpg" for i in range(4)]
     Path("list.csv").write_text("path\n" + "".join(f"{name}\n" for name in names))

@@ -90,6 +90,28 @@ def test_folders_classes_and_every_map(folder, weights, capsys):
     assert "quoted'\\n.png" in capsys.readouterr().out, "a line break in a name is shown, not obeyed"
 
 
+def test_at_the_photographs_own_size_class_by_folder_and_two_layers(folder, weights, capsys):
+    for name in ("7/a.png", "cat/b.png"):
+        Path(name).parent.mkdir()
+        Image.fromarray(np.full((30, 90, 3), 99, np.uint8)).save(name)
+    Path("labels.txt").write_text("0\n1\ncat\n" + "x\n" * 7)
+    options = ["--classes", "folder", "--labels", "labels.txt", "--target-layer", "block4_conv3,features.29"]
+    figures = ["--at", "photograph", "--each", "--colorbar", "--alpha", "0", "--methods", "gradcam,vanilla"]
+    assert main(["explain", "7", "cat", "--weights", weights, *options, *figures, "--out", "out"]) == 0
+    rows = manifest()["photographs"]
+    assert [(row["class"], row["layer"]) for row in rows] == [
+        (7, "features.22"), (2, "features.22"), (7, "features.29"), (2, "features.29")
+    ]  # fmt: skip
+    each = [name for name in manifest()["files"] if name[0] in "12"]
+    assert sorted(each) == [
+        *("1-a-features.22-gradcam.png", "1-a-features.29-gradcam.png", "1-a-vanilla.png"),
+        *("2-b-features.22-gradcam.png", "2-b-features.29-gradcam.png", "2-b-vanilla.png"),
+    ]
+    for name in each:
+        assert (np.asarray(Image.open(Path("out", name))) == np.full((30, 90, 3), 99)).all()
+    assert "layer     features.22, features.29\n" in capsys.readouterr().out
+
+
 def test_bad_photographs_are_all_named(folder, weights, capsys):
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
     names = ["broken.jpg", "a.png", "absent.jpg"]
@@ -107,6 +129,13 @@ def test_convert_there_and_back(folder, weights, tiny, capsys):
     assert main(["convert", "t.pth", "s.safetensors"]) == 0
     assert capsys.readouterr().out.count(tiny.fingerprint) == 2
     failed(capsys, "convert", weights, "t.pth", words=["t.pth"])
+
+
+def test_without_a_command_it_says_what_there_is(capsys):
+    assert main([]) == 0
+    out, err = capsys.readouterr()
+    assert (out.splitlines()[0], err) == ("usage: attention-maps [-h] [--version] COMMAND ...", "")
+    assert "faithfulness" in out
 
 
 def test_summary_and_version(weights, capsys):
@@ -133,6 +162,10 @@ def test_summary_and_version(weights, capsys):
         (["--methods", "gradcan"], ["did you mean gradcam?"]),
         (["--methods", "smoothgrad@captum", "--precision", "bf16"], ["smoothgrad@captum", "bf16", "fp32"]),
         (["--colormap", "jett"], ["'jett'", "cividis"]),
+        (["--alpha", "1.5"], ["--alpha", "0 to 1"]),
+        (["--at", "home"], ["--at", "photograph"]),
+        (["--target-layer", "features.99"], ["no layer 'features.99'"]),
+        (["--classes", "folder"], ["--classes folder: class "]),
         (["--samples", "0"], ["--samples"]),
         (["--noise", "nan"], ["--noise"]),
         (["--seed", "-1"], ["--seed"]),
@@ -160,7 +193,6 @@ def test_wrong_options(folder, weights, capsys, arguments, words):
         (["summary", "--weights", "absent.h5"], ["absent.h5"]),
         (["convert", "a.png", "b.pth"], ["a.png"]),
         (["paint"], ["paint", "--help"]),
-        ([], ["--help"]),
     ],
 )
 def test_wrong_commands(folder, capsys, arguments, words):

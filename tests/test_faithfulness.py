@@ -359,12 +359,26 @@ def test_the_command(weights, tmp_path, monkeypatch, capsys, pictures):
     assert "wrote     out/faithfulness.json" in out
     assert main(["faithfulness", "a.png", *few, "--quiet", "--out", "out"]) == 0  # ours, so it is replaced
     assert capsys.readouterr() == ("", "")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    assert (
+        main(["faithfulness", "bad.png", "b.png", "none.png", *few, "--skip-bad", "--classes", "1,2,3", "--out", "out"])
+        == 3
+    )
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0].startswith("attention-maps: 1 photograph, ")
+    assert [line.partition(":")[2][:20] for line in err.splitlines()[1:]] == [
+        " left out: 'bad.png'",
+        " left out: 'none.png",
+    ]
+    assert "gradcam" in out
     for wrong, words in (
+        (["--target-layer", "features.22,features.29", "a.png"], "several target layers"),
+        (["bad.png"], "bad.png"),
         (["--shares", "0"], "a number from 1 to 99"),
         (["--random", "-1"], "a number from 0"),
         (["none.png"], "none.png"),
     ):
-        with pytest.raises(SystemExit) if wrong[0].startswith("--") else pytest.MonkeyPatch.context():
+        with pytest.raises(SystemExit) if wrong[0] in ("--shares", "--random") else pytest.MonkeyPatch.context():
             assert main(["faithfulness", *wrong, *few[:4], "--out", "other"]) == 2
         out, err = capsys.readouterr()
         assert (out, len(err.splitlines())) == ("", 1)

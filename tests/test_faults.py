@@ -32,7 +32,7 @@ from parity.contract.recorder import merge
 from parity.contract.samples import SAMPLES
 from parity.contract.vgg import vgg
 from parity.report import ParityReport
-from torch_impl import images
+from torch_impl import framing
 from torch_impl.candidate import candidate as port
 from torch_impl.candidate import photographs
 
@@ -123,18 +123,18 @@ def test_the_port_without_a_fault_holds_on_tiny_maps(quiet: Artifact) -> None:
 # Photographs: the port is given the reference's pixels, so this fault shows where both read the same file.
 
 
-def bilinear(image: Image.Image, size: int, resize: str) -> Image.Image:
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+def bilinear(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
-def bgr(image: Image.Image, size: int, resize: str) -> Image.Image:
-    rgb = np.asarray(image.resize((size, size), Image.Resampling.NEAREST))
+def bgr(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
+    rgb = np.asarray(image.resize(size, Image.Resampling.NEAREST))
     return Image.fromarray(np.ascontiguousarray(rgb[..., ::-1]))
 
 
-def cropped(image: Image.Image, size: int, resize: str) -> Image.Image:
+def cropped(image: Image.Image, size: tuple[int, int], resize: str) -> Image.Image:
     side = min(image.size)
-    return image.crop((0, 0, side, side)).resize((size, size), Image.Resampling.NEAREST)
+    return image.crop((0, 0, side, side)).resize(size, Image.Resampling.NEAREST)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def cropped(image: Image.Image, size: int, resize: str) -> Image.Image:
     [(None, ""), (bilinear, "resized with bilinear"), (bgr, "channel order: BGR"), (cropped, "another resize")],
 )
 def test_another_reading_of_photographs_is_seen(resized: Any, cause: str, golden: Artifact) -> None:
-    with mock.patch.object(images, "_resized", resized or images._resized):
+    with mock.patch.object(framing, "resized", resized or framing.resized):
         readings = photographs([str(sample.path()) for sample in SAMPLES[:2]], (32, 32), "lab")
     read = pixels.rows(readings, "lab", {p.sha256: a for p, a in zip(golden.photographs, golden.pixels, strict=True)})
     assert read == pixels.rows(readings, "lab", {})  # Pillow reads it as Keras did

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from torchvision import transforms
 
-from torch_impl import decoding, images
+from torch_impl import decoding, framing, images
 from torch_impl.images import ImageError, ImagesError, Photograph
 from torch_impl.preprocess import preprocess
 
@@ -461,7 +461,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     for name, problem in {
         "missing.jpg": "no such file",
         "folder.jpg": "a folder, not a photograph",
-        "hollow.jpg": "a folder without photographs (.jpg, .png, .webp, .tif and so on), sub-folders included",
+        "hollow.jpg": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
         "dangling.jpg": "a link to a file that is not there",
         "loop.jpg": "cannot be read: Too many levels of symbolic links",
         "huge.jpg": "512 MiB, more than the 512 MiB that are read: export it smaller",
@@ -496,7 +496,7 @@ def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     for data in (*FILES.values(), *(data for data, _ in TRANSPARENT.values())):
         path.write_bytes(data)
-        for resize in (*images.RESIZES, images.AS_IT_IS):
+        for resize in (*framing.RESIZES, framing.AS_IT_IS):
             file = images.load(path, size=16, resize=resize)
             photograph = images.load_bytes(data, name="a.jpg", path=str(path), size=16, resize=resize)
             np.testing.assert_array_equal(photograph.pixels, file.pixels)
@@ -609,7 +609,7 @@ def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "scandir", refuse)
     paths = [tmp_path / name for name in ("empty", "locked", "folder", "missing.jpg")]
     problems = {
-        "empty": "a folder without photographs (.jpg, .png, .webp, .tif and so on), sub-folders included",
+        "empty": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
         "locked": "may not be read: permission denied",
         "missing.jpg": "no such file",
     }

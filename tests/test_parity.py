@@ -27,7 +27,7 @@ from parity.contract.network import write
 from parity.contract.recorder import Recorder
 from parity.contract.samples import SAMPLES
 from parity.reference import ProcessError
-from torch_impl import images
+from torch_impl import framing
 from torch_impl.candidate import candidate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -206,6 +206,15 @@ def test_what_cannot_be_compared_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("named", ["nowhere_at_all:x", "nowhere.safetensors", "json:x", __file__])
+def test_a_wrong_candidate_is_told_before_the_reference_is_computed(
+    named: str, tmp_path: Path, in_process: None, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(command, "_make_reference", lambda *_: pytest.fail("the reference was computed"))
+    line = refused(capsys, "--weights", "seeded:0", "--candidate", named, "--out", str(tmp_path / "out"))
+    assert "candidate" in line or "artifact" in line
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_without_cuda(tmp_path: Path, in_process: None, capsys: Any) -> None:
     line = refused(capsys, *arguments(tmp_path / "out"), "--device", "cuda", "--precision", "fp32")
@@ -240,7 +249,7 @@ def test_the_folder_is_not_touched_before_everything_is_there(
 def test_another_reading_of_photographs_ends_the_command_with_1(
     tmp_path: Path, in_process: None, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(images, "_resized", lambda image, size, resize: image.resize((size, size), Resampling.BILINEAR))
+    monkeypatch.setattr(framing, "resized", lambda image, size, resize: image.resize(size[::-1], Resampling.BILINEAR))
     photographs = [str(sample.path()) for sample in SAMPLES[:2]]
     more = ["--precision", "fp64", "--methods", "gradcam"]
     assert command.main([*photographs, *arguments(tmp_path / "out", *more)]) == 1

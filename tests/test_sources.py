@@ -514,6 +514,14 @@ def test_a_table_of_classes() -> None:
     assert keys("s.tar") == ["s.tar//x/owl.jpg#24"]
 
 
+def test_classes_by_the_names_of_folders() -> None:
+    for name in ("photos/tabby/1.jpg", "photos/tabby/more/2.jpg", "photos/282/3.jpg"):
+        write(name)
+    tar("s.tar", [("n02124075/owl.jpg", JPEG), ("n02124075/owl.cls", b"24"), ("top.jpg", JPEG)])
+    listed = items("photos", "photos/tabby/1.jpg", "s.tar", classes="folder")
+    assert sorted(item.asked or "" for item in listed) == ["282", "more", "n02124075", "s.tar", "tabby"]
+
+
 def test_classes_that_match_nothing_or_too_much_are_refused() -> None:
     for name in ("a/cat.jpg", "b/cat.jpg", "b/dog.jpg"):
         write(f"d/{name}")
@@ -522,7 +530,7 @@ def test_classes_that_match_nothing_or_too_much_are_refused() -> None:
     assert keys("d", classes="c.csv", limit=2) == ["d/a/cat.jpg", "d/b/cat.jpg"]  # what is left out may be the others'
     assert "'cat.jpg' is more than one photograph" in refused("d", classes=write("c.csv", "path,class\ncat.jpg,3\n"))
     for classes, said in {
-        "281": "classes '281': give top1, or a table of paths and classes",
+        "281": "classes '281': give top1, folder, or a table of paths and classes",
         "gone.csv": "'gone.csv': ",
         write("e.csv", "path,class\n,3\n"): "'e.csv': a row names no photograph",
         write("h.csv", "path,class\n"): "'h.csv': no rows in it",

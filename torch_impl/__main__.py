@@ -22,7 +22,7 @@ from parity.contract.command import (
     options_of,
     run,
 )
-from parity.contract.methods import DEFAULT, LIBRARY
+from parity.contract.methods import DEFAULT, LIBRARY, METHODS
 from parity.contract.network import INPUTS
 from parity.contract.text import printable
 from torch_impl import __version__, options
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from torch_impl.explanation import Explanation
 
 PROGRAM = "attention-maps"
-
-IN_PART = 3
-"""Exit status: some photographs were left out."""
 
 
 class _Version(argparse.Action):
@@ -55,7 +52,8 @@ def parser() -> argparse.ArgumentParser:
         "saliency, SmoothGrad, Grad-CAM, Grad-CAM++, LayerCAM, Score-CAM, Faster-ScoreCAM.",
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the versions and the device, and exit")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.set_defaults(run=lambda arguments: print(top.format_help(), end=""))  # no command
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _explain_parser(commands)
     summary = commands.add_parser(
         "summary", help="print the layer table", description="Print the network's layer table."
@@ -87,8 +85,9 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     add(
         "--classes",
         type=listed,
-        metavar="CLASS[,CLASS…]",
-        help="the class to explain, an index or a label: one for all or one for each photograph; default: the top-1",
+        metavar="CLASS[,CLASS…]|folder",
+        help="the class to explain, an index or a label: one for all or one for each photograph; folder: what the folder that a "
+        "photograph lies in is called, an index, a label or a WordNet id; default: the top-1",
     )
     add(
         "--methods",
@@ -100,8 +99,7 @@ def _explain_parser(commands: argparse._SubParsersAction[Parser]) -> None:
     )
     options.network_options(explain)
     map_options(explain)
-    colors = "matplotlib's; cividis is safe for colour-blind readers (%(default)s)"
-    add("--colormap", default="jet", metavar="NAME", help=colors)
+    options.figure_options(explain)
     add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     add("--overwrite", action="store_true", help="write into a folder that holds other files, too")
     add("--quiet", action="store_true", help="print errors only")
@@ -143,61 +141,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         arguments = parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        return int(arguments.run(arguments) or DONE)
 
     return run(body, PROGRAM, memory="give fewer photographs or a smaller --batch-size")
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from torch_impl import figure, images
+    from torch_impl import figure, framing, images, question
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
     from torch_impl.stock import check_narrow
 
     started = time.perf_counter()
     check_narrow(arguments.methods, arguments.precision)
-    figure.checked_colormap(arguments.colormap)
+    figure.Style(arguments.colormap)
     earlier = check_output(arguments.out, overwrite=arguments.overwrite)
     paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
-    classes = _classes_for(arguments.classes, len(paths))
     progress = Progress(quiet=arguments.quiet)
     try:
+        classes = question.classes_for(arguments.classes, paths)
         explainer = options.explainer_of(arguments)
-        photographs, refused = images.load_all(
-            paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad
-        )
-        if classes is not None and len(classes) > 1:
-            names = {error.path for error in refused}
-            classes = [value for value, path in zip(classes, paths, strict=True) if str(path) not in names]
-        maps = explainer(
-            photographs,
-            classes,
-            arguments.methods,
-            **vars(options_of(arguments)),
-            progress=progress,
-        )
+        if arguments.at == "photograph" and not isinstance(explainer.preprocess, str):
+            raise framing.FramingError(framing.UNKNOWN)
+        photographs, refused = options.photographs_of(arguments, explainer, paths)
+        classes = question.without(classes, paths, refused)
+        with question.said_of_folders(arguments.classes):
+            map_settings = vars(options_of(arguments))
+            maps = explainer(photographs, classes, arguments.methods, **map_settings, progress=progress)
     finally:
         progress.close()
     if earlier and not arguments.quiet:
         print(f"{PROGRAM}: replacing the earlier result in {printable(arguments.out)}", file=sys.stderr)
-    written = maps.save(arguments.out, colormap=arguments.colormap, overwrite=arguments.overwrite)
+    written = maps.save(arguments.out, overwrite=arguments.overwrite, **options.figures_of(arguments))
     if not arguments.quiet:
         _report(maps, written, time.perf_counter() - started)
     for error in refused:
         print(f"{PROGRAM}: left out: {error}", file=sys.stderr)
-    return IN_PART if refused else DONE
-
-
-def _classes_for(classes: list[str] | None, count: int) -> list[str] | None:
-    """The option, if there is one class for all photographs, or one for each."""
-    from parity.contract.classes import ClassError
-
-    if classes is not None and len(classes) not in (1, count):
-        raise ClassError(
-            f"--classes: {len(classes)} classes for {count} photograph{'s' * (count != 1)}: "
-            "give one for all, or one for each"
-        )
-    return classes
+    return options.IN_PART if refused else DONE
 
 
 def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
@@ -207,7 +187,9 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     if weights["fingerprint"]:
         print(f"          fingerprint {weights['fingerprint'][:16]}")
     else:
-        print(f"network   {manifest['model']}, target layer {manifest['target_layer']}")
+        print(f"network   {manifest['model']}")
+    layers = manifest["target_layer"]
+    print(f"layer     {layers if isinstance(layers, str) else ', '.join(layers)}")
     print(f"input     {manifest['input']}" + (f", resize {manifest['resize']}" if manifest["resize"] else ""))
     device = f"{manifest['device']} ({manifest['device_name']})"
     print(f"device    {device}, {manifest['precision']}, engine {manifest['engine']}")
@@ -215,7 +197,7 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     names = [printable(row["name"]) for row in photographs]
     width = min(40, max(map(len, [*names, *manifest["methods"]])))
     for name, row in zip(names, photographs, strict=True):
-        extra = "".join(f" · {note}" for note in row["notes"])
+        extra = "".join(f" · {note}" for note in [*filter(None, [row.get("layer")]), *row["notes"]])
         extra += "".join(f" · {method}: constant, {reason}" for method, reason in row["constant_reasons"].items())
         value = row["logit"] if row["probability"] is None else row["probability"]
         print(
@@ -224,7 +206,8 @@ def _report(maps: Explanation, written: list[Path], seconds: float) -> None:
     spent, count = manifest["seconds"], len(photographs)
     for method in manifest["methods"]:
         if method in spent:
-            print(f"{method:<{width}}  {spent[method] / count:.2f} s a map")
+            drawn = count if METHODS[method].overlay else count // max(1, len(set(maps.layers)))
+            print(f"{method:<{width}}  {spent[method] / drawn:.2f} s a map")
     if "shared" in spent:
         together = ", ".join(method for method in manifest["methods"] if method not in spent) or "logits"
         print(f"{together}: together {spent['shared'] / count:.2f} s a photograph")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parity.contract.methods import DEFAULT, Options, canonical_names
 from parity.contract.network import INPUTS, Network
-from torch_impl import images, maps  # noqa: F401  (maps fills the registry)
+from torch_impl import framing, images, maps, several  # noqa: F401  (maps fills the registry)
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
 from torch_impl.capture import ENGINES, check_compile
@@ -63,11 +63,11 @@ class Explainer:
             A network with one output has the classes 1 (score: the output) and 0 (score: its negative). It stays as it
             is: what runs is a double of its modules over the same weights, in eval mode.
         target_layer: of the CAMs: a module, or its name; None: the last layer with feature maps of more than one place
-            that computes something, found with the first photograph.
+            that computes something, found with the first photograph. Of a list of several layers each gets maps of its own.
         preprocess: `caffe`, `torchvision`, or a function from a Pillow image (RGB) to one input (C, H, W).
-        size: height and width of the input, pixels; not used with a function.
+        size: of the input, pixels: the side of a square, or (height, width); not used with a function.
         resize: `lab` (nearest neighbour, aspect ratio ignored: Keras's `load_img`) or `torchvision` (bilinear, then
-            centre crop); by default the one that belongs to `preprocess`.
+            centre crop); None: the one that belongs to `preprocess`, `torchvision` to torchvision's and `lab` to Keras's.
         device: None: where the model is. Otherwise a copy of the model is moved there, if it is elsewhere.
         precision: None: as the model is. Otherwise one of `fp64, fp32, tf32, fp16, bf16`, on a copy if it differs.
         batch_size: images in one pass; "auto" or a number.
@@ -94,7 +94,7 @@ class Explainer:
         target_layer: str | nn.Module | int | Sequence[str | nn.Module] | None = None,
         *,
         preprocess: str | Transform = "torchvision",
-        size: int = 224,
+        size: framing.Size = 224,
         resize: str | None = None,
         device: str | torch.device | None = None,
         precision: str | None = None,
@@ -108,7 +108,7 @@ class Explainer:
         weights: Network | None = None,
     ) -> None:
         unwrapped(model)
-        resize = resize or ("torchvision" if preprocess == "torchvision" else "lab")
+        resize = resize or framing.usual_resize(preprocess)
         _check_words(engine, outputs, preprocess, resize)
         check_compile(compile, engine)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
@@ -116,13 +116,14 @@ class Explainer:
         self.precision = precision or format_of(floating.dtype)
         self.dtype = check_precision(self.precision, self.device)
         missing = target_layer in (None, -1)  # -1: tf-keras-vis's "the last"
-        layer = None if missing else find_layer(model, target_layer)
+        layers = [] if missing else several.found(model, target_layer)
         if floating.device != self.device or floating.dtype != self.dtype:
             double = Double(model, device=self.device, dtype=self.dtype)
-            model, layer = double.model, layer and double.of(layer)
+            model, layers = double.model, [double.of(layer) for layer in layers]
         self.model = model
-        self.target_layer = None if layer is None else name_of(model, layer)
-        self.preprocess, self.size, self.resize = preprocess, size, resize
+        names: list[str | None] = [name_of(model, layer) for layer in layers]
+        self.target_layer, self.more_layers = (names or [None])[0], names[1:]
+        self.preprocess, self.size, self.resize = preprocess, framing.checked_size(size), resize
         self.batch_size, self.engine, self.compile, self.weights = batch_size, engine, compile, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
@@ -134,7 +135,8 @@ class Explainer:
         weights: str | Network = "auto",
         *,
         input: str | None = None,
-        resize: str = "lab",
+        target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        resize: str | None = None,
         device: str | torch.device = "auto",
         precision: str = "fp32",
         batch_size: BatchSize = "auto",
@@ -148,6 +150,7 @@ class Explainer:
         Args:
             weights: `auto`, `imagenet`, `keras`, `offline`, `offline-random:N`, `seeded:N`, a path, or a `Network`.
             input: `caffe` or `torchvision`; None: the preprocessing that these weights were trained with.
+            target_layer: by Keras's name or torchvision's; None: the last convolution's ReLU. See `Explainer`.
             resize: `lab` or `torchvision`; see `Explainer`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`.
             precision: see `Explainer`.
@@ -169,7 +172,7 @@ class Explainer:
         network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
         return cls(
             prepared(network, where, precision),
-            network.table.modules[network.table.target],
+            several.torchvision_names(network.table, target_layer),
             preprocess=input or network.input,
             size=network.table.size[0],
             resize=resize,
@@ -218,6 +221,8 @@ class Explainer:
         """
         names, options = canonical_names(methods), Options(n_samples, noise_level, seed, channels, relu)
         check_narrow(names, self.precision)
+        if self.more_layers:
+            return several.explanation(self, photographs, classes, names, options, progress)
         photographs = listed_photographs(photographs)
         rows, wanted = expanded(photographs, None if self.score else classes)
         seconds: dict[str, float] = {}
@@ -275,6 +280,7 @@ class Explainer:
         """
         names = canonical_names(methods) if len(methods) else ()
         options = Options(n_samples, noise_level, seed, channels)
+        several.check_one(self)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
@@ -333,8 +339,8 @@ class Explainer:
 
     @property
     def reads_with(self) -> str:
-        """How photographs are made the network's size: one of `images.RESIZES`; as they are for a function of one's own."""
-        return self.resize if isinstance(self.preprocess, str) else images.AS_IT_IS
+        """How photographs are made the network's size: one of `framing.RESIZES`; as they are for a function of one's own."""
+        return self.resize if isinstance(self.preprocess, str) else framing.AS_IT_IS
 
     def prepared(self, photographs: list[Any]) -> tuple[list[Photograph], np.ndarray, Images]:
         """Photographs read, the pixels that the network sees (N, H, W, 3) uint8, and its inputs (N, C, H, W)."""
@@ -375,8 +381,8 @@ def _check_words(engine: str, outputs: str | None, preprocess: str | Transform, 
         raise ValueError(
             f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
         )
-    if resize not in images.RESIZES:
-        raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(images.RESIZES)}")
+    if resize not in framing.RESIZES:
+        raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(framing.RESIZES)}")
 
 
 @contextlib.contextmanager

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from parity.contract.methods import canonical_name
+from parity.contract.methods import METHODS, canonical_name
+from torch_impl import framing
 from torch_impl._version import __version__
 from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 
@@ -23,6 +27,13 @@ if TYPE_CHECKING:
     from torch_impl.explainer import Explainer
     from torch_impl.faithfulness.measure import Report
     from torch_impl.faithfulness.result import Faithfulness
+    from torch_impl.figure import Style
+
+Pictures: TypeAlias = Any
+"""N arrays in a list, or one (N, …) where they are of one size."""
+
+SHOWN = 512
+"""Longest side of a photograph in a figure, pixels: more than its place has."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,13 @@ class Explanation:
     """Maps with everything that says where they come from.
 
     Attributes:
-        maps: method → (N, H, W) in [0, 1]; float32, or float64 where it was computed in float64.
+        maps: method → (N, H, W) in [0, 1]; float32, or float64 where it was computed in float64. Of several layers N counts
+            each photograph once a layer, one layer after another; the manifest's photographs say which.
         pixels: (N, H, W, 3) uint8: what the network saw.
         logits: (N, classes), the same type as the maps.
         manifest: photographs, classes, weights, settings, versions, seconds; plain JSON types.
         origin: what they were drawn from; None for maps that were read from files, or pickled.
+        reread: reads a map's photograph once more, at its own size; None: the file that the manifest names.
     """
 
     maps: Mapping[str, np.ndarray] = field(repr=False)
@@ -59,10 +72,11 @@ class Explanation:
     logits: np.ndarray = field(repr=False)
     manifest: Mapping[str, Any]
     origin: Origin | None = field(default=None, repr=False, compare=False)
+    reread: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the network: what is pickled or copied is the maps."""
-        return {**self.__dict__, "origin": None}
+        return {**self.__dict__, "origin": None, "reread": None}
 
     def __getitem__(self, method: str) -> np.ndarray:
         """A method's maps (N, H, W); `gradcam++` is an alias.
@@ -93,75 +107,233 @@ class Explanation:
             lines.append("photographs: " + "; ".join(dict.fromkeys(credits)))
         return "\n".join(lines)
 
-    def figure(self, method: str, colormap: str = "jet") -> Figure:
-        """A method's maps as the lab draws them: a row of photographs.
+    @property
+    def layers(self) -> list[str]:
+        """Which layer each map is drawn on, where several were asked for; else none."""
+        return [p["layer"] for p in self.manifest["photographs"] if "layer" in p]
+
+    @property
+    def _photographs(self) -> int:
+        """How many there are, each counted once, however many layers it was drawn on."""
+        return len(self.pixels) // max(1, len(set(self.layers)))
+
+    def photograph(self, i: int) -> np.ndarray:
+        """The photograph of map `i` as a viewer shows it, at its own size: uint8 (H, W, 3).
+
+        Raises:
+            ImageError: it cannot be read any more, or is another one by now.
+        """
+        from torch_impl import images
+
+        if self.reread is not None:
+            return self.reread(i)
+        if self.origin is not None:
+            return self.origin.photographs[i].again().pixels
+        row = self.manifest["photographs"][i]
+        if row["path"] is None:
+            raise images.ImageError(f"<{row['name']}>", "an array is not kept with the maps: draw them again")
+        kept = images.Photograph(self.pixels[i], row["name"], row["path"], row["sha256"], row["size"], (), row["seen"])
+        return kept.again().pixels
+
+    def at_photograph(self, i: int, method: str, shape: tuple[int, int] | None = None) -> np.ndarray:
+        """Map `i` at its photograph's own size and shape, pixel for pixel: (H, W) in [0, 1]; NaN where a crop left it out.
+
+        Args:
+            i: which map.
+            method: its name.
+            shape: of a smaller picture of the photograph, (H, W); None: the photograph's own.
 
         Raises:
             KeyError: this method was not asked for.
-            ColormapError: no such colour map.
+            FramingError: nobody knows what the network saw of the photograph.
         """
-        from torch_impl import figure
+        self._check_framing()
+        row = self.manifest["photographs"][i]
+        width, height = row["size"]
+        return framing.laid_over(self[method][i], row["seen"], (width, height), shape or (height, width))
 
-        return figure.method_figure(
-            canonical_name(method),
-            self.pixels,
-            self[method],
-            self.captions,
-            constant=self._constant(canonical_name(method)),
-            colormap=figure.checked_colormap(colormap),
-            footer=self.footer,
-        )
+    def _check_framing(self) -> None:
+        """Refuse what nobody can lay over its photograph."""
+        if self.manifest.get("resize") is None:
+            raise framing.FramingError(framing.UNKNOWN)
 
-    def overview(self, colormap: str = "jet") -> list[Figure]:
-        """Photographs × {photograph, every map}; one figure for every 12 photographs.
+    def overlay(
+        self, i: int, method: str, *, at: str = "input", alpha: float | None = 0.5, colormap: str = "jet"
+    ) -> np.ndarray:
+        """A map over its photograph, pixel for pixel: uint8 (H, W, 3).
+
+        Args:
+            i: which map.
+            method: its name.
+            at: `input`: on what the network saw; `photograph`: on the photograph, at its own size and shape; what a crop
+                left out of it stays plain.
+            alpha: opacity of the map, 0 to 1; None: as in figures.
+            colormap: a matplotlib name.
 
         Raises:
+            KeyError: this method was not asked for.
+            FramingError: nobody knows what the network saw of the photograph.
+            ImageError: the photograph cannot be read any more, or is another one by now.
             ColormapError: no such colour map.
+            ValueError: `at` or `alpha` is none of these.
         """
         from torch_impl import figure
 
-        return figure.overview_figures(
-            self.pixels,
-            self.maps,
+        style = figure.Style(colormap, alpha)
+        if framing.checked_at(at) == "input":
+            pixels, values = self.pixels[i], self[method][i]
+        else:
+            values, pixels = self.at_photograph(i, method), self.photograph(i)
+        opacity = style.opacity(canonical_name(method))
+        return figure.blended(pixels, values, alpha=opacity, colormap=colormap)
+
+    def figure(
+        self,
+        method: str,
+        colormap: str = "jet",
+        *,
+        at: str = "input",
+        alpha: float | None = None,
+        colorbar: bool = False,
+    ) -> Figure:
+        """A method's maps as the lab draws them: a row of photographs; of several layers a row each.
+
+        Args:
+            method: its name.
+            colormap: a matplotlib name.
+            at: `input` or `photograph`; see `overlay`.
+            alpha: opacity of the maps over the photographs, 0 to 1; None: a CAM over it, saliency by itself.
+            colorbar: whether a bar says which colour is which value.
+
+        Raises:
+            As `overlay`.
+        """
+        from torch_impl.figure import Style
+
+        name = canonical_name(method)
+        return self._figure(name, *self._shown(at, [name]), Style(colormap, alpha, colorbar))
+
+    def overview(
+        self, colormap: str = "jet", *, at: str = "input", alpha: float | None = None, colorbar: bool = False
+    ) -> list[Figure]:
+        """Photographs × {photograph, every map}; one figure for every 12 photographs. Arguments and errors as `figure`."""
+        from torch_impl.figure import Style
+
+        return self._overview(*self._shown(at, list(self.maps)), Style(colormap, alpha, colorbar))
+
+    def _shown(self, at: str, names: Sequence[str]) -> tuple[Pictures, Mapping[str, Pictures]]:
+        """What figures show: pictures, and the maps on their grids."""
+        if framing.checked_at(at) == "input":
+            return self.pixels, {name: self[name] for name in names}
+        pixels: list[np.ndarray] = []
+        maps: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self._check_framing()
+        for i in range(len(self.pixels)):
+            picture = Image.fromarray(self.photograph(i))
+            picture.thumbnail((SHOWN, SHOWN))
+            pixels.append(np.asarray(picture))
+            for name in names:
+                maps[name].append(self.at_photograph(i, name, (picture.height, picture.width)))
+        return pixels, maps
+
+    def _figure(self, name: str, pixels: Pictures, maps: Mapping[str, Pictures], style: Style) -> Figure:
+        from torch_impl import figure
+
+        layers = list(dict.fromkeys(self.layers)) if METHODS[name].overlay else []
+        count = len(pixels) if layers else self._photographs
+        return figure.method_figure(
+            name,
+            pixels[:count],
+            maps[name][:count],
             self.captions,
-            constant={name: self._constant(name) for name in self.maps},
-            colormap=figure.checked_colormap(colormap),
+            constant=self._constant(name),
+            style=style,
             footer=self.footer,
+            layers=layers or [""],
         )
 
-    def save(self, folder: str | os.PathLike[str], *, colormap: str = "jet", overwrite: bool = False) -> list[Path]:
+    def _overview(self, pixels: Pictures, maps: Mapping[str, Pictures], style: Style) -> list[Figure]:
+        from torch_impl import figure
+
+        count = self._photographs
+        order = [row for i in range(count) for row in range(i, len(pixels), count)]  # a photograph's layers together
+        return figure.overview_figures(
+            [pixels[i] for i in order],
+            {name: [drawn[i] for i in order] for name, drawn in maps.items()},
+            [self.captions[i] for i in order],
+            constant={name: [self._constant(name)[i] for i in order] for name in maps},
+            style=style,
+            footer=self.footer,
+            layers=[self.layers[i] for i in order] if self.layers else [],
+        )
+
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        colormap: str = "jet",
+        overwrite: bool = False,
+        at: str = "input",
+        alpha: float | None = None,
+        colorbar: bool = False,
+        each: bool = False,
+    ) -> list[Path]:
         """Write the figures, `overview.png`, `maps.npz` and `manifest.json`: all of them, or nothing.
 
         Args:
             folder: made if it is not there. An earlier result is replaced as a whole; other files stay.
             colormap: a matplotlib name.
             overwrite: also into a folder that holds files and no result of ours.
+            at: `input` or `photograph`; see `overlay`. `maps.npz` holds the maps at the input, whatever it is.
+            alpha: see `figure`.
+            colorbar: see `figure`.
+            each: also a file for each map: its overlay, pixel for pixel.
 
         Returns:
             The files written.
 
         Raises:
             OutputError: the folder cannot be used.
-            ColormapError: no such colour map.
             OSError: as the file system says.
+            Else as `overlay`.
         """
         from torch_impl import output
+        from torch_impl.figure import Style
 
-        figures = {f"{name}.png": self.figure(name, colormap) for name in self.maps}
-        for page, drawn in enumerate(self.overview(colormap), start=1):
+        style, shown = Style(colormap, alpha, colorbar), self._shown(at, list(self.maps))
+        figures = {f"{name}.png": self._figure(name, *shown, style) for name in self.maps}
+        for page, drawn in enumerate(self._overview(*shown, style), start=1):
             figures["overview.png" if page == 1 else f"overview-{page}.png"] = drawn
-        names = [*figures, "maps.npz", output.MANIFEST]
+        overlays = self._files() if each else {}
+        names = [*figures, *overlays, "maps.npz", output.MANIFEST]
+        software = f"attention-maps {__version__}"
 
         def write(staging: Path) -> None:
             for name, drawn in figures.items():
-                drawn.savefig(staging / name, metadata={"Software": f"attention-maps {__version__}"})
+                drawn.savefig(staging / name, metadata={"Software": software})
+            about = PngInfo()
+            about.add_text("Software", software)
+            for name, (i, method) in overlays.items():
+                overlay = self.overlay(i, method, at=at, alpha=alpha, colormap=colormap)
+                Image.fromarray(overlay).save(staging / name, pnginfo=about)
             np.savez_compressed(staging / "maps.npz", pixels=self.pixels, **self.maps)  # type: ignore[arg-type]
-            manifest = {**self.manifest, "files": names, "colormap": colormap}
+            manifest = {**self.manifest, "files": names, "colormap": colormap, "at": at}
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
             (staging / output.MANIFEST).write_text(text, encoding="utf-8")
 
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
+
+    def _files(self) -> dict[str, tuple[int, str]]:
+        """The name of each map's own file: the photograph's number and name, the layer where there are several, the method."""
+        files = {}
+        count = self._photographs
+        for i, row in enumerate(self.manifest["photographs"]):
+            number, stem = f"{i % count + 1:0{len(str(count))}}", Path(row["name"]).stem[:60]
+            for method in self.maps:
+                layer = self.layers[i : i + 1] if METHODS[method].overlay else ()
+                files[re.sub(r"[^\w.@+-]", "_", "-".join([number, stem, *layer, method])) + ".png"] = (i, method)
+        return files
 
     def faithfulness(
         self,

@@ -15,7 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,16 +25,11 @@ from PIL import Image
 
 from parity.contract.samples import SAMPLES
 from parity.contract.text import one_line
-from torch_impl import decoding
+from torch_impl import decoding, framing
+from torch_impl.framing import AS_IT_IS, RESIZES, Box, Size
 
 Source: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image.Image"
 """What can be loaded: a file, an array, or a Pillow image."""
-
-RESIZES = ("lab", "torchvision")
-"""lab: Keras's ``load_img``, nearest neighbour to a square. torchvision: shorter side to 256, bilinear, centre crop."""
-
-AS_IT_IS = "none"
-"""In place of a resize: the photograph's own size, for those who resize it themselves."""
 
 MAX_BYTES = 512 * 2**20
 """Largest file read: a film or an archive that is taken for a photograph would fill the memory."""
@@ -91,12 +86,14 @@ class Photograph:
     """One photograph as the network sees it.
 
     Attributes:
-        pixels: uint8 (size, size, 3), RGB; (H, W, 3) where it was not resized.
+        pixels: uint8 (h, w, 3), RGB, of the size asked for; (H, W, 3) where it was not resized.
         name: For display: the file's name without its folder, or ``array``, ``image 2``. Not escaped.
         path: The file as it was given; None for arrays and Pillow images.
         sha256: Of the file's bytes; of the pixels' bytes for arrays and Pillow images.
         original_size: (width, height) as a viewer shows it, that is after the EXIF turn.
         notes: What was done on purpose that Keras's ``load_img`` would not do; empty for a plain photograph.
+        seen: Which part of it `pixels` show, in pixels of ``original_size``.
+        source: The array or Pillow image that it was given as; None for files.
     """
 
     pixels: NDArray[np.uint8]
@@ -105,6 +102,22 @@ class Photograph:
     sha256: str
     original_size: tuple[int, int]
     notes: tuple[str, ...]
+    seen: Box
+    source: Source | None = field(default=None, repr=False)
+
+    def again(self) -> Photograph:
+        """The same photograph at its own size.
+
+        Raises:
+            ImageError: It cannot be read any more, or is another one by now.
+        """
+        given = self.path if self.source is None else self.source
+        if given is None:
+            raise ImageError(f"<{self.name}>", "was read from bytes, which are not kept: give its file")
+        photograph = load(given, resize=AS_IT_IS)
+        if photograph.sha256 != self.sha256:
+            raise ImageError(self.path or f"<{self.name}>", "has changed since its maps were drawn: draw them again")
+        return photograph
 
 
 # Which files
@@ -179,7 +192,8 @@ def read_file(path: str) -> bytes:
 
 def unreadable(path: str, error: Exception) -> ImageError:
     """What is raised where a file could not be looked at or opened."""
-    if isinstance(error, FileNotFoundError) and "://" in path:
+    if isinstance(error, FileNotFoundError) and re.match(r"[a-z]+:/", path):
+        path = re.sub("^([a-z]+):/+", r"\1://", path)  # a Path has lost a slash
         problem = "a URL; nothing is fetched: download it first"
     elif isinstance(error, FileNotFoundError):
         problem = "a link to a file that is not there" if os.path.islink(path) else "no such file"
@@ -205,8 +219,7 @@ def _listed(path: str) -> list[Path]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise unreadable(path, error) from error
     if not files:
-        suffixes = "(.jpg, .png, .webp, .tif and so on)"
-        raise ImageError(path, f"a folder without photographs {suffixes}, sub-folders included")
+        raise ImageError(path, "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)")
     if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
         raise ImageError(path, "a pipe, socket or device, not a photograph")
     return files
@@ -248,17 +261,17 @@ def check_length(path: str, length: int) -> None:
 # Loading
 
 
-def load(source: Source, *, size: int = 224, resize: str = "lab") -> Photograph:
+def load(source: Source, *, size: Size = 224, resize: str = "lab") -> Photograph:
     """Reads one photograph as a viewer would show it, and resizes it for the network.
 
     Args:
         source: A file; an array (H, W), (H, W, 3) or (H, W, 4) of uint8 in [0, 255] or floats in [0, 1]; or a Pillow
             image, which is taken at its current frame.
-        size: Side of the result, in pixels.
-        resize: One of `RESIZES`, or `AS_IT_IS`.
+        size: Of the result, in pixels: a square's side, or (height, width).
+        resize: One of `framing.RESIZES`, or `AS_IT_IS`.
 
     Returns:
-        The photograph, its pixels (size, size, 3).
+        The photograph, its pixels (height, width, 3).
 
     Raises:
         ImageError: The picture cannot be used.
@@ -268,7 +281,7 @@ def load(source: Source, *, size: int = 224, resize: str = "lab") -> Photograph:
 
 
 def load_bytes(
-    data: bytes, *, name: str, path: str | None = None, sha256: str | None = None, size: int = 224, resize: str = "lab"
+    data: bytes, *, name: str, path: str | None = None, sha256: str | None = None, size: Size = 224, resize: str = "lab"
 ) -> Photograph:
     """Reads one photograph out of bytes that somebody has read already; everything else is as in `load`.
 
@@ -277,11 +290,11 @@ def load_bytes(
         name: For display.
         path: Where the bytes come from, for the result and for the error.
         sha256: Of the bytes, where it is known already.
-        size: Side of the result, in pixels.
-        resize: One of `RESIZES`, or `AS_IT_IS`.
+        size: Of the result, in pixels: a square's side, or (height, width).
+        resize: One of `framing.RESIZES`, or `AS_IT_IS`.
 
     Returns:
-        The photograph, its pixels (size, size, 3).
+        The photograph, its pixels (height, width, 3).
 
     Raises:
         ImageError: The picture cannot be used.
@@ -297,14 +310,14 @@ def load_bytes(
 
 
 def load_all(
-    sources: Iterable[Source], *, size: int = 224, resize: str = "lab", skip_bad: bool = False
+    sources: Iterable[Source], *, size: Size = 224, resize: str = "lab", skip_bad: bool = False
 ) -> tuple[list[Photograph], list[ImageError]]:
     """Reads photographs, and finds every bad one before it complains.
 
     Args:
         sources: As for `load`; arrays and Pillow images are named by their place, counted from 1.
-        size: Side of the results, in pixels.
-        resize: One of `RESIZES`, or `AS_IT_IS`.
+        size: Of the results, in pixels: a square's side, or (height, width).
+        resize: One of `framing.RESIZES`, or `AS_IT_IS`.
         skip_bad: Return the bad ones' errors instead of raising them, as long as one photograph is good.
 
     Returns:
@@ -328,14 +341,13 @@ def load_all(
     return photographs, errors
 
 
-def _check_options(size: int, resize: str) -> None:
+def _check_options(size: Size, resize: str) -> None:
     if resize not in (*RESIZES, AS_IT_IS):
         raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
-    if not isinstance(size, int | np.integer) or not 1 <= size <= 4096:
-        raise ValueError(f"size is a number of pixels from 1 to 4096, not {size!r}")
+    framing.sides(size)
 
 
-def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
+def _load(source: Source, size: Size, resize: str, place: str) -> Photograph:
     _check_options(size, resize)
     if isinstance(source, np.ndarray | Image.Image):
         name = ("array" if isinstance(source, np.ndarray) else "image") + place
@@ -343,7 +355,7 @@ def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
         with _refusing(f"<{name}>"):
             image = source if isinstance(source, Image.Image) else decoding.from_array(source, notes)
             sha256 = hashlib.sha256(source.tobytes()).hexdigest()  # decodes an image, where that is still to be done
-            return _photograph(image, name, None, sha256, size, resize, notes)
+            return replace(_photograph(image, name, None, sha256, size, resize, notes), source=source)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
     if not isinstance(path, str):
         raise ImageError(f"<{type(source).__name__}{place}>", "not a file, a NumPy array or a Pillow image")
@@ -353,12 +365,14 @@ def _load(source: Source, size: int, resize: str, place: str) -> Photograph:
 
 
 def _photograph(
-    image: Image.Image, name: str, path: str | None, sha256: str, size: int, resize: str, notes: list[str]
+    image: Image.Image, name: str, path: str | None, sha256: str, size: Size, resize: str, notes: list[str]
 ) -> Photograph:
     decoding.check_shape(*image.size)
     image = decoding.as_seen(image, notes)
-    pixels = np.array(_resized(image, int(size), resize))
-    return Photograph(pixels, name, path, sha256, image.size, tuple(notes))
+    height_and_width = framing.sides(size)
+    pixels = np.array(framing.resized(image, height_and_width, resize))
+    seen = framing.seen(image.size, height_and_width, resize)
+    return Photograph(pixels, name, path, sha256, image.size, tuple(notes), seen)
 
 
 @contextlib.contextmanager
@@ -380,20 +394,3 @@ def _refusing(path: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """Another library's words, which may quote the file's own bytes; without the path that an OSError repeats."""
     return one_line((isinstance(error, OSError) and error.strerror) or error, 200)
-
-
-def _resized(image: Image.Image, size: int, resize: str) -> Image.Image:
-    """RGB of any size → RGB (size, size).
-
-    Matches: keras.utils.load_img(target_size=(size, size)) for "lab"; torchvision's Resize and CenterCrop on Pillow
-        images for "torchvision", their roundings included.
-    """
-    if resize == AS_IT_IS:
-        return image
-    if resize == "lab":
-        return image.resize((size, size), Image.Resampling.NEAREST)
-    shorter = round(256 * size / 224)
-    longer = int(shorter * max(image.size) / min(image.size))
-    width, height = (shorter, longer) if image.width <= image.height else (longer, shorter)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))

@@ -52,6 +52,7 @@ def photograph_rows(
                 "path": photograph.path,
                 "sha256": photograph.sha256,
                 "size": list(photograph.original_size),
+                "seen": list(photograph.seen),
                 "notes": list(photograph.notes),
                 "credit": credit_of(photograph.path),
                 "class": None if scored else chosen,
@@ -115,7 +116,7 @@ def manifest(
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "photographs": photographs,
+        "photographs": photographs if named else [{**row, "seen": None} for row in photographs],
         "methods": list(methods),
         "model": type(explainer.model).__name__,
         "target_layer": explainer.target_layer,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity.contract.command import auto_or, integer
+from parity.contract.command import auto_or, integer, listed
 from parity.contract.lookup import lookup
 from parity.contract.network import INPUTS
 from parity.contract.stages import PRECISIONS
 from torch_impl import capture
+from torch_impl.framing import AT, RESIZES
 
 if TYPE_CHECKING:
     from torch_impl.explainer import Explainer
+    from torch_impl.images import ImageError, Photograph
+
+IN_PART = 3
+"""Exit status: some photographs were left out, or could not be read."""
 
 REPLACED = ("weights", "input", "resize", "device", "precision", "batch_size", "engine", "compile")
 """What `--explainer` says by itself."""
@@ -53,11 +59,13 @@ def network_options(command: argparse.ArgumentParser) -> None:
     explainer_option(command)
     add = command.add_argument
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
+    resize_option(command)
     add(
-        "--resize",
-        choices=("lab", "torchvision"),
-        default="lab",
-        help="lab: nearest neighbour to a square, as Keras's load_img (default); torchvision: bilinear, centre crop",
+        "--target-layer",
+        type=listed,
+        metavar="LAYER[,LAYER…]",
+        help="of the class activation maps: a module's name, of VGG16 also Keras's (block4_conv3); of several each gets maps of "
+        "its own; default: the last convolution's ReLU, or the --explainer's own",
     )
     pass_options(command)
     remember_defaults(command)
@@ -85,6 +93,41 @@ def pass_options(command: argparse.ArgumentParser, *, engine: str = "library") -
     add("--compile", action="store_true", help=compiled)
 
 
+def resize_option(command: argparse.ArgumentParser) -> None:
+    """Add `--resize`."""
+    command.add_argument(
+        "--resize",
+        choices=RESIZES,
+        help="lab: nearest neighbour, squeezed, as Keras's load_img; torchvision: bilinear, centre crop; default: the one that "
+        "belongs to the input (caffe: lab, torchvision: torchvision)",
+    )
+
+
+def figure_options(command: argparse.ArgumentParser) -> None:
+    """Add `--colormap`, `--at`, `--alpha`, `--colorbar` and `--each`."""
+    add = command.add_argument
+    colors = "matplotlib's; cividis is safe for colour-blind readers (%(default)s)"
+    add("--colormap", default="jet", metavar="NAME", help=colors)
+    at = "input: on what the network saw (default); photograph: on the photograph itself, at its own size and shape"
+    add("--at", choices=AT, default=AT[0], help=at)
+    alpha = "opacity of the maps over the photographs, 0 to 1; default: 0.5 of class activation maps, saliency stands by itself"
+    add("--alpha", type=fraction, metavar="F", help=alpha)
+    add("--colorbar", action="store_true", help="say which colour is which value")
+    add("--each", action="store_true", help="also a file for each photograph and method, pixel for pixel")
+
+
+def fraction(text: str) -> float:
+    """The type of `--alpha`: a number from 0 to 1."""
+    if not re.fullmatch(r"[01]|[01]?\.[0-9]+", text) or not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number from 0 to 1, such as 0.5")
+    return float(text)
+
+
+def figures_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `figure_options` added, as `Explanation.save` takes it."""
+    return {name: getattr(arguments, name) for name in ("colormap", "at", "alpha", "colorbar", "each")}
+
+
 def remember_defaults(command: argparse.ArgumentParser) -> None:
     """Note which options of `REPLACED` were left as they are: called when all options are there."""
     command.set_defaults(usual={name: command.get_default(name) for name in REPLACED})
@@ -106,7 +149,21 @@ def explainer_of(arguments: argparse.Namespace) -> Explainer:
         raise ValueError(f"--{option} and --explainer exclude each other: say it in {arguments.explainer}")
     check_compile(arguments)
     settings = {name: getattr(arguments, name) for name in REPLACED} | {"progress": not arguments.quiet}
-    return make(arguments.explainer, labels_of(arguments.labels), **settings)
+    explainer = make(arguments.explainer, labels_of(arguments.labels), **settings)
+    if getattr(arguments, "target_layer", None) is None:  # which not every command takes
+        return explainer
+    from torch_impl.several import on_layers
+
+    return on_layers(explainer, arguments.target_layer)
+
+
+def photographs_of(
+    arguments: argparse.Namespace, explainer: Explainer, paths: Sequence[Path]
+) -> tuple[list[Photograph], list[ImageError]]:
+    """Photographs as the explainer reads them, and with `--skip-bad` the errors of those that cannot be read."""
+    from torch_impl import images
+
+    return images.load_all(paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad)
 
 
 def make(name: str | None, labels: Sequence[str] | None, **settings: Any) -> Explainer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +20,14 @@ from torch_impl.arrays import Logits, Target
 from torch_impl.capture.draw import ChooseRows
 from torch_impl.precision import sent
 
+if TYPE_CHECKING:
+    from torch_impl.images import ImageError
+
 Classes = Any
 """One class for all photographs, or one for each: an index or a label, or a list of several; None: each one's top-1."""
+
+FOLDER = "folder"
+"""In place of classes: the name of the folder that each photograph lies in."""
 
 IMAGENET_SOURCES = ("imagenet", "keras", "offline", "offline-random")
 """Sources of weights whose 1000 classes are ImageNet's."""
@@ -80,6 +89,74 @@ def _class(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
 
 
+def classes_for(option: list[str] | None, paths: Sequence[Path]) -> list[str] | None:
+    """The option `--classes`: one class for all photographs, or one for each; None: their top-1.
+
+    Args:
+        option: as it was given; the word `folder` stands for the names of the photographs' folders.
+        paths: of the photographs.
+
+    Raises:
+        ClassError: neither one for all nor one for each.
+    """
+    if option == [FOLDER]:
+        return [folder_of(path) for path in paths]
+    if option is not None and len(option) not in (1, len(paths)):
+        raise ClassError(
+            f"--classes: {len(option)} classes for {len(paths)} photograph{'s' * (len(paths) != 1)}: "
+            "give one for all, or one for each"
+        )
+    return option
+
+
+@contextlib.contextmanager
+def said_of_folders(option: list[str] | None) -> Iterator[None]:
+    """What is wrong with a class says where it comes from, if it is a folder's name."""
+    try:
+        yield
+    except ClassError as error:
+        if option == [FOLDER]:
+            raise ClassError(f"--classes folder: {error}") from None
+        raise
+
+
+def folder_of(path: str | os.PathLike[str]) -> str:
+    """The name of the folder that a file lies in, which says its class where classes have a folder each."""
+    return os.path.basename(os.path.dirname(os.path.abspath(path)))
+
+
+def without(classes: list[str] | None, paths: Sequence[Path], refused: Sequence[ImageError]) -> list[str] | None:
+    """Classes of the photographs that are left where some were refused."""
+    if classes is None or len(classes) == 1:
+        return classes
+    names = {error.path for error in refused}
+    return [value for value, path in zip(classes, paths, strict=True) if str(path) not in names]
+
+
+def class_index(value: int | str, n_classes: int, names: Sequence[str] | None) -> int:
+    """The index of a class, given by index, by label, or by the WordNet id that its label begins with.
+
+    Args:
+        value: as a user gave it.
+        n_classes: of the network.
+        names: of the classes: see `classes.names_of`.
+
+    Raises:
+        ClassError: there is no such class.
+    """
+    text = str(value).strip()
+    if not re.fullmatch("n[0-9]{8}", text):
+        return imagenet.index(value, n_classes, names)
+    known = imagenet.names_of(n_classes, names)
+    same = [i for i, name in enumerate(known) if name.partition(" ")[0] == text]
+    if len(same) != 1:
+        raise ClassError(
+            f"class {text!r} is a WordNet id, and {len(same) or 'none'} of the labels begin{'s' * (not same)} with it: give "
+            "--labels FILE with lines such as 'n02124075 Egyptian cat'"
+        )
+    return same[0]
+
+
 def choose(classes: Sequence[int | str | None] | None, count: int, names: Sequence[str] | None) -> ChooseRows:
     """How the explained classes are chosen once the logits say how many classes there are.
 
@@ -95,7 +172,7 @@ def choose(classes: Sequence[int | str | None] | None, count: int, names: Sequen
         return lambda logits, rows: logits.argmax(dim=1)
 
     def chosen(logits: Logits, rows: list[int]) -> Target:
-        given = [0 if value is None else value for value in classes]
+        given = [0 if value is None else class_index(value, logits.shape[1], names) for value in classes]
         indices = imagenet.per_photograph(given, count, logits.shape[1], names)
         target = sent(torch.tensor([indices[row] for row in rows]), logits.device)
         if None not in classes:

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from torch_impl.batch.run import Run
     from torch_impl.explainer import Explainer
 
-IN_PART = 3
-"""Exit status: some photographs could not be read."""
-
 SHOWN = 24
 """Rows that `show` draws unless it is told otherwise: two pages."""
 
@@ -69,7 +66,7 @@ def register(commands: Any) -> None:
     add("--out", metavar="DIR", help="folder for the figures; default: the rows are listed")
     add("--csv", metavar="FILE", help="write the rows' columns, all but the maps")
     add("--methods", type=methods(), metavar="METHOD[,METHOD…]", help="default: all that the run has")
-    add("--colormap", default="jet", metavar="NAME", help="matplotlib's (%(default)s)")
+    options.figure_options(show)
     add("--overwrite", action="store_true", help="write into a folder that holds other files, too; replace FILE")
     show.set_defaults(run=_show)
 
@@ -80,14 +77,14 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="the run's folder; the same one to go on")
     add(
         "--classes",
-        metavar="FILE|top1",
-        help="a table of paths and classes, or top1; default: the input's, else the top-1",
+        metavar="FILE|top1|folder",
+        help="a table of paths and classes, top1, or folder: the name of each one's folder; default: the input's, else the top-1",
     )
     add("--root", metavar="DIR", help="the folder that a table's paths must stay below (default: the table's own)")
     usual = ("gradcam", "gradcam_plus_plus")
     add("--methods", type=methods(), metavar="METHOD[,METHOD…]", default=usual, help=names)
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
-    add("--resize", choices=("lab", "torchvision"), default="lab", help="as of explain (%(default)s)")
+    options.resize_option(batch)
     map_options(batch)
     add("--resolution", choices=RESOLUTIONS, default="raw", help="raw (default): before enlarging; full: normalized")
     add("--limit", type=_count, metavar="N", help="the first N rows only; a larger N goes on from there")
@@ -217,12 +214,13 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
                 run.finish(said)
             if not arguments.quiet:
                 _tail(run, total, errors, total - survey.done, time.perf_counter() - started)
-    return IN_PART if errors else DONE
+    return options.IN_PART if errors else DONE
 
 
 def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer | None, Plan, dict[str, Any]]:
     """VGG16's weights, or the user's own explainer; what decides the rows; and what else `run.json` says."""
     from torch_impl.batch.plan import Plan
+    from torch_impl.framing import usual_resize
     from torch_impl.manifest import program_versions
     from torch_impl.precision import check_precision, choose_device
     from torch_impl.weights import load_network
@@ -236,8 +234,9 @@ def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer |
             check_precision(arguments.precision, choose_device(arguments.device))
         network = load_network(arguments.weights, input=arguments.input, progress=not arguments.quiet)
         decided = {"weights": network.source, "fingerprint": network.fingerprint, "size": network.table.size[0]}
-        decided |= {name: getattr(arguments, name) for name in ("resize", "precision", "engine")}
+        decided |= {name: getattr(arguments, name) for name in ("precision", "engine")}
         decided["input"] = arguments.input or network.input
+        decided["resize"] = arguments.resize or usual_resize(decided["input"])
     plan = Plan(
         methods=arguments.methods,
         n_samples=arguments.samples,
@@ -260,7 +259,9 @@ def _decided(name: str, explainer: Explainer) -> dict[str, Any]:
     """What a network of the user's own decides of a plan."""
     from torch_impl.batch.run import RunError
     from torch_impl.network import fingerprint_of
+    from torch_impl.several import check_one
 
+    check_one(explainer)
     if not isinstance(explainer.preprocess, str):
         raise RunError(
             f"--explainer {name}: batch reads photographs with preprocess caffe or torchvision and size=, not with a "
@@ -355,11 +356,11 @@ def _show(arguments: argparse.Namespace) -> int:
     if not len(stored):
         raise RunError(f"{run.shown}: no row with maps" + (f" where {arguments.where}" if arguments.where else ""))
     explanation, missing = explained(stored, run)
-    for path in explanation.save(arguments.out, colormap=arguments.colormap, overwrite=arguments.overwrite):
+    for path in explanation.save(arguments.out, overwrite=arguments.overwrite, **options.figures_of(arguments)):
         print(f"wrote     {printable(str(path))}")
     for line in missing:
         print(f"attention-maps: {line}", file=sys.stderr)
-    return IN_PART if missing else DONE
+    return options.IN_PART if missing else DONE
 
 
 def _count(text: str) -> int:

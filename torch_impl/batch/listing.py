@@ -15,9 +15,13 @@ import pyarrow as pa
 
 from torch_impl.batch import tables
 from torch_impl.batch.sources import BROKEN, Item, SourceError, broken, items
+from torch_impl.question import folder_of
 
 TOP1 = "top1"
 """In place of a table of classes: each photograph's own top-1, whatever the inputs say."""
+
+OF_FOLDER = "folder"
+"""In place of a table of classes: what the folder that a photograph lies in is called, also inside an archive."""
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +45,7 @@ def listed(
 
     Args:
         inputs: photographs, folders, globs, tables and archives.
-        classes: None: the class that an input gives, else the top-1. `top1`: the top-1. Else a table of paths and
+        classes: None: the class that an input gives, else the top-1. `top1`: the top-1. `folder`: the folder's name. Else a table of paths and
             classes. Its rows are matched by the longest end of a path that they share with a photograph's (`cat.jpg`
             and `pets/cat.jpg` both match `photos/pets/cat.jpg`, the second first); several rows for one photograph ask
             for several classes.
@@ -54,13 +58,14 @@ def listed(
     """
     if root is not None and not os.path.isdir(root):
         raise SourceError(f"--root {root!r}: no such folder")
-    table = None if classes in (None, TOP1) else _Classes(str(classes))
+    table = None if classes in (None, TOP1, OF_FOLDER) else _Classes(str(classes))
     seen: set[int] = set()  # 64 bits of each: two are taken for one with a probability of n² / 2⁶⁵
     for given in inputs:
         empty = True
         for item in items(given, root=root, with_classes=classes is None):
             empty = False
-            for asked in table.of(item) if table else [item.asked if classes is None else None]:
+            usual = folder_of(item.path) if classes == OF_FOLDER else item.asked if classes is None else None
+            for asked in table.of(item) if table else [usual]:
                 identity = hash((item.file, item.key.partition("//")[2], asked))
                 if identity not in seen:
                     seen.add(identity)
@@ -80,7 +85,9 @@ class _Classes:
 
     def __init__(self, path: str) -> None:
         if os.path.splitext(path)[1].lower() not in (*tables.SEPARATORS, *tables.PARQUET):
-            raise SourceError(f"classes {path!r}: give {TOP1}, or a table of paths and classes: .csv, .tsv or .parquet")
+            raise SourceError(
+                f"classes {path!r}: give {TOP1}, {OF_FOLDER}, or a table of paths and classes: .csv, .tsv or .parquet"
+            )
         self.table = path
         self.asked: dict[str, dict[str | None, None]] = {}  # in order, each once
         self.matched: dict[str, str] = {}

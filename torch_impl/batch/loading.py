@@ -24,6 +24,7 @@ from torch_impl import images
 from torch_impl.batch import tables
 from torch_impl.batch.run import AGAIN
 from torch_impl.batch.sources import Item, is_below, readable, stamp_of
+from torch_impl.framing import Size
 
 LARGEST_PHOTOGRAPH = 2**29
 """Bytes that are read of a file, and one more; `images` refuses what is larger."""
@@ -115,13 +116,13 @@ def _check_unchanged(file: BinaryIO, item: Item) -> None:
 
 
 @contextmanager
-def loaded(items: Iterable[Item], size: int, resize: str, threads: int) -> Iterator[Iterator[Loaded]]:
+def loaded(items: Iterable[Item], size: Size, resize: str, threads: int) -> Iterator[Iterator[Loaded]]:
     """Photographs in order; the work on the first `AHEAD` of them begins now, and all of it ends with the block.
 
     Args:
         items: rows of a listing.
-        size: of the results, pixels.
-        resize: one of `images.RESIZES`.
+        size: of the results: see `framing.Size`.
+        resize: one of `framing.RESIZES`.
         threads: that read and decode.
     """
     pool, reader, stream = ThreadPoolExecutor(threads, "loader"), Reader(), iter(items)
@@ -158,7 +159,7 @@ def _in_turn(read: Callable[[], bytes], before: threading.Event, after: threadin
         after.set()
 
 
-def _loaded(item: Item, read: Callable[[], bytes], size: int, resize: str) -> Loaded:
+def _loaded(item: Item, read: Callable[[], bytes], size: Size, resize: str) -> Loaded:
     """One photograph; whatever is wrong with it as one line."""
     clock = time.perf_counter()
     try:
@@ -181,7 +182,7 @@ def automatic(cores: int | None) -> int:
     return max(1, (cores or 1) - 1)
 
 
-def decoded(item: Item, data: bytes, size: int, resize: str) -> images.Photograph:
+def decoded(item: Item, data: bytes, size: Size, resize: str) -> images.Photograph:
     """A row's photograph, of the bytes that `Reader.read` gave.
 
     Raises:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 from parity.contract.text import one_line
+from torch_impl.framing import Size, sides
 
 RESOLUTIONS = ("raw", "full")
 """raw: CAMs at the layer's resolution, before they are enlarged. full: normalized, at the network's input size."""
@@ -24,7 +25,7 @@ class Plan:
         methods: canonical names, in the order of the columns.
         weights: where the weights came from, in words; not compared.
         fingerprint: of the weights.
-        size: of the network's input, pixels.
+        size: of the network's input, pixels: a square's side, or (height, width).
         input: preprocessing.
         resize: `lab` or `torchvision`.
         n_samples: SmoothGrad's noisy copies.
@@ -42,7 +43,7 @@ class Plan:
     methods: tuple[str, ...]
     weights: str = field(compare=False)
     fingerprint: str
-    size: int
+    size: Size
     input: str
     resize: str
     n_samples: int
@@ -55,6 +56,11 @@ class Plan:
     channels: int | None = None
     explainer: str = ""
     labels: tuple[str, ...] | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of the network's input."""
+        return sides(self.size)
 
     def difference(self, other: Plan) -> str:
         """The first setting that differs, in words: `methods gradcam there, vanilla here`. Empty: the same rows.
@@ -80,4 +86,4 @@ _WORDS = {
 
 
 def _shown(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else one_line(str(value))[:16]
+    return ",".join(map(str, value)) if isinstance(value, tuple) else one_line(str(value))[:16]

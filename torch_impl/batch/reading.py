@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from parity.contract.methods import canonical_name
+from parity.contract.methods import canonical_name, canonical_names
 from parity.contract.text import one_line
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.run import ROWS, Run, RunError
@@ -73,7 +73,7 @@ def read_maps(
 
     Args:
         folder: the run's `--out`.
-        methods: None: all that the run has; an empty list: the rows alone.
+        methods: as a list or with commas between them; None: all that the run has; an empty list: the rows alone.
         where: rows, as SQL: `class = 282 AND probability > 0.5`, `label LIKE '%cat%'`, `error IS NOT NULL`.
         limit: the first so many of them.
 
@@ -92,8 +92,7 @@ def stored_maps(
 ) -> StoredMaps:
     """As `read_maps`; with `explained`, only rows without an error."""
     plan = run.plan
-    asked = plan.methods if methods is None else [methods] if isinstance(methods, str) else methods
-    names = list(dict.fromkeys(canonical_name(method) for method in asked))
+    names = list(plan.methods if methods is None else canonical_names(methods) if len(methods) else ())
     if missing := [name for name in names if name not in plan.methods]:
         raise ValueError(f"{missing[0]} is not in {run.shown}; it has {', '.join(plan.methods)}")
     rows = pa.concat_tables(list(rows_where(run, names, where, limit=limit, explained=explained)))

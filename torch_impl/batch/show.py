@@ -20,7 +20,8 @@ from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, rows_where
 from torch_impl.batch.run import Run
 from torch_impl.explanation import Explanation
-from torch_impl.images import ImageError
+from torch_impl.framing import AS_IT_IS, Size, seen
+from torch_impl.images import ImageError, Photograph
 from torch_impl.manifest import program_versions
 from torch_impl.maps.postprocess import finish
 from torch_impl.output import FORMAT
@@ -41,45 +42,61 @@ def explained(stored: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
     """
     plan = stored.plan
     rows = stored.rows.to_pylist()
-    size = (plan.size, plan.size)
+    size = plan.sides
     finished = plan.resolution == "full"
     maps = {
         method: values if finished else finish(torch.from_numpy(values), size).numpy()
         for method, values in stored.maps.items()
     }
     pixels = np.full((len(rows), *size, 3), _GREY, np.uint8)
-    missing = []
+    framings: list[dict[str, Any]] = []
+    missing: dict[int, str] = {}
     listing, reader = Listing(run.listing), Reader()
-    for row, place in zip(rows, pixels, strict=True):
-        problem = _put_photograph(row, place, listing, reader, plan)
-        if problem:
-            missing.append(f"{row['path']!r}: {problem}; drawn without it")
+    for i, row in enumerate(rows):
+        shown: tuple[int, int] = size[::-1]
+        box = seen(shown, size, AS_IT_IS)
+        try:
+            photograph = _photograph(row, listing, reader, plan, plan.size, plan.resize)
+            pixels[i], shown, box = photograph.pixels, photograph.original_size, photograph.seen
+        except ImageError as error:
+            missing[i] = f"{row['path']!r}: {error.problem}; drawn without it"
+        framings.append({"size": list(shown), "seen": list(box)})
+
+    def reread(i: int) -> np.ndarray:
+        return pixels[i] if i in missing else _photograph(rows[i], listing, reader, plan, 1, AS_IT_IS).pixels
+
     manifest = {
         "format": FORMAT,
-        "photographs": [_said(row, stored) for row in rows],
+        "photographs": [_said(row, stored) | framing for row, framing in zip(rows, framings, strict=True)],
         "methods": list(maps),
         "weights": {"source": plan.weights, "remark": run.said.get("remark", ""), "fingerprint": plan.fingerprint},
+        "resize": plan.resize,
         "run": run.said,
         "versions": program_versions(),
         "outputs": "logits",
     }
-    return Explanation(maps, pixels, np.zeros((len(rows), 0), np.float32), manifest), missing
+    return Explanation(maps, pixels, np.zeros((len(rows), 0), np.float32), manifest, None, reread), [*missing.values()]
 
 
-def _put_photograph(row: Mapping[str, Any], place: np.ndarray, listing: Listing, reader: Reader, plan: Plan) -> str:
-    """Read a row's photograph again; why it is not there, or empty."""
+def _photograph(
+    row: Mapping[str, Any], listing: Listing, reader: Reader, plan: Plan, size: Size, resize: str
+) -> Photograph:
+    """Read a row's photograph again.
+
+    Raises:
+        ImageError: it is not there any more, or another one.
+    """
     number, start = divmod(row["index"], plan.part_rows)
     try:
         (item,) = listing.items(number, start, start + 1)
-        photograph = decoded(item, reader.read(item), plan.size, plan.resize)
+        photograph = decoded(item, reader.read(item), size, resize)
     except ImageError as error:
-        return one_line(error.problem)
+        raise ImageError(row["path"], one_line(error.problem)) from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        return one_line(getattr(error, "strerror", None) or error)
+        raise ImageError(row["path"], one_line(getattr(error, "strerror", None) or error)) from None
     if photograph.sha256 != row["sha256"]:
-        return "has changed since"
-    place[:] = photograph.pixels
-    return ""
+        raise ImageError(row["path"], "has changed since")
+    return photograph
 
 
 def _said(row: Mapping[str, Any], stored: StoredMaps) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from torch_impl.explainer import Explainer
 from torch_impl.manifest import program_versions
 from torch_impl.maps.postprocess import finish
 from torch_impl.options import make
-from torch_impl.question import probabilities_of
+from torch_impl.question import class_index, probabilities_of
 from torch_impl.score import are_probabilities
 
 ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
@@ -163,12 +163,12 @@ class Worker:
         Raises:
             MapError, OutOfMemoryError: as of `Explainer.compute`.
         """
-        return self._drawn(np.zeros((1, self.plan.size, self.plan.size, 3), np.uint8), [0], n_samples=1)
+        return self._drawn(np.zeros((1, *self.plan.sides, 3), np.uint8), [0], n_samples=1)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Method → (h, w) of its column."""
-        size, full = (self.plan.size, self.plan.size), self.plan.resolution == "full"
+        size, full = self.plan.sides, self.plan.resolution == "full"
         return {name: size if full else tuple(maps.shape[1:]) for name, maps in self._blank.raw.items()}
 
     @property
@@ -266,7 +266,7 @@ class Worker:
         for place, category in enumerate(asked):
             if category is not None and errors[place] is None:
                 try:
-                    target[place] = imagenet.index(category, self.n_classes, self.explainer.labels)
+                    target[place] = class_index(category, self.n_classes, self.explainer.labels)
                 except imagenet.ClassError as error:
                     errors[place] = one_line(error)
         return target
@@ -330,7 +330,7 @@ class Worker:
         """A map's columns: float16 (N, h, w) in [0, 1], and the raw map's low and high."""
         low, high = raw.amin(dim=(1, 2), keepdim=True), raw.amax(dim=(1, 2), keepdim=True)
         if self.plan.resolution == "full":
-            kept = finish(raw, (self.plan.size, self.plan.size))
+            kept = finish(raw, self.plan.sides)
         else:
             kept = torch.where(high > low, (raw - low) / (high - low), 0.0)
         ends = {f"{name}_low": low, f"{name}_high": high}

@@ -20,11 +20,12 @@ def register(commands: Any) -> None:
         help="measure how far maps agree with the network",
         description="Take away what maps point at, and ask the network again: confidence drop and increase, ROAD, deletion, "
         "random layers; beside maps that know nothing (random, centre, edges), and pair by pair.",
-        epilog="Exit status: 0 done; 2 nothing written, one line says why; 130 interrupted.",
+        epilog="Exit status: 0 done; 2 nothing written, one line says why; 3 some photographs were left out (--skip-bad); "
+        "130 interrupted.",
     )
     add = command.add_argument
     add("photographs", nargs="*", metavar="PHOTO|FOLDER", help="as of explain; none: the four that the libraries bring")
-    add("--classes", type=listed, metavar="CLASS[,CLASS…]", help="as of explain; default: the top-1")
+    add("--classes", type=listed, metavar="CLASS[,CLASS…]|folder", help="as of explain; default: the top-1")
     add("--methods", type=methods(), metavar="METHOD[,METHOD…]", default=DEFAULT, help=f"default: {','.join(DEFAULT)}")
     options.network_options(command)
     map_options(command)
@@ -35,6 +36,7 @@ def register(commands: Any) -> None:
     add("--steps", type=integer(1, 1000), default=Removals.steps, metavar="N", help=steps)
     stages = "networks with random layers, from the top one alone to all (%(default)s; 0: none)"
     add("--random", type=integer(0, 1000), default=RANDOM_LAYERS, metavar="N", help=stages)
+    add("--skip-bad", action="store_true", help="leave out photographs that cannot be read")
     add("--overwrite", action="store_true", help="write into a folder that holds other files, too")
     add("--quiet", action="store_true", help="print errors only")
     add("--out", required=True, metavar="DIR", help="folder for the tables; an earlier result in it is replaced")
@@ -48,22 +50,27 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _faithfulness(arguments: argparse.Namespace) -> int:
-    from torch_impl import images
+    from torch_impl import images, question, several
     from torch_impl.faithfulness.measure import cost
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
 
     removals = Removals(arguments.shares, arguments.steps, arguments.seed)
     check_output(arguments.out, overwrite=arguments.overwrite)
-    paths = images.find(arguments.photographs) if arguments.photographs else images.defaults()
+    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
     progress = Progress(quiet=arguments.quiet)
     try:
+        classes = question.classes_for(arguments.classes, paths)
         explainer = options.explainer_of(arguments)
+        several.check_one(explainer)
+        photographs, refused = options.photographs_of(arguments, explainer, paths)
         if not arguments.quiet:
-            said = cost(len(paths), len(arguments.methods), removals, arguments.random)
+            said = cost(len(photographs), len(arguments.methods), removals, arguments.random)
             print(f"attention-maps: {said}", file=sys.stderr, flush=True)
         map_settings = vars(options_of(arguments))
-        maps = explainer(paths, arguments.classes, arguments.methods, **map_settings, progress=progress)
+        classes = question.without(classes, paths, refused)
+        with question.said_of_folders(arguments.classes):
+            maps = explainer(photographs, classes, arguments.methods, **map_settings, progress=progress)
         result = maps.faithfulness(
             shares=removals.shares,
             steps=removals.steps,
@@ -78,4 +85,6 @@ def _faithfulness(arguments: argparse.Namespace) -> int:
         print(result.as_table())
         for path in written:
             print(f"wrote     {printable(str(path))}")
-    return DONE
+    for error in refused:
+        print(f"attention-maps: left out: {error}", file=sys.stderr)
+    return options.IN_PART if refused else DONE

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torch_impl import several
 from torch_impl.capture.draw import opened
 from torch_impl.faithfulness.baselines import BASELINES, baseline_maps
 from torch_impl.faithfulness.metrics import metrics_of
@@ -59,6 +60,7 @@ def measured(
         raise ModelError(NO_NETWORK)
     if explanation.manifest["outputs"] == "score":
         raise ModelError(NO_PROBABILITY)
+    several.check_one(origin.explainer)
     if stages < 0:
         raise ValueError(f"stages is {stages}: give 0 or more")
     explainer, methods = origin.explainer, tuple(explanation.maps)
