@@ -6,11 +6,14 @@ import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parity.candidate import CandidateError
 from parity.contract import command
 from parity.contract.files import whole
-from parity.twins import Module, read_layers
+
+if TYPE_CHECKING:
+    from parity.twins import Module
 
 HOLDS, DIFFERS = 0, 1
 
@@ -33,6 +36,8 @@ def module_of(options: argparse.Namespace) -> Module:
     Raises:
         CandidateError: `--layers` cannot be read.
     """
+    from parity.twins import Module, read_layers
+
     layers = read_layers(options.layers) if options.layers else {}
     return Module(options.torch, layers, options.target_layer or "", options.preprocess or "")
 

@@ -345,7 +345,6 @@ WRONG = {
     "batch size": ({"batch_size": 0}, 'batch size 0: give "auto"'),
     "layer of another model": ({"target_layer": net().f[3]}, "is not a module of this model"),
     "no such layer": ({"target_layer": "f.33"}, "the model has no layer 'f.33'; nearest: f.3"),
-    "two layers": ({"target_layer": ["f.2", "f.3"]}, "target_layer holds 2 layers: give one"),
 }
 
 
