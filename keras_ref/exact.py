@@ -22,11 +22,11 @@ JITTER = 1e-14
 TRIALS = 3
 """Jitters, each there and back: of two values that tie, one is the larger first and the other then."""
 
-LAST_BIT = 2.4e-7
-"""Of a float32 input: so far moved, all that follows is rounded anew."""
+LEAST = 1e-5
+"""Relative L2 by which float32 inputs are moved to see which ReLUs and max-pools flip: what every stage may be off by."""
 
-DRAWS = 4
-"""How often float32 is rounded anew: one run is one draw, and a ReLU or max-pool that flips in another is no fault."""
+DRAWS = 2
+"""How often: one run of float32 is one draw, and what flips in another is no fault."""
 
 FLAT = 1e-6
 """A stage whose range is below this fraction of its largest value is constant, but for rounding: that fraction is its range."""
@@ -103,28 +103,21 @@ def undecided(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray)
     return pixels
 
 
-def rounded_anew(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray) -> dict[str, float]:
-    """How far float32 moves by itself at the inputs: stage → relative L2 between two draws of its rounding, the worst.
-
-    Args:
-        gradients: inputs → the score's gradients at them, both (1, H, W, C), float32.
-        inputs: of one photograph.
-    """
-    generator = np.random.RandomState(0)
-    own = _at_inputs(gradients(inputs)[0])
-    worst = dict.fromkeys(own, 0.0)
-    for _ in range(DRAWS):
-        jitter = np.float32(LAST_BIT) * generator.uniform(-1, 1, inputs.shape).astype(np.float32)
-        for stage, values in _at_inputs(gradients(inputs * (1 + jitter))[0]).items():
-            scale = float(np.linalg.norm(own[stage]))
-            moves = float(np.linalg.norm(values - own[stage])) / scale if scale > 0 else 0.0
-            worst[stage] = max(worst[stage], moves)
-    return worst
+def jittered(inputs: np.ndarray, draw: int) -> np.ndarray:
+    """Inputs, moved at random by `LEAST` of their norm."""
+    jitter = np.random.RandomState(draw).uniform(-1, 1, inputs.shape)
+    jitter *= LEAST * np.linalg.norm(inputs) / max(float(np.linalg.norm(jitter)), 1.0)
+    return (inputs + jitter).astype(inputs.dtype)
 
 
-def _at_inputs(gradients: np.ndarray) -> dict[str, np.ndarray]:
-    """Gradients (H, W, C), and vanilla saliency's two maps."""
-    gradients = gradients.astype(np.float64)
-    saliency = np.abs(gradients).max(-1)
-    span = max(float(np.ptp(saliency)), np.finfo(float).tiny)
-    return {"gradients/inputs": gradients, "vanilla/raw": saliency, "vanilla/final": (saliency - saliency.min()) / span}
+def apart(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How far two runs' gradients and maps are apart: stage → relative L2; the other stages move with the inputs alone."""
+    distances: dict[str, float] = {}
+    for name, values in first.items():
+        if name.partition("/")[0] in ("inputs", "activations", "logits", "score") or name.endswith("/noise"):
+            continue
+        a, b = np.float64(values), np.float64(second[name])
+        with np.errstate(all="ignore"):
+            distance = float(np.linalg.norm(a - b) / np.linalg.norm(a))
+        distances[name] = distance if math.isfinite(distance) else 0.0
+    return distances

@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from keras_ref import KerasRefError, model, photographs
 from keras_ref import subject as subjects
-from keras_ref.exact import NUDGE, exact_formulas, moved, rounded_anew, undecided
+from keras_ref.exact import DRAWS, NUDGE, apart, exact_formulas, jittered, moved, undecided
 from keras_ref.maps import MAPS
 from keras_ref.passes import Models, Pass, input_gradients, pass_through
 from parity.contract.artifact import Artifact, JobSettings, Photograph
 from parity.contract.methods import METHODS
 from parity.contract.recorder import Recorder, merge
 from parity.contract.stages import Stage
+
+COSTLY = ("scorecam", "faster_scorecam")
+"""A pass for every feature map, and no gradient that may flip."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,7 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
     job = _Job(models, subject.settings, recorder.stages, {f"{precision}/setup": time.perf_counter() - started})
     rows: list[Photograph] = []
     remarks = list(subject.warnings)
-    moves: dict[str, float] = {}
-    draws: dict[str, float] = {}
-    tied: list[np.ndarray] = []
+    own = _Own()
     finals: dict[str, list[np.ndarray]] = {method: [] for method in subject.settings.methods}
     for i, picture in enumerate(pictures):
         progress(options, f"{precision}: photograph {i + 1} of {len(pictures)}")
@@ -110,14 +111,8 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         label = subject.label(p.class_index)
         rows.append(Photograph(picture.name, picture.sha256, picture.size, p.class_index, label))
         remarks += [f"photograph {i + 1} ({picture.name}): {remark}" for remark in p.remarks]
-        gradients = partial(input_gradients, models, class_index=p.class_index)
-        if subject.any_model and precision == "fp32":
-            draws = _worst(draws, rounded_anew(gradients, inputs))
-        if subject.any_model and precision == "fp64":
-            with exact_formulas():
-                _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
-            moves = _worst(moves, moved(kept, again))
-            tied.append(undecided(gradients, inputs))
+        if subject.any_model:
+            own.look(job, precision, inputs, p, kept)
     artifact = recorder.artifact(
         program="keras_ref",
         photographs=rows,
@@ -125,15 +120,11 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         flags=model.flags(),
         warnings=remarks,
         seconds=job.seconds,
-        moves={stage: move for stage, move in moves.items() if move > 0},
-        draws={stage: draw for stage, draw in draws.items() if draw > 0},
-        undecided=np.stack(tied) if tied else None,
+        moves=own.moves,
+        draws=own.draws,
+        undecided=np.stack(own.undecided) if own.undecided else None,
     )
     return Result(artifact, finals, subject.tensors)
-
-
-def _worst(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    return {stage: max(value, before.get(stage, 0.0)) for stage, value in now.items()}
 
 
 def _pictures(options: argparse.Namespace, subject: subjects.Subject) -> list[photographs.Picture]:
@@ -170,6 +161,7 @@ class _Job:
         inputs: np.ndarray,
         class_index: int | None,
         record: Callable[[str, np.ndarray], None] | None = None,
+        but: Sequence[str] = (),
     ) -> tuple[Pass, dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One photograph forward and back, and every map.
 
@@ -178,6 +170,7 @@ class _Job:
             inputs: (1, H, W, C).
             class_index: whose score; None for the top-1 prediction.
             record: is given each stage. What no map reads is then let go: all layers at once would be a gigabyte.
+            but: methods that are left out.
 
         Returns:
             The pass, with what maps read; method → tf-keras-vis's own map, (H, W); stage → the values that an artifact keeps.
@@ -197,7 +190,7 @@ class _Job:
             keep(stage, p.shared[stage])
             if stage not in p.read_by_maps:
                 del p.shared[stage]
-        for method in self.settings.methods:
+        for method in (name for name in self.settings.methods if name not in but):
             with self._timed(f"{part}/{method}"):
                 stages = MAPS[method](p)
             for stage, array in stages.items():
@@ -210,3 +203,44 @@ class _Job:
         started = time.perf_counter()
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+@dataclass
+class _Own:
+    """What the reference's own numbers are worth, over all photographs so far.
+
+    Attributes:
+        moves, draws: as the artifact's.
+        undecided: of each photograph, bool (H, W).
+    """
+
+    moves: dict[str, float] = field(default_factory=dict)
+    draws: dict[str, float] = field(default_factory=dict)
+    undecided: list[np.ndarray] = field(default_factory=list)
+
+    def look(self, job: _Job, precision: str, inputs: np.ndarray, p: Pass, kept: dict[str, np.ndarray]) -> None:
+        """Run a photograph again, moved by next to nothing.
+
+        Args:
+            job: as before.
+            precision: of the process.
+            inputs: of the photograph.
+            p: its pass.
+            kept: stage → the values that the artifact keeps of it.
+        """
+        if precision == "fp32":
+            for draw in range(DRAWS):
+                _, _, again = job.computed("draws", jittered(inputs, draw), p.class_index, but=COSTLY)
+                _note(self.draws, apart({name: kept[name] for name in again}, again))
+            return
+        with exact_formulas():
+            _, _, again = job.computed("moves", inputs * NUDGE, p.class_index)
+        _note(self.moves, moved(kept, again))
+        self.undecided.append(undecided(partial(input_gradients, p.models, class_index=p.class_index), inputs))
+
+
+def _note(worst: dict[str, float], values: dict[str, float]) -> None:
+    """Keep the largest that is not 0."""
+    for stage, value in values.items():
+        if value > worst.get(stage, 0.0):
+            worst[stage] = value

@@ -4,7 +4,8 @@ float64: the largest error is at most 1e-9 of the stage's range (Grad-CAM++: 1e-
 float64 is off by there (TensorFlow's gelu has a float32 constant) or moves with an input scaled by 1 + 1e-14: *the same
 function*.
 float32: against the reference's float64, relative L2 at most 4 times the worst that the reference's own float32 reaches
-on that stage in this run (at least 1e-5), and for maps a Pearson correlation of 0.999, or no worse than the reference's
+on that stage in this run (at least 1e-5; of any model also what gradients and maps move by when the inputs move by 1e-5,
+because one run is one draw of ReLUs that flip), and for maps a Pearson correlation of 0.999, or no worse than the reference's
 own where that is lower: *the same up to rounding*. The candidate's own rounding is shown and never part of a limit.
 What the reference's float32 reaches, and which values have no one value and are left out: see `rounding`.
 

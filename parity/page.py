@@ -218,6 +218,7 @@ def _criterion(report: ParityReport) -> dict[str, Any]:
         "fp64": least,
         "others": others,
         "own": len(own),
+        "drawn": report.reference.get("draws", 0),
         "factor": FLOOR_FACTOR,
         "least": FLOOR_LEAST,
         "pearson": PEARSON_LEAST,

@@ -266,6 +266,7 @@ def provenance(artifact: Artifact) -> dict[str, Any]:
         "flags": dict(artifact.flags),
         "warnings": list(artifact.warnings),
         "seconds": dict(artifact.seconds),
+        "draws": len(artifact.draws),
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
         "settings": _settings(artifact),
     }

