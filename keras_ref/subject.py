@@ -170,7 +170,7 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
 
     for row in flat.rows:
         row.tensors = {}
-    exported = tensors if options.export and precision != "fp64" else None
+    exported = tensors if options.export and (precision == "fp32" or not options.floor) else None
     warnings = (*front.remarks, *warnings)
     return Subject(
         table,

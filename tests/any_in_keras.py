@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from keras_ref import exact, model, models
 from keras_ref.__main__ import main
@@ -68,6 +69,7 @@ def explained(name: str, photograph: str) -> dict[str, Any]:
     if status:
         return {"error": errors}
     artifact = Artifact.read(name)
+    assert load_file(f"{name}.export").keys() == artifact.table.tensors.keys(), name
     own, pixels = given[0], artifact.pixels.astype(np.float64)
     inputs = {"separable": keras_nets.four_channels(pixels), "residual": pixels / 127.5 - 1}.get(name, pixels)
     if name == "nested":
