@@ -135,7 +135,7 @@ def _warm_up(jobs: Sequence[Job], cuda: bool) -> list[tuple[Sequence[str], int, 
     """(maps, photographs, samples) of the calls that are not counted: whatever is chosen or compiled once for each shape.
 
     On CUDA every job once, since cuDNN's kernels are chosen by the micro-batch; on a CPU every number of photographs, and
-    Score-CAM, which takes half a minute there, by few of its passes.
+    Score-CAM, which takes a minute of a core there, by few of its passes.
     """
     if cuda:
         return [(maps_of(job), count, samples) for job, count, samples in jobs]
