@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset
+import pytest
 from PIL import Image
 from tolerances import FLOAT32
 
@@ -30,6 +32,32 @@ def batch(weights: str, *arguments: object, quiet: bool = True) -> int:
     """`batch ARGUMENTS`, in this process; the exit status."""
     given = ["batch", *(["--quiet"] if quiet else []), "--weights", weights, "--device", "cpu", "--loaders", "1"]
     return main([*given, *map(str, arguments)])
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    """Twenty photographs, and three files that are none."""
+    folder = tmp_path_factory.mktemp("photographs")
+    make_photographs(folder, 20)
+    (folder / "3b.jpg").write_bytes(b"not a photograph")
+    (folder / "5b.jpg").write_bytes((folder / "5.jpg").read_bytes()[:400])
+    (folder / "9b.png").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch, originals):
+    """In the working folder, which is empty but for them: `photographs`, whose files keep their times."""
+    monkeypatch.chdir(tmp_path)
+    Path("photographs").mkdir()
+    for path in originals.iterdir():
+        os.link(path, Path("photographs", path.name))
+
+
+def run(weights, out="out", *more, status=3, rows=4, inputs=("photographs",)):
+    """A run over these photographs, in parts of four rows."""
+    assert batch(weights, *inputs, "--out", out, "--methods", METHODS, "--part-rows", rows, *more) == status
+    return Path(out)
 
 
 def table(out: Path):

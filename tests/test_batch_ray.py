@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from batch_runs import METHODS, batch, bits, identity, make_photographs, same_logits, table
+from batch_runs import METHODS, batch, bits, identity, make_photographs, table
 from conftest import ROOT
 
-from torch_impl import read_maps
 from torch_impl.batch import on_ray, worker
 from torch_impl.batch.run import Run, RunError
 from torch_impl.weights import load_network
@@ -69,75 +68,58 @@ def workers() -> list[psutil.Process]:
     return [process for process, line in lines.items() if line.startswith("ray::") and "Actor" in line]
 
 
-def test_two_nodes_give_the_same_rows_as_this_process(cluster, weights, here):
-    local = run(weights, "local", "--batch-size", "2", runner="local")
-    distributed = run(weights, "ray", "--batch-size", "2")
-    assert identity(distributed) == identity(local)
-    assert bits(distributed) == bits(local), "equal micro-batches, threads and device"
-    rows = ray.data.read_parquet(str((distributed / "rows").absolute())).take_all()  # as the documentation reads them
-    rows.sort(key=lambda row: row["index"])
-    assert rows[0]["label"] == "a cup"
-    expected = table(local)["gradcam"].combine_chunks().to_numpy_ndarray()
-    np.testing.assert_array_equal(np.stack([np.asarray(row["gradcam"]) for row in rows]), expected)
-    other = run(weights, "other", "--batch-size", "1", "--workers", "1:2", "--loaders", "1")
-    assert identity(other) == identity(local)
-    same_logits(read_maps(local, where="error IS NULL"), read_maps(other, where="error IS NULL"))
-
-
-def test_a_run_begun_by_one_runner_is_gone_on_with_by_the_other(cluster, weights, here):
-    expected = run(weights, "expected", "--batch-size", "2", runner="local")
-    out = run(weights, "out", "--batch-size", "2", "--limit", "7", runner="local")
-    kept = (out / "rows" / "part-000001.parquet").stat().st_mtime_ns
-    run(weights, "out", "--batch-size", "2")
-    assert (out / "rows" / "part-000001.parquet").stat().st_mtime_ns == kept
-    assert bits(out) == bits(expected)
-
-
-def test_a_worker_killed_in_the_middle_loses_nothing(cluster, weights, here):
+def test_two_nodes_go_on_with_a_run_of_this_process_and_a_killed_worker_loses_nothing(cluster, weights, here):
     slow = ["--batch-size", "1", "--methods", "gradcam,smoothgrad", "--samples", "40"]
     expected = run(weights, "expected", *slow, runner="local")
-    killed: list[int] = []
-    stop = threading.Event()
+    out = run(weights, "out", *slow, "--limit", "4", runner="local")
+    first, killed, stop = out / "rows" / "part-000000.parquet", [], threading.Event()
+    kept = first.stat().st_mtime_ns
+
+    def parts() -> int:
+        return len(list(Path("out/rows").glob("part-*")))
 
     def kill() -> None:
-        while not stop.wait(0.02) and len(killed) < 2:
-            begun = len(list(Path("out/rows").glob("part-*"))) if Path("out/rows").exists() else 0
-            for process in workers()[:1] if begun > 2 * len(killed) else []:
+        while not stop.wait(0.02) and not killed:
+            for process in workers()[:1] if parts() > 2 else []:
                 process.send_signal(signal.SIGKILL)
-                killed.append(begun)
+                killed.append(parts())
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        run(weights, "out", *slow)
+        run(weights, "out", *slow, "--workers", "1:2")
     finally:
         stop.set()
         thread.join()
     assert killed, "nobody was killed"
-    assert killed[0] < len(list(Path("out/rows").glob("part-*"))), "too late to be in the middle"
-    assert identity(Path("out")) == identity(expected)
-    assert bits(Path("out")) == bits(expected)
+    assert killed[0] < parts(), "too late to be in the middle"
+    assert first.stat().st_mtime_ns == kept
+    assert identity(out) == identity(expected)
+    assert bits(out) == bits(expected), "equal micro-batches, threads and device"
+    rows = ray.data.read_parquet(str(first.parent.absolute())).take_all()  # as the documentation reads them
+    rows.sort(key=lambda row: row["index"])
+    assert rows[0]["label"] == "a cup"
+    maps = table(expected)["gradcam"].combine_chunks().to_numpy_ndarray()
+    np.testing.assert_array_equal(np.stack([np.asarray(row["gradcam"]) for row in rows]), maps)
 
 
-def test_errors_are_one_line(cluster, weights, here, capfd, monkeypatch):
-    run(weights, "strict", "--strict", status=2)
+def test_errors_are_one_line(cluster, weights, here, capfd):
+    run(weights, "strict", "--strict", "--workers", "1", status=2)
     for more in (["--cpus-per-worker", "64"], ["--gpus-per-worker", "0.5"], ["--device", "cuda"]):
         run(weights, "out", *more, status=2)
-    explain = on_ray.run_ray
-
-    def then(run, *args, **more):
-        for path in run.folder.rglob("*.json"):  # the folder goes away between the driver's look and the workers'
-            path.unlink()
-        return explain(run, *args, **more)
-
-    monkeypatch.setattr(on_ray, "run_ray", then)
-    run(weights, "gone", status=2)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("attention-maps: ")]
-    assert len(lines) == 5, lines
+    assert len(lines) == 4, lines
     assert "--strict" in lines[0]
     assert "an actor needs 64 CPUs and 0 GPUs, and this Ray cluster has 2 and 0 in all" in lines[1]
     assert "this Ray cluster has no GPUs" in lines[3]
-    assert "is not the folder of this run: --out must be on a file system that all nodes share" in lines[4]
+
+
+def test_an_actor_that_does_not_see_the_runs_folder_says_so(weights, here):
+    out = run(weights, "out", "--limit", "1", status=0, runner="local")
+    for folder in ("elsewhere", str(out)):
+        actor = on_ray.Actor(folder, "the id of this run", on_ray.Cluster(loaders=1), [])
+        (said,) = actor({"number": np.array([0])})["failure"]
+        assert "is not the folder of this run: --out must be on a file system that all nodes share" in said
 
 
 def test_a_cluster_holds_so_many_actors_and_gives_them_so_much():
@@ -181,26 +163,10 @@ def test_without_ray_one_line_says_what_to_install(weights, here, capsys, monkey
 
 def program(weights, *more, **variables):
     given = ["photographs", "--out", "out", "--classes", "classes.csv", "--labels", "labels.txt", "--part-rows", "3"]
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "torch_impl",
-            "batch",
-            *given,
-            "--runner",
-            "ray",
-            "--weights",
-            weights,
-            "--methods",
-            METHODS,
-            *more,
-        ],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    given += ["--runner", "ray", "--weights", weights, "--methods", METHODS, *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-m", "torch_impl", "batch", *given]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow

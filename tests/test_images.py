@@ -1,131 +1,30 @@
-"""Photographs: read as a viewer shows them, identical to Keras where they are plain, refused in one line where bad."""
+"""Photographs: read as a viewer shows them, identical to torchvision where they are plain."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import os
-import pickle
-import socket
 import struct
-import subprocess
-import sys
 import threading
-import tracemalloc
 import warnings
-import zlib
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pictures import FILES, NOISE, encoded, flat, only_colour, png, png_chunk, profile_of, read, tiff
 from PIL import ExifTags, Image, ImageFile
 from torchvision import transforms
 
-from torch_impl import decoding, framing, images
-from torch_impl.images import ImageError, ImagesError, Photograph
+from torch_impl import decoding, images
+from torch_impl.images import ImageError
 from torch_impl.preprocess import preprocess
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 JPEG_ROUNDING = 3  # of 255: two 8-bit colour conversions and a quantization by 1 (quality 100)
 
-
-# Making files
-
-
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def flat(colour: Any, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Image.Image:
-    return Image.new(mode, size, colour)
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, bits: int, colour_type: int, samples: bytes, extra: bytes = b"") -> bytes:
-    """A PNG put together by hand, with all that Pillow cannot write; ``samples`` is one row, repeated."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    body = png_chunk(b"IDAT", zlib.compress((b"\0" + samples) * min(height, 16)))
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + extra + body + png_chunk(b"IEND", b"")
-
-
-def tiff(width: int, height: int, bits: int | tuple[int, ...], photometric: int, data: bytes, kind: int = 1) -> bytes:
-    """An uncompressed little-endian TIFF put together by hand; ``kind`` 1 unsigned, 2 signed, 3 float."""
-    bits = (bits,) if isinstance(bits, int) else bits
-    after = 8 + 2 + 12 * 10 + 4  # ten entries
-    strip = after + 2 * len(bits)
-    entries = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        (258, 3, len(bits), bits[0] if len(bits) == 1 else after),
-        (259, 3, 1, 1),
-        (262, 3, 1, photometric),
-        (273, 4, 1, strip),
-        (277, 3, 1, len(bits)),
-        (278, 4, 1, height),
-        (279, 4, 1, len(data)),
-        (339, 3, 1, kind),
-    ]
-    ifd = b"".join(struct.pack("<HHII", *entry) for entry in entries)
-    return b"II*\0" + struct.pack("<IH", 8, 10) + ifd + struct.pack(f"<I{len(bits)}H", 0, *bits) + data
-
-
-def read(data: bytes, size: int = 8, resize: str = "lab") -> Photograph:
-    return images.load_bytes(data, name="picture", size=size, resize=resize)
-
-
-def only_colour(photograph: Photograph) -> tuple[int, ...]:
-    colours = np.unique(photograph.pixels.reshape(-1, 3), axis=0)
-    assert len(colours) == 1, colours
-    return tuple(map(int, colours[0]))
-
-
-def profile_of(name: str) -> bytes:
-    """A colour profile out of a picture that scikit-image carries: real ones, and nothing to ship."""
-    with Image.open(Path(pytest.importorskip("skimage").__file__).parent / "data" / name) as image:
-        return bytes(image.info["icc_profile"])
-
-
-# Identical to Keras and torchvision
-
-KERAS_SIDE = """
-import sys
-import keras
-import numpy as np
-from keras.applications.vgg16 import preprocess_input
-out, *files = sys.argv[1:]
-pixels = np.stack([np.asarray(keras.utils.load_img(file, target_size=(224, 224))) for file in files])
-arrays = {"pixels": pixels}
-for floatx in ("float32", "float64"):
-    keras.backend.set_floatx(floatx)
-    arrays[floatx] = preprocess_input(np.stack([keras.utils.img_to_array(each) for each in pixels]))
-np.savez(out, **arrays)
-"""
-
-
-@pytest.mark.keras
-def test_plain_photographs_and_their_inputs_are_keras_bit_by_bit(tmp_path: Path) -> None:
-    """Keras runs in a process of its own, for it brings TensorFlow."""
-    if not all(map(importlib.util.find_spec, ("keras", "tensorflow"))):
-        pytest.skip("Keras is not installed")
-    command = [sys.executable, "-c", KERAS_SIDE, str(tmp_path / "side.npz"), *map(str, images.defaults())]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    keras_side = np.load(tmp_path / "side.npz")
-    photographs, _ = images.load_all(images.defaults())
-    np.testing.assert_array_equal(np.stack([each.pixels for each in photographs]), keras_side["pixels"])
-    assert [each.notes for each in photographs] == [()] * 4  # two of them carry an sRGB profile, one is grey
-    for precision in ("float32", "float64"):
-        inputs = preprocess(keras_side["pixels"], dtype=getattr(torch, precision)).numpy()
-        np.testing.assert_array_equal(inputs, keras_side[precision].transpose(0, 3, 1, 2))
-        assert inputs.dtype == keras_side[precision].dtype == precision
+# Identical to torchvision; `test_keras_files` has Keras
 
 
 @pytest.mark.parametrize("size", [224, 96, 333])
@@ -151,11 +50,9 @@ COLOURS = {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}
 
 
 def corners(letters: str, width: int, height: int) -> Image.Image:
-    image = Image.new("RGB", (width, height))
-    for index, letter in enumerate(letters):
-        left, top = (index % 2) * width // 2, (index // 2) * height // 2
-        image.paste(COLOURS[letter], (left, top, left + width // 2, top + height // 2))
-    return image
+    """Four rectangles, of the colours R G B W."""
+    four = np.array([COLOURS[letter] for letter in letters], np.uint8).reshape(2, 2, 3)
+    return Image.fromarray(four).resize((width, height), Image.Resampling.NEAREST)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -407,257 +304,6 @@ def test_neither_file_nor_picture() -> None:
         with pytest.raises(ValueError, match=f"{next(iter(options))} is ") as caught:
             images.load(np.zeros((4, 4), np.uint8), **options)  # type: ignore[arg-type]
         assert not isinstance(caught.value, ImageError)
-
-
-# Bad files
-
-NOISE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (48, 48, 3), dtype=np.uint8))
-FILES = {
-    "JPEG": encoded(NOISE, "JPEG"),
-    "progressive": encoded(NOISE, "JPEG", progressive=True),
-    "PNG": encoded(NOISE, "PNG"),
-    "GIF": encoded(NOISE.quantize(64), "GIF"),
-    "WEBP": encoded(NOISE, "WEBP"),
-    "TIFF": encoded(NOISE, "TIFF"),
-    "TIFF LZW": encoded(NOISE, "TIFF", compression="tiff_lzw"),
-    "BMP": encoded(NOISE, "BMP"),
-    "JPEG2000": encoded(NOISE, "JPEG2000"),
-    "PPM": encoded(NOISE, "PPM"),
-}
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (b"", "an empty file (0 bytes)"),
-        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a photograph that can be read: damaged, or not JPEG, PNG"),
-        (b"a shopping list: caf\xc3\xa9\n", "not a photograph"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a photograph"),  # which would start Ghostscript
-        (b"\0\0\0\x18ftypheic\0\0\0\0", "an HEIC photograph, which Pillow does not read: export it as JPEG"),
-        (b"\0" * 100, "not a photograph"),
-        (
-            png(14_000, 14_000, 8, 2, b"\0"),
-            "a decompression bomb? Image size (196000000 pixels) exceeds limit of 178956970",
-        ),
-        (encoded(flat(RED, size=(1, 51)), "PNG"), "1 x 51 pixels: empty, or one side over 50 times the other: crop it"),
-        (encoded(flat(RED, size=(50_000, 1)), "PNG"), "one side over 50 times the other"),
-    ],
-)
-def test_not_a_photograph(data: bytes, problem: str) -> None:
-    with pytest.raises(ImageError) as caught:
-        read(data)
-    assert problem in str(caught.value)
-    assert str(caught.value).isprintable()
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "folder.jpg" / "inside.jpg").touch()
-    (tmp_path / "hollow.jpg").mkdir()
-    (tmp_path / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
-    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
-    with (tmp_path / "huge.jpg").open("wb") as file:
-        file.truncate(images.MAX_BYTES + 1)  # sparse: takes no room
-    for name, problem in {
-        "missing.jpg": "no such file",
-        "folder.jpg": "a folder, not a photograph",
-        "hollow.jpg": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
-        "dangling.jpg": "a link to a file that is not there",
-        "loop.jpg": "cannot be read: Too many levels of symbolic links",
-        "huge.jpg": "512 MiB, more than the 512 MiB that are read: export it smaller",
-        "missing.jpg/x.jpg": "no such file",
-        "x" * 300: "cannot be read: File name too long",
-        "nul\0.jpg": "cannot be read: embedded null byte",
-    }.items():
-        path = f"{tmp_path}/{name}"
-        with pytest.raises(ImageError) as caught:
-            images.load(path)
-        assert str(caught.value) == f"{path!r}: {problem}"
-        assert (caught.value.path, caught.value.passing) == (path, False)
-    for path, problem in (("", "no such file"), ("https://example.org/a.jpg", "a URL; nothing is fetched: download")):
-        for call in (images.load, images.find, lambda path: images.find([path], skip_bad=True)):
-            with pytest.raises(ImageError, match=f"^{path!r}: {problem}"):
-                call(path)
-
-
-def test_pipes_and_devices_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with socket.socket(socket.AF_UNIX) as server:
-        monkeypatch.chdir(tmp_path)  # a socket's path may have no more than about 100 letters
-        server.bind("socket.jpg")
-    monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("opened"))
-    for path in ("pipe.jpg", "socket.jpg", "/dev/zero"):
-        for call in (images.load, images.find):
-            with pytest.raises(ImageError, match="a pipe, socket or device, not a photograph"):
-                call(path)
-
-
-def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
-    path = tmp_path / "a.jpg"
-    for data in (*FILES.values(), *(data for data, _ in TRANSPARENT.values())):
-        path.write_bytes(data)
-        for resize in (*framing.RESIZES, framing.AS_IT_IS):
-            file = images.load(path, size=16, resize=resize)
-            photograph = images.load_bytes(data, name="a.jpg", path=str(path), size=16, resize=resize)
-            np.testing.assert_array_equal(photograph.pixels, file.pixels)
-            assert photograph.pixels.shape == ((*file.original_size[::-1], 3) if resize == "none" else (16, 16, 3))
-            assert (photograph.name, photograph.path, photograph.sha256) == (file.name, file.path, file.sha256)
-            assert (photograph.original_size, photograph.notes) == (file.original_size, file.notes)
-    with pytest.raises(ImageError, match=r"^'s\.tar//a\.jpg': an empty file"):
-        images.load_bytes(b"", name="a.jpg", path="s.tar//a.jpg")
-    # `printf 'P5 1 1 255\nA' | sha256sum`
-    expected = "ab47e2e0763aa3c57324c0942aea26bc15ef6997f27d159c4a49fc14ab79d168"
-    assert images.load_bytes(b"P5 1 1 255\nA", name="a").sha256 == expected
-    assert images.load_bytes(b"P5 1 1 255\nA", name="a", sha256="known").sha256 == "known"
-
-
-NAMES = [
-    "with space.jpg",
-    "quote'\".jpg",
-    "new\nline.jpg",
-    "\x1b[31mred\x07.jpg",
-    "<script>alert(1)<:script>.jpg",
-    "-dash.jpg",
-    "日本語.jpg",
-    "right\u202eleft.jpg",
-    "n" * 200 + ".jpg",
-    "%s{0}$HOME.jpg",
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path(name).write_bytes(FILES["JPEG"])
-    assert images.find([name]) == [Path(name)]
-    photograph = images.load(name)
-    assert (photograph.name, photograph.path) == (name, name)
-    Path(name).write_bytes(b"")
-    with pytest.raises(ImageError) as caught:
-        images.load(name)
-    assert str(caught.value).isprintable()  # no line break, no escape sequence, no reversed writing
-    assert caught.value.path == name
-
-
-def test_name_that_is_not_utf8(tmp_path: Path) -> None:
-    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
-    Path(path).write_bytes(FILES["JPEG"])
-    assert images.load(path).name == "caf\ufffd.jpg"
-
-
-def test_errors_survive_pickling() -> None:
-    error = ImageError("a\nb.jpg", "an empty file (0 bytes)")
-    both = ImagesError([error, ImageError("c.jpg", "no such file")])
-    assert str(pickle.loads(pickle.dumps(error))) == str(error) == "'a\\nb.jpg': an empty file (0 bytes)"
-    assert str(pickle.loads(pickle.dumps(both))) == str(both) == f"{error}\n'c.jpg': no such file"
-    assert isinstance(both, ImageError)
-    assert both.path == "a\nb.jpg"
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("format", FILES)
-def test_damaged_bytes_are_a_photograph_or_an_error(format: str) -> None:
-    random = np.random.default_rng(0)
-    refused = []
-    for kept in (0.05, 0.5, 0.9):
-        with pytest.raises(ImageError) as caught:
-            read(FILES[format][: int(len(FILES[format]) * kept)])
-        refused.append(str(caught.value))
-    for trial in range(60):
-        data = np.frombuffer(FILES[format], np.uint8).copy()
-        reach = 64 if trial % 2 else len(data)  # half of them in the header
-        for place in random.integers(0, reach, random.integers(1, 9)):
-            data[place] ^= random.integers(1, 256)
-        try:
-            assert read(data.tobytes(), size=16).pixels.shape == (16, 16, 3)
-        except ImageError as error:
-            refused.append(str(error))
-    assert all(map(str.isprintable, refused))
-
-
-# Several
-
-
-def test_find_lists_a_folder_and_its_sub_folders_in_natural_order(tmp_path: Path) -> None:
-    shown = ["9.JPG", "10.jpg", "a2.png", "b.webp", "IMG_1.tiff", "Alpha/z.jpg", "sub2/c.jpg", "sub10/deep/b.heic"]
-    hidden = [".hidden.jpg", "notes.txt", "jpg", ".thumbs/d.jpg"]
-    top = tmp_path / "top"
-    for name in reversed([*shown, *hidden, "../elsewhere/e.jpg"]):
-        (top / name).parent.mkdir(parents=True, exist_ok=True)
-        (top / name).touch()
-    (top / "sub2" / "circle").symlink_to(top)
-    (top / "sub10" / "link").symlink_to(tmp_path / "elsewhere")
-    assert images.find(top) == [top / name for name in (*shown, "sub10/link/e.jpg")]
-    twice = images.find([str(top / "notes.txt"), top / "Alpha", top / "notes.txt"])
-    assert [path.name for path in twice] == ["notes.txt", "z.jpg", "notes.txt"]  # named files need no suffix
-    assert images.find(str(top / "Alpha")) == [top / "Alpha" / "z.jpg"]  # not letter by letter
-
-
-def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("empty/below", "locked", "folder/locked"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "folder" / "good.jpg").write_bytes(FILES["JPEG"])
-    (tmp_path / "folder" / "dangling.jpg").symlink_to("nowhere")
-    os.mkfifo(tmp_path / "folder" / "pipe.png")
-    scandir = os.scandir
-
-    def refuse(path: str) -> Any:  # root, which tests may run as, is never refused
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    paths = [tmp_path / name for name in ("empty", "locked", "folder", "missing.jpg")]
-    problems = {
-        "empty": "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)",
-        "locked": "may not be read: permission denied",
-        "missing.jpg": "no such file",
-    }
-    with pytest.raises(ImagesError) as caught:
-        images.find(paths)
-    assert {Path(error.path).name: error.problem for error in caught.value.errors} == problems
-    assert len(str(caught.value).splitlines()) == 3
-
-    photographs, errors = images.load_all(images.find(paths, skip_bad=True), skip_bad=True)
-    assert [each.name for each in photographs] == ["good.jpg"]
-    assert [(str(Path(error.path).relative_to(tmp_path)), error.problem) for error in errors] == [
-        ("empty", problems["empty"]),
-        ("locked", problems["locked"]),
-        ("folder/dangling.jpg", "a link to a file that is not there"),
-        ("folder/pipe.png", "a pipe, socket or device, not a photograph"),
-        ("folder/locked", problems["locked"]),
-        ("missing.jpg", problems["missing.jpg"]),
-    ]
-
-
-def test_load_all_finds_every_bad_one_before_it_complains(tmp_path: Path) -> None:
-    (tmp_path / "good.jpg").write_bytes(FILES["JPEG"])
-    (tmp_path / "bad.jpg").write_bytes(b"")
-    hole = np.full((2, 2), np.nan)
-    sources: list[images.Source] = [tmp_path / "bad.jpg", tmp_path / "good.jpg", hole, tmp_path / "gone.jpg"]
-    with pytest.raises(ImagesError) as caught:
-        images.load_all(sources)
-    assert [error.path for error in caught.value.errors] == [str(sources[0]), "<array 3>", str(sources[3])]
-
-    photographs, errors = images.load_all(sources, skip_bad=True)
-    assert [each.name for each in photographs] == ["good.jpg"]
-    assert list(map(str, errors)) == list(map(str, caught.value.errors))
-    with pytest.raises(ImagesError):  # nothing would be left
-        images.load_all([sources[0], sources[3]], skip_bad=True)
-    assert images.find([]) == images.load_all([])[0] == []
-
-
-def test_bad_photographs_are_not_kept_in_memory(tmp_path: Path) -> None:
-    (tmp_path / "good.jpg").write_bytes(FILES["JPEG"])
-    (tmp_path / "bad.png").write_bytes(FILES["PNG"][:200] + bytes(4_000_000))
-    tracemalloc.start()
-    try:
-        _, errors = images.load_all([tmp_path / "good.jpg", *[tmp_path / "bad.png"] * 5], skip_bad=True)
-        kept, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(errors) == 5
-    assert kept < 4_000_000
 
 
 def test_threads_decode_at_once_and_leave_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

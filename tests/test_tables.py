@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import TINY
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity.contract import stages
@@ -112,6 +112,7 @@ NAMES = st.one_of(
 SHAPES = st.lists(st.integers(0, 10**12), max_size=5).map(tuple)
 
 
+@settings(max_examples=30)
 @given(changes=st.dictionaries(NAMES, SHAPES, max_size=6), base=st.booleans())
 def test_hostile_shapes_are_a_value_error_or_a_table(changes: dict[str, Any], base: bool) -> None:
     shapes = (TINY.tensors if base else {}) | changes

@@ -9,12 +9,11 @@ pixel. Nothing here is shared or switched, so photographs can be read from any n
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,15 +47,12 @@ class ImageError(ValueError):
     Attributes:
         path: The file as it was given; ``<array>``, ``<image 2>`` and so on for what is no file.
         problem: The line without the path.
-        passing: Whether it lies with the machine (a disk, a network, memory) rather than the picture, so that another try
-            may succeed.
     """
 
-    def __init__(self, path: str, problem: str, passing: bool = False) -> None:
-        super().__init__(path, problem, passing)  # all of them, so that it survives pickling between processes
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)  # both, so that it survives pickling between processes
         self.path = path
         self.problem = problem
-        self.passing = passing
 
     def __str__(self) -> str:
         return f"{self.path!r}: {self.problem}"  # repr: a name may hold line breaks and escape sequences
@@ -75,7 +71,6 @@ class ImagesError(ImageError):
         self.errors = tuple(errors)
         self.path = self.errors[0].path
         self.problem = self.errors[0].problem
-        self.passing = self.errors[0].passing
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.errors))
@@ -174,6 +169,29 @@ def natural_order(name: str) -> tuple[list[str | int], str]:
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
+def walk(
+    top: str | os.PathLike[str], refused: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each real one once, in natural order, without what is hidden; links are followed.
+
+    Args:
+        top: The folder.
+        refused: Called with the error of each folder that cannot be listed.
+
+    Yields:
+        A folder, and the names of its files.
+    """
+    visited = set()
+    for folder, below, files in os.walk(top, followlinks=True, onerror=refused):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:
+            below.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        below[:] = sorted((name for name in below if not name.startswith(".")), key=natural_order)
+        yield folder, sorted((name for name in files if not name.startswith(".")), key=natural_order)
+
+
 def read_file(path: str) -> bytes:
     """Reads a photograph's file, once; a pipe or a device, which would block or never end, is never opened.
 
@@ -201,9 +219,7 @@ def unreadable(path: str, error: Exception) -> ImageError:
         problem = "may not be read: permission denied"
     else:
         problem = f"cannot be read: {_reason(error)}"
-    # Another try may succeed, save where there is no such file, which only a new file mends.
-    gone = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-    return ImageError(path, problem, isinstance(error, OSError) and error.errno not in gone)
+    return ImageError(path, problem)
 
 
 def _several(sources: Iterable[Any]) -> Iterable[Any]:
@@ -226,27 +242,17 @@ def _listed(path: str) -> list[Path]:
 
 
 def _folder_files(folder: str) -> list[Path]:
-    """A folder's photographs, then its sub-folders'; links are followed, each real folder once.
-
-    A sub-folder that cannot be listed stands in the list itself: reading it says why.
-    """
-    files: list[Path] = []
-    visited: set[str] = set()
-
-    def unlisted(error: OSError) -> None:
-        if error.filename == folder:
-            raise error
-        files.append(Path(error.filename))
-
-    for top, folders, names in os.walk(folder, followlinks=True, onerror=unlisted):
-        if os.path.realpath(top) in visited:
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(top))
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural_order)
-        shown = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES)
-        files += [Path(top, name) for name in sorted(shown, key=natural_order)]
-    return files
+    """A folder's photographs, then its sub-folders'. One that cannot be listed stands in the list itself: reading it says why."""
+    refused: list[OSError] = []
+    files = [
+        Path(top, name)
+        for top, names in walk(folder, refused.append)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
+    if refused and refused[0].filename == folder:
+        raise refused[0]
+    return files + [Path(error.filename) for error in refused]
 
 
 def check_length(path: str, length: int) -> None:
@@ -386,7 +392,7 @@ def _refusing(path: str) -> Iterator[None]:
         problem = f"a decompression bomb? {_reason(error).partition(',')[0]}: export it smaller"
         raise ImageError(path, problem) from error
     except MemoryError as error:
-        raise ImageError(path, "more than fits into memory, or damaged so that it seems so", True) from error
+        raise ImageError(path, "more than fits into memory, or damaged so that it seems so") from error
     except Exception as error:
         raise ImageError(path, f"cannot be decoded, truncated or damaged: {_reason(error)}") from error
 

@@ -119,8 +119,7 @@ def _switches() -> list[tuple[Any, str, Any, Any]]:
     """(owner, attribute, value for tf32, value for every other precision)."""
     cuda, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     algorithms = [(cudnn, "benchmark", False, False), (cudnn, "deterministic", True, True)]
-    if hasattr(
-        cuda, "fp32_precision"
-    ):  # PyTorch 2.9 and later refuse to read the old names once the new ones were used
+    # PyTorch 2.9 and later refuse to read the old names once the new ones were used.
+    if hasattr(cuda, "fp32_precision"):
         return algorithms + [(owner, "fp32_precision", "tf32", "ieee") for owner in (cuda, cudnn.conv, cudnn.rnn)]
     return [*algorithms, (cuda, "allow_tf32", True, False), (cudnn, "allow_tf32", True, False)]

@@ -62,7 +62,7 @@ def register(commands: Any) -> None:
     add = show.add_argument
     add("folder", metavar="DIR", help="the --out of a batch run")
     add("--where", metavar="EXPR", help="which rows; default: all")
-    add("--limit", type=_count, metavar="N", help=f"the first N of them (default: {SHOWN}; CSV: all)")
+    add("--limit", type=integer(1), metavar="N", help=f"the first N of them (default: {SHOWN}; CSV: all)")
     add("--out", metavar="DIR", help="folder for the figures; default: the rows are listed")
     add("--csv", metavar="FILE", help="write the rows' columns, all but the maps")
     add("--methods", type=methods(), metavar="METHOD[,METHOD…]", help="default: all that the run has")
@@ -87,8 +87,8 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
     options.resize_option(batch)
     map_options(batch)
     add("--resolution", choices=RESOLUTIONS, default="raw", help="raw (default): before enlarging; full: normalized")
-    add("--limit", type=_count, metavar="N", help="the first N rows only; a larger N goes on from there")
-    add("--part-rows", type=_count, default=PART_ROWS, metavar="N", help="rows of one Parquet file (%(default)s)")
+    add("--limit", type=integer(1), metavar="N", help="the first N rows only; a larger N goes on from there")
+    add("--part-rows", type=integer(1), default=PART_ROWS, metavar="N", help="rows of one Parquet file (%(default)s)")
 
 
 def _options_of_the_machine(add: Callable[..., object]) -> None:
@@ -101,7 +101,7 @@ def _options_of_the_machine(add: Callable[..., object]) -> None:
     add(
         "--workers", type=_range, metavar="N|MIN:MAX", help="Ray actors, the least and the most (default: all that fit)"
     )
-    add("--cpus-per-worker", type=_count, default=1, metavar="N", help="and threads (%(default)s)")
+    add("--cpus-per-worker", type=integer(1), default=1, metavar="N", help="and threads (%(default)s)")
     add(
         "--gpus-per-worker",
         type=_fraction,
@@ -361,12 +361,6 @@ def _show(arguments: argparse.Namespace) -> int:
     for line in missing:
         print(f"attention-maps: {line}", file=sys.stderr)
     return options.IN_PART if missing else DONE
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch(r"0*[1-9][0-9]{0,11}", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number, 1 or more")
-    return int(text)
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -26,9 +26,6 @@ from torch_impl.batch.run import AGAIN
 from torch_impl.batch.sources import Item, is_below, readable, stamp_of
 from torch_impl.framing import Size
 
-LARGEST_PHOTOGRAPH = 2**29
-"""Bytes that are read of a file, and one more; `images` refuses what is larger."""
-
 AHEAD = 512
 """Photographs that are decoded, or being decoded, before somebody takes them: 77 MB at 224×224."""
 
@@ -79,11 +76,12 @@ class Reader:
             return self._read_cell(item, item.column, item.row or 0)
         with open(item.file, "rb") as file:
             if item.offset is None or item.length is None:
-                return file.read(LARGEST_PHOTOGRAPH + 1)
+                return file.read(images.MAX_BYTES + 1)  # which is refused
             _check_unchanged(file, item)
             file.seek(item.offset)
-            data = file.read(min(item.length, LARGEST_PHOTOGRAPH + 1))
-            if len(data) < min(item.length, LARGEST_PHOTOGRAPH + 1):
+            wanted = min(item.length, images.MAX_BYTES + 1)
+            data = file.read(wanted)
+            if len(data) < wanted:
                 raise ValueError("the archive ends before it does: cut off, copy it again")
             return data
 

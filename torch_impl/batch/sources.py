@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
@@ -175,22 +175,9 @@ def _photograph(path: str, **more: Any) -> Item:
 # Folders and globs
 
 
-def _folders(top: str, refused: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each real one once, with their files; in natural order, hidden ones left out."""
-    visited = set()
-    for folder, below, files in os.walk(top, followlinks=True, onerror=refused):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
-            below.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        below[:] = sorted((name for name in below if not name.startswith(".")), key=images.natural_order)
-        yield folder, sorted((name for name in files if not name.startswith(".")), key=images.natural_order)
-
-
 def _folder(top: str) -> Iterator[Item]:
     refused: list[OSError] = []
-    for folder, files in _folders(top, refused.append):
+    for folder, files in images.walk(top, refused.append):
         for name in files:
             if _suffix(name) in images.SUFFIXES:
                 yield _photograph(_clean(os.path.join(folder, name)))
@@ -203,7 +190,7 @@ def _matches(pattern: str) -> Iterator[str]:
     before, stars, after = pattern.partition("**/")
     for match in sorted(glob.glob(before or "."), key=images.natural_order):
         if stars:
-            for folder, _ in _folders(match):
+            for folder, _ in images.walk(match):
                 yield from _matches(os.path.join(glob.escape(folder), after))
         else:
             yield match
