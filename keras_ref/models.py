@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import sys
@@ -195,9 +194,3 @@ def own_preprocessing(name: str) -> str:
 def own_function(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """The user's preprocessing function."""
     return lookup(name, "--preprocess")
-
-
-def application_names() -> list[str]:
-    """The functions of `keras.applications` that give a model."""
-    applications = importlib.import_module("keras.applications")
-    return [name for name in dir(applications) if name[0].isupper()]

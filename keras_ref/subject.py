@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from keras_ref import KerasRefError, keras_files, model, models, photographs
 from keras_ref.front import Front
 from keras_ref.graph import Flat, Flattener
 from keras_ref.passes import Models, linear_models
-from keras_ref.target import choose
+from keras_ref.target import CamOptions, choose
 from parity.contract import classes
-from parity.contract.artifact import EMBED_BYTES, JobSettings, Weights
+from parity.contract.artifact import JobSettings, Weights
 from parity.contract.command import options_of
 from parity.contract.fingerprints import Fingerprint
 from parity.contract.layers import LayerTable
@@ -127,64 +127,62 @@ def _check_classes(options: argparse.Namespace, table: LayerTable) -> None:
 
 def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     model.load_frameworks(precision, onednn=False)
-    import keras
-
     floatx = model.FLOATX[precision]
+    seed = models.seed_of(options.weights)
     original = models.load(options.model, options.weights, trust=options.trust)
     function, shape = models.functional(original, options.model, options.size)
-    seed = models.seed_of(options.weights)
-    random = None if seed is None else np.random.RandomState(seed)
-    flat = Flattener(shape, random, floatx).flatten(function)
-    layers = tuple(row.layer for row in flat.rows)
+    flat = Flattener(shape, None if seed is None else np.random.RandomState(seed), floatx).flatten(function)
     front = flat.front
     target, cam_options, warnings = choose(flat, options.target_layer)
-    table = LayerTable(layers, target)
-    if len(layers[-1].shape) != 1:
-        raise KerasRefError(f"--model: its output has the shape {layers[-1].shape}, expected (classes,)")
+    table = LayerTable(tuple(row.layer for row in flat.rows), target)
+    if len(table.layers[-1].shape) != 1:
+        raise KerasRefError(f"--model: its output has the shape {table.layers[-1].shape}, expected (classes,)")
     kind, prepare = _preprocessing(options, front, floatx)
     tensors = {f"{row.layer.name}.{what}": array for row in flat.rows for what, array in row.tensors.items()}
-    n_classes = max(2, table.classes)
-    labels = _labels(options, n_classes)
+    for row in flat.rows:
+        row.tensors = {}
+    labels = _labels(options, max(2, table.classes))
+    keep = options.keep or (SMALL_SAMPLE if len(table.layers) > MANY else SAMPLE)
     scale, offset = front.affine
-    settings = _settings(options, kind, options.keep or (SMALL_SAMPLE if len(layers) > MANY else SAMPLE), labels)
-    settings = JobSettings(**{**vars(settings), "scale": scale, "offset": offset})
 
     kept = [function] if precision == "fp32" else []  # let go once it is seen to be the same network
     del function, original
     gc.collect()  # the original is full of cycles, and holds every weight once more
 
     def built(probe: np.ndarray, picture: np.ndarray) -> Models:
-        if not np.isfinite(np.asarray(flat.model(probe, training=False))).all():
-            raise KerasRefError("--model: its output holds NaN or infinity")
+        layered = _layered(flat, table, cam_options, probe)
         if kept:
             _check_same(kept.pop(), flat, prepare(picture), probe)
-        hidden = [row.output for row in flat.rows if row.layer in table.hidden]
-        layered = keras.Model(flat.model.inputs, [*hidden, *flat.model.outputs])
-        return Models(flat.model, layered, table, cam_options, binary=table.classes == 1)
-
-    source = options.model + (f" --weights {options.weights}" if options.weights else "")
-    weights = _weights(source, kind, table, tensors)
+        return layered
 
     def preprocess(pixels: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(front.scale * np.float64(prepare(pixels)) + front.offset, floatx)
 
-    for row in flat.rows:
-        row.tensors = {}
-    exported = tensors if options.export and (precision == "fp32" or not options.floor) else None
-    warnings = (*front.remarks, *warnings)
+    exported = options.export and (precision == "fp32" or not options.floor)
     return Subject(
         table,
-        weights,
-        settings,
+        _weights(options, kind, table, tensors),
+        replace(_settings(options, kind, keep, labels), scale=scale, offset=offset),
         front.pictures,
         front.corner,
         preprocess,
         built,
         labels,
-        warnings,
-        exported,
+        (*front.remarks, *warnings),
+        tensors if exported else None,
         any_model=True,
     )
+
+
+def _layered(flat: Flat, table: LayerTable, cam_options: CamOptions, probe: np.ndarray) -> Models:
+    """The flat model, and the same with every layer's output; its inputs of one photograph show whether it gives numbers."""
+    import keras
+
+    if not np.isfinite(np.asarray(flat.model(probe, training=False))).all():
+        raise KerasRefError("--model: its output holds NaN or infinity")
+    hidden = [row.output for row in flat.rows if row.layer in table.hidden]
+    layered = keras.Model(flat.model.inputs, [*hidden, *flat.model.outputs])
+    return Models(flat.model, layered, table, cam_options, binary=table.classes == 1)
 
 
 def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray) -> None:
@@ -210,11 +208,10 @@ def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray
         )
 
 
-def _weights(source: str, kind: str, table: LayerTable, tensors: dict[str, np.ndarray]) -> Weights:
-    fingerprint = Network(tensors, table, source, kind).fingerprint
-    prints = {name: Fingerprint.of(array) for name, array in tensors.items()}
-    small = tensors if 4 * table.parameters < EMBED_BYTES else {}
-    return Weights(source, kind, fingerprint, "", table, small, prints)
+def _weights(options: argparse.Namespace, kind: str, table: LayerTable, tensors: dict[str, np.ndarray]) -> Weights:
+    source = options.model + (f" --weights {options.weights}" if options.weights else "")
+    weights = Weights.of(Network(tensors, table, source, kind))
+    return replace(weights, prints={name: Fingerprint.of(array) for name, array in tensors.items()})
 
 
 def _preprocessing(options: argparse.Namespace, front: Front, floatx: str) -> tuple[str, Preprocess]:

@@ -25,6 +25,7 @@ from parity.contract.artifact import Artifact
 from parity.contract.classes import per_photograph
 from parity.contract.stages import PRECISIONS
 from parity.contract.vgg import VGG16
+from parity.module_commands import DIFFERS, HOLDS
 from parity.port import ENGINES
 from parity.reference import check_installed, run
 
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from parity.twins import Module
 
 _PROGRAM = "attention-parity"
-
-HOLDS, DIFFERS = 0, 1
 
 SAMPLES = 4
 """SmoothGrad's samples where none are asked for: a fifth of the lab's 20, so that the proof takes minutes on two cores."""
@@ -54,34 +53,18 @@ def parser() -> command.Parser:
         "compared; 130 interrupted.",
     )
     add = top.add_argument
-    add(
-        "photographs",
-        nargs="*",
-        metavar="PHOTO|FOLDER",
-        help="none: four that scikit-image and scikit-learn bring along",
-    )
+    words = "none: four that scikit-image and scikit-learn bring along"
+    add("photographs", nargs="*", metavar="PHOTO|FOLDER", help=words)
     add("--weights", default="auto", metavar="SOURCE", help="as of attention-maps explain (%(default)s)")
-    add(
-        "--classes",
-        type=command.listed,
-        metavar="CLASS[,CLASS…]",
-        help="one for all or one for each, index or label; default: the top-1",
-    )
-    add(
-        "--methods",
-        type=command.methods(methods.REFERENCE),
-        default=(),
-        metavar="METHOD[,METHOD…]",
-        help=f"default: {','.join(methods.DEFAULT)}",
-    )
+    words = "one for all or one for each, index or label; default: the top-1"
+    add("--classes", type=command.listed, metavar="CLASS[,CLASS…]", help=words)
+    names, words = command.methods(methods.REFERENCE), f"default: {','.join(methods.DEFAULT)}"
+    add("--methods", type=names, default=(), metavar="METHOD[,METHOD…]", help=words)
     add("--input", choices=network.INPUTS, help="preprocessing, on both sides; default: the weights' own")
     add("--resize", choices=("lab", "torchvision"), default="lab", help="how photographs become squares (%(default)s)")
     command.map_options(top, n_samples=SAMPLES, unset=True)
-    add(
-        "--reference",
-        metavar="ARTIFACT",
-        help="made by python -m keras_ref --floor, here or elsewhere; default: make it now",
-    )
+    words = "made by python -m keras_ref --floor, here or elsewhere; default: make it now"
+    add("--reference", metavar="ARTIFACT", help=words)
     _candidate_options(top)
     module_commands.module_options(top)
     add("--no-ladder", action="store_true", help="leave out what the libraries' plain calls draw")
@@ -92,25 +75,13 @@ def parser() -> command.Parser:
 
 def _candidate_options(top: command.Parser) -> None:
     add = top.add_argument
-    add(
-        "--candidate",
-        metavar="MODULE:NAME|ARTIFACT",
-        help="a function candidate(job), or what a program wrote; default: this port",
-    )
-    add(
-        "--engine",
-        choices=tuple(ENGINES),
-        default="library",
-        help="this port's engine, where no --candidate is given (%(default)s)",
-    )
+    words = "a function candidate(job), or what a program wrote; default: this port"
+    add("--candidate", metavar="MODULE:NAME|ARTIFACT", help=words)
+    words = "this port's engine, where no --candidate is given (%(default)s)"
+    add("--engine", choices=tuple(ENGINES), default="library", help=words)
     add("--device", default="auto", help="of the candidate: auto, cpu, cuda, cuda:1 (%(default)s)")
-    add(
-        "--precision",
-        type=_precisions,
-        default="fp64,fp32",
-        metavar="P[,P…]",
-        help=f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)",
-    )
+    words = f"of the candidate, of {', '.join(PRECISIONS)} (%(default)s)"
+    add("--precision", type=_precisions, default="fp64,fp32", metavar="P[,P…]", help=words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

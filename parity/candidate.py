@@ -131,15 +131,22 @@ def job_of(reference: Artifact, network: Network, *, precision: str, device: str
             f"the weights {network.source} (fingerprint {network.fingerprint[:12]}) are not those of the reference, "
             f"{reference.weights.source} (fingerprint {reference.weights.fingerprint[:12]}): give --weights as it was given"
         )
-    settings = reference.settings
-    if missing := [method for method in methods if method not in settings.methods]:
-        raise CandidateError(
-            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(settings.methods)}"
-        )
-    wanted = tuple(methods) or settings.methods
+    settings, wanted = reference.settings, methods_of(reference, methods)
     return Job(
         reference.pixels, reference.classes, network, settings.input, wanted, settings.options, precision, device
     )
+
+
+def methods_of(reference: Artifact, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Some of a reference's methods; none wanted: all.
+
+    Raises:
+        CandidateError: it does not hold one of them.
+    """
+    held = reference.settings.methods
+    if missing := [method for method in wanted if method not in held]:
+        raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(held)}")
+    return tuple(wanted) or held
 
 
 def load(name: str) -> Candidate:

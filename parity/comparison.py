@@ -85,8 +85,7 @@ def assert_parity(
     """Fail unless the candidate computes the reference's maps. For other people's test suites.
 
     Args:
-        candidate: a PyTorch module; a function `candidate(job)` (see `parity.candidate`), its `module:name`, an artifact, or an
-            artifact's path.
+        candidate: a PyTorch module; a function `candidate(job)`, as of `parity.candidate`; its `module:name`; an artifact or its path.
         reference: an artifact that `python -m keras_ref --floor` wrote, or its path.
         precisions: to run a function in, one after the other.
         methods: some of the reference's; none: all.
@@ -105,31 +104,31 @@ def assert_parity(
         CandidateError: it could not be compared.
         ArtifactError: an artifact cannot be read.
     """
-    if not isinstance(reference, Artifact):
-        reference = Artifact.read(reference)
+    reference = reference if isinstance(reference, Artifact) else Artifact.read(reference)
     if isinstance(candidate, (str, os.PathLike)):
         name = os.fspath(candidate)
         candidate = Artifact.read(name) if os.path.exists(name) or ":" not in name else candidates.load(name)
+    how: dict[str, Any] = {"device": device, "methods": methods}
     if isinstance(candidate, Artifact):
         answers = dict.fromkeys(candidate.precisions, candidate)
     elif hasattr(candidate, "state_dict"):  # an nn.Module, which this package does not import
         module = twins.Module(candidate, layers or {}, target_layer, preprocess)
-        answers = {
-            precision: twins.answer(reference, module, precision=precision, device=device, methods=methods)
-            for precision in precisions
-        }
+        answers = {p: twins.answer(reference, module, precision=p, **how) for p in precisions}
     else:
-        weights = network or reference.network
-        if weights is None:
-            raise CandidateError("the reference's weights are too large to be in its artifact: give network=…")
-        answers = {}
-        for precision in precisions:
-            job = candidates.job_of(reference, weights, precision=precision, device=device, methods=methods)
-            answers[precision] = candidates.record(candidate, job, reference.photographs, reference.settings)
+        answers = {p: _answer(candidate, reference, network, precision=p, **how) for p in precisions}
     report = compare(reference, answers)
     if not report.holds:
         raise AssertionError(f"the candidate does not draw the reference's maps\n{report.as_table()}")
     return report
+
+
+def _answer(candidate: Candidate, reference: Artifact, network: Network | None, **how: Any) -> Artifact:
+    """What a function gives; `how` as of `candidate.job_of`."""
+    weights = network or reference.network
+    if weights is None:
+        raise CandidateError("the reference's weights are too large to be in its artifact: give network=…")
+    job = candidates.job_of(reference, weights, **how)
+    return candidates.record(candidate, job, reference.photographs, reference.settings)
 
 
 def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> None:

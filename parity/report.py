@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from parity.contract.artifact import Artifact, Photograph
-from parity.contract.text import printable
+from parity.contract.text import aligned, printable
 from parity.criterion import DESCRIBED, DIFFERENT, Figure, Verdict
 
 FORMAT = "attention-maps parity report 1"
@@ -233,8 +233,7 @@ class ParityReport:
         for v in self.verdicts:
             correlation = "" if math.isnan(v.pearson) else f"{v.pearson:.6f}"
             rows.append((v.method, v.precision, v.word, f"{v.worst:.1e}", f"{v.limit:.0e}", v.worst_stage, correlation))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return aligned(rows)
 
     def _divergence_lines(self) -> list[str]:
         lines = []

@@ -13,11 +13,11 @@ import safetensors
 from safetensors.numpy import load_file
 
 from parity import criterion, formulas, port
-from parity.candidate import CAUSE, Answer, CandidateError
+from parity.candidate import CAUSE, Answer, CandidateError, methods_of
 from parity.contract.artifact import Artifact
 from parity.contract.files import whole
 from parity.contract.stages import Stage
-from parity.contract.text import one_line
+from parity.contract.text import aligned, one_line
 from parity.similarity import relative_l2
 
 TENSORS = "attention-maps tensors 1"
@@ -72,12 +72,8 @@ def answer(
     Raises:
         CandidateError: it cannot be compared; one line.
     """
-    if missing := [method for method in methods if method not in reference.settings.methods]:
-        raise CandidateError(
-            f"the reference artifact does not hold {', '.join(missing)}: it holds {', '.join(reference.settings.methods)}"
-        )
+    wanted = methods_of(reference, methods)
     check_general(reference)
-    wanted = tuple(methods) or reference.settings.methods
     given = _given(reference, module)
     twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
     made = Answer(
@@ -265,12 +261,10 @@ class Matched:
     Attributes:
         lines: of the table.
         toml: the file that can be corrected and given back.
-        complete: whether the target layer and the logits are paired.
     """
 
     lines: tuple[str, ...]
     toml: str
-    complete: bool
 
 
 def matched(reference: Artifact, module: Module) -> Matched:
@@ -283,7 +277,8 @@ def matched(reference: Artifact, module: Module) -> Matched:
     given = _given(reference, module)
     twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
     pairing = twin.pairing
-    rows, toml = [("layer", "kind", "module", "told by", "error (float64)")], [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]  # fmt: skip
+    rows = [("layer", "kind", "module", "told by", "error (float64)")]
+    toml = [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]
     for layer in reference.table.hidden:
         pair = pairing.pairs.get(layer.name)
         if pair is None:
@@ -294,11 +289,9 @@ def matched(reference: Artifact, module: Module) -> Matched:
         error = f"{pair.error:.1e}" if pair.layout else f"another shape, {'×'.join(map(str, pair.call.shape[1:]))}"
         rows.append((layer.name, layer.kind, pair.call.key, pair.how, error))
         toml.append(f'"{layer.name}" = "{pair.call.key}"  # {pair.how}, {error}')
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [f"remark: {line}" for line in twin.remarks()]
+    lines = [*aligned(rows), *(f"remark: {line}" for line in twin.remarks())]
     lines += [f"{what}: {said}" for what, said in twin.about().items()]
-    return Matched(tuple(lines), "\n".join([*toml, ""]), complete=True)
+    return Matched(tuple(lines), "\n".join([*toml, ""]))
 
 
 # Weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import shlex
 import sys
@@ -11,13 +10,13 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+from in_keras import run
 from safetensors.numpy import load_file
 
 from keras_ref import exact, model, models
-from keras_ref.__main__ import main
 from parity.contract.artifact import Artifact
 
-model.load_frameworks("fp64")
+model.load_frameworks("fp64", onednn=False)
 
 import keras  # noqa: E402 (after its precision is set)
 import keras_nets  # noqa: E402
@@ -35,15 +34,8 @@ MORE = {
 }
 """What else a network's command needs."""
 
-
-def run(command: str) -> list[Any]:
-    """The exit status of a command, and its errors."""
-    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
-        try:
-            status = main(shlex.split(command))
-        except SystemExit as end:  # argparse's
-            status = end.code
-    return [status, errors.getvalue()]
+BRIEFLY = ("dense", "inverted", "inception", "separable", "squeeze", "grey", "nested", "subclassed")
+"""Networks of which not every map is drawn."""
 
 
 def relative(ours: Any, theirs: Any) -> float:
@@ -63,9 +55,11 @@ def explained(name: str, photograph: str) -> dict[str, Any]:
         return given[0]
 
     loaded = models.load
-    command = f"--model keras_nets:{name} --weights random:0 --precision fp64 --keep 1000000 --samples 2 --out {name}"
+    methods = "vanilla,gradcam" if name in BRIEFLY else "vanilla,smoothgrad,gradcam,gradcam++"
+    command = f"--model keras_nets:{name} --weights random:0 --precision fp64 --keep 1000000 --out {name}"
+    more = f"--samples 2 --methods {methods} {MORE.get(name, '')} --export {name}.export {photograph}"
     with mock.patch.object(models, "load", load):
-        status, errors = run(f"{command} {MORE.get(name, '')} --export {name}.export {photograph}")
+        status, errors, _ = run(*shlex.split(f"{command} {more}"))
     if status:
         return {"error": errors}
     artifact = Artifact.read(name)
@@ -114,7 +108,7 @@ def compared(artifact: Artifact, own: Any, inputs: Any) -> dict[str, Any]:
     return errors
 
 
-def saved(photograph: str) -> dict[str, Any]:
+def saved(photographs: list[str]) -> dict[str, Any]:
     """Both precisions of what is saved in float32, and what is refused."""
     keras.backend.clear_session()
     keras.config.set_floatx("float32")
@@ -131,10 +125,13 @@ def saved(photograph: str) -> dict[str, Any]:
     with open("five.txt", "w") as labels, open("four.txt", "w") as fewer:
         labels.write("a\nb\nc\nd\ne\n")
         fewer.write("a\nb\nc\nd\n")
-    return {command: run(f"{command} --precision fp64 --samples 2 --out refused {photograph}") for command in COMMANDS}
+    start = "--precision fp64 --samples 2 --methods gradcam --out refused"
+    said = {command: run(*shlex.split(f"{start} {command}"), photographs[0]) for command in COMMANDS}
+    floor = "--model own.keras --floor --samples 2 --out floor --export floor.export"
+    return said | {"floor": run(*floor.split(), *photographs)}
 
 
-COMMANDS = json.loads(sys.argv[2])
+PHOTOGRAPHS, COMMANDS = sys.argv[2:], json.loads(sys.argv[1])
 
-said = {name: explained(name, sys.argv[1]) for name in keras_nets.BLOCKS}
-print(json.dumps({"networks": said, "commands": saved(sys.argv[1])}))
+said = {name: explained(name, PHOTOGRAPHS[0]) for name in keras_nets.BLOCKS}
+print(json.dumps({"networks": said, "commands": saved(PHOTOGRAPHS)}))

@@ -1,6 +1,6 @@
 """What `test_keras_ref.py` runs in a process with TensorFlow in it; prints JSON.
 
-python in_keras.py JOBS: commands and other checks in float64. Without jobs: faults of the library.
+python in_keras.py JOBS: commands, faults of the library, and other checks.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from unittest import mock
 import numpy as np
 
 from keras_ref import keras_files, maps, model, passes
+from keras_ref import run as runs
 from keras_ref.__main__ import main
-from parity.contract.methods import REFERENCE, Options
+from parity.contract.methods import DEFAULT, REFERENCE, Options
 from parity.contract.network import from_source
+from parity.contract.samples import SAMPLES
 
 
-def run(*arguments: str) -> tuple[int, str]:
-    """The exit status of a command, and its errors."""
-    with contextlib.redirect_stderr(io.StringIO()) as errors:
-        status = main([*arguments])
-    return status, errors.getvalue()
-
-
-def runs(jobs: str) -> dict[str, Any]:
-    """Many commands in float64: each job's name is also the artifact's."""
-    start = ("--precision=fp64", "--keep=100000", "--quiet")
-    return {name: run(*start, f"--out={name}", *arguments) for name, arguments in json.loads(jobs).items()}
+def run(*arguments: str) -> tuple[int, str, str]:
+    """The exit status of a command, its errors, and what it prints; `--floor` without processes of its own, for their time."""
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as errors,
+        contextlib.redirect_stdout(io.StringIO()) as output,
+        mock.patch.object(runs, "_in_child", runs.compute),
+    ):
+        try:
+            status = main([*arguments])
+        except SystemExit as end:  # argparse's
+            status = int(end.code or 0)
+    return status, errors.getvalue(), output.getvalue()
 
 
 def loaded(path: str) -> tuple[Any, Any]:
@@ -68,8 +71,8 @@ def smoothgrad() -> dict[str, Any]:
     """Whether our map is that of the library's default call, and whether NumPy's generator is left alone after an error."""
     from tf_keras_vis.saliency import Saliency
 
-    x = np.random.RandomState(0).uniform(-100, 100, (1, 224, 224, 3))
-    p = passes.pass_through(passes.linear_models(*loaded("thirteen.safetensors"), x), x, 3, Options(2, 0.2, 9))
+    x = np.load("x.npy")[:1]
+    p = passes.pass_through(passes.linear_models(*loaded("tiny.safetensors"), x), x, 3, Options(2, 0.2, 9))
     np.random.seed(5)
     with contextlib.suppress(ZeroDivisionError), maps.legacy_seed(9):
         theirs = Saliency(p.models.linear)(p.score, x, smooth_samples=2, smooth_noise=0.2)
@@ -121,20 +124,18 @@ def faults() -> dict[str, Any]:
     said = {}
     for stage, (module, replaced) in library.items():
         with mock.patch.multiple(module, **replaced) if replaced else contextlib.nullcontext():
-            arguments = ("--weights=tiny.safetensors", "--samples=2", "--classes=4", "--out=fault", "--quiet")
-            arguments = (
-                (*arguments, f"--methods={','.join(REFERENCE)}") if stage[:5] in ("layer", "score") else arguments
-            )
-            said[stage] = (*run(*arguments), os.path.exists("fault"))
+            methods = REFERENCE if stage[:5] in ("layer", "score") else DEFAULT
+            arguments = f"--weights=tiny.safetensors --samples=2 --classes=4 --methods={','.join(methods)} --out=fault"
+            status, line, _ = run(*arguments.split(), str(SAMPLES[0].path()))
+            said[stage] = (status, line, os.path.exists("fault"))
     return said
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        model.load_frameworks("fp64")
-        said = {"runs": runs(sys.argv[1]), "files": files(), "smoothgrad": smoothgrad()}
-        scores()
-    else:
-        model.load_frameworks("fp32")
-        said = faults()
-    print(json.dumps(said))
+    model.load_frameworks("fp64")
+    jobs = json.loads(sys.argv[1])
+    done = {name: run("--precision=fp64", "--keep=100000", f"--out={name}", *job) for name, job in jobs.items()}
+    said = {"runs": done, "files": files(), "smoothgrad": smoothgrad()}
+    scores()
+    model.load_frameworks("fp32")
+    print(json.dumps({**said, "faults": faults()}))

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from judging import altered, compared, divergences, recorded, rows, with_array, word
+from tolerances import FLOAT64
 
 from parity import criterion, formulas, rounding
 from parity.comparison import compare
@@ -37,56 +38,35 @@ def single(golden: Artifact) -> Artifact:
     return recorded(golden, port, "fp32")
 
 
-# The judge's formulas: answers worked out by hand
+# The judge's formulas. Its known mistakes are made by the port in `test_faults`, and named there.
 
 
-def test_preprocessing_of_one_pixel() -> None:
+@pytest.mark.parametrize("name", ["golden", "family"])
+def test_every_step_of_the_reference_is_the_judge_s_formula(name: str, request: pytest.FixtureRequest) -> None:
+    reference = request.getfixturevalue(name)
+    steps = {f.stage: f.alone for f in criterion.figures(reference, reference, "fp64") if not math.isnan(f.alone)}
+    own = [s for s in reference.stages if s.method and s.quantity not in ("noise", "scores", "final_with_exp")]
+    assert steps.keys() == {"inputs", "score", *(s.name for s in own if s.name not in AT_INPUT)}
+    assert max(steps.values()) < FLOAT64, steps
+
+
+AT_INPUT = ("vanilla/raw", "smoothgrad/raw")
+"""Maps that are gradients, which the judge has no formula of."""
+
+
+def test_torchvision_s_preprocessing_of_one_pixel() -> None:
     pixel = np.array([[[255, 0, 51]]], np.uint8)  # R, G, B
-    np.testing.assert_allclose(formulas.preprocess(pixel, "caffe"), [[[51 - 103.939, 0 - 116.779, 255 - 123.68]]])
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(formulas.preprocess(pixel, "torchvision"), [[expected]])
     with pytest.raises(ValueError, match="unknown"):
         formulas.preprocess(pixel, "keras")
 
 
-def test_grad_cam_on_paper() -> None:
-    gradients = np.array([[[1.0, -4.0], [3.0, 0.0]]])  # (1, 2, 2): means 2 and −2
-    activations = np.array([[[1.0, 0.0], [2.0, 5.0]]])
-    given = {"activations": activations, "gradients": gradients}
-    made = formulas.grad_cam(given)
-    np.testing.assert_allclose(made["weights"], [2, -2])
-    np.testing.assert_allclose(made["raw"], [[2, 0]])  # 2·2 − 2·5 < 0
-    np.testing.assert_allclose(formulas.grad_cam({**given, "weights": np.array([0, 1])})["raw"], [[0, 5]])
-
-
-def test_grad_cam_plus_plus_on_paper() -> None:
-    # A = (1, 1), G = (1, 2): ΣA = 2, alpha = (1/4, 1/6) → (3/5, 2/5), w = 3/5·1 + 2/5·2
-    a, g = np.ones((1, 2, 1)), np.array([[[1.0], [2.0]]])
-    np.testing.assert_allclose(formulas.grad_cam_plus_plus_alpha(a, g, normalized=False).ravel(), [1 / 4, 1 / 6])
-    made = formulas.grad_cam_plus_plus({"activations": a, "gradients": g})
-    np.testing.assert_allclose(made["alpha"].ravel(), [3 / 5, 2 / 5])
-    np.testing.assert_allclose(made["weights"], [7 / 5])
-    np.testing.assert_allclose(made["raw"], [[7 / 5, 7 / 5]])
-    # mean(A) = 1: (1/3, 1/4); an epsilon of 1 beside 4 and 24: (1/5, 4/25)
-    wrong = formulas.grad_cam_plus_plus_alpha(a, g, normalized=False, mean_of_activations=True)
-    np.testing.assert_allclose(wrong.ravel(), [1 / 3, 1 / 4])
-    wrong = formulas.grad_cam_plus_plus_alpha(a, g, normalized=False, epsilon=1.0)
-    np.testing.assert_allclose(wrong.ravel(), [1 / 5, 4 / 25])
-    assert not formulas.grad_cam_plus_plus_alpha(a, np.zeros_like(g)).any()
-
-
-def test_layercam_and_score_cam_on_paper() -> None:
-    activations, gradients = np.array([[[1.0, 4.0], [2.0, 0.0]]]), np.array([[[3.0, -1.0], [-1.0, 2.0]]])
-    given = {"activations": activations, "gradients": gradients}
-    np.testing.assert_array_equal(formulas.layer_cam(given)["raw"], [[3, 0]])  # 1·3 + 4·0, 2·0 + 0·2
-    made = formulas.score_cam({**given, "scores": np.array([0.5, 0.1])})
-    np.testing.assert_array_equal(made["weights"], [0.5, float(np.float32(0.1))])
-    np.testing.assert_array_equal(made["raw"], [[0.5 + 4 * float(np.float32(0.1)), 1]])
-    made = formulas.score_cam({**given, "channels": np.array([0.0]), "weights": np.array([2.0])})
-    assert made["channels"].tolist() == [1]  # (4, 0) vary by 2, (1, 2) by 1/2
-    np.testing.assert_array_equal(made["raw"], [[2, 4]])
-    assert "raw" not in formulas.score_cam({**given, "channels": np.array([np.nan]), "weights": np.array([2.0])})
-    assert formulas.most_varied(np.ones((2, 2, 3)), 2).tolist() == [0, 1]  # of equal ones the first
+def test_channels_of_a_candidate_that_are_none() -> None:
+    given = {"activations": np.ones((2, 2, 3)), "channels": np.array([np.nan]), "weights": np.array([2.0])}
+    made = formulas.score_cam(given)
+    assert "raw" not in made
+    assert formulas.most_varied(given["activations"], 2).tolist() == [0, 1]  # of equal ones the first
 
 
 @pytest.mark.parametrize("half_pixel", [False, True])
@@ -94,23 +74,6 @@ def test_bicubic_is_pytorch_s(half_pixel: bool) -> None:
     cam = np.random.RandomState(0).rand(5, 4)
     expected = F.interpolate(torch.tensor(cam)[None, None], (12, 14), mode="bicubic", align_corners=not half_pixel)
     np.testing.assert_allclose(formulas.bicubic(cam, (12, 14), half_pixel=half_pixel), expected[0, 0], atol=1e-12)
-
-
-def test_upsampling_lays_corner_on_corner() -> None:
-    cam = np.array([[0.0, 3.0], [6.0, 9.0]])
-    np.testing.assert_allclose(formulas.upsample(cam, (4, 4)), np.add.outer([0, 2, 4, 6], [0, 1, 2, 3]), atol=1e-12)
-    # Half-pixel centres at −1/4, 1/4, 3/4, 5/4, held at the rim
-    np.testing.assert_allclose(formulas.upsample(cam, (4, 4), half_pixel=True)[0], [0, 0.75, 2.25, 3], atol=1e-12)
-
-
-def test_normalizing_and_finishing() -> None:
-    np.testing.assert_allclose(formulas.normalize(np.array([[1.0, 3.0]])), [[0, 2 / (2 + 1e-7)]], rtol=1e-15)
-    assert not formulas.normalize(np.full((2, 2), 5.0)).any()
-    drawn = np.array([[0.0, 1.0], [2.0, 4.0]])
-    np.testing.assert_allclose(formulas.finish(drawn, (2, 2)), drawn / 4, atol=1e-7)
-    assert formulas.finish(drawn, (8, 4)).shape == (8, 4)
-    squeezed = formulas.enlarged(drawn, (2, 2), math.log(1e-7 / 4))["final_with_exp"]
-    np.testing.assert_allclose(squeezed, drawn / 8)  # of a range of 1e-7 the constant 1e-7 takes half
 
 
 def test_pooling_on_paper() -> None:
@@ -279,8 +242,7 @@ def test_a_score_near_zero_is_measured_on_the_logits(golden: Artifact, ported: A
     assert figure.max_error == pytest.approx(1e-13 / np.linalg.norm(golden.whole("logits", "fp64")[0]), rel=1e-3)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize(("value", "precision"), [(np.nan, "fp64"), (np.inf, "fp32"), (-np.inf, "fp64")])
 def test_values_that_are_not_finite_differ(value: float, precision: str, golden: Artifact) -> None:
     def broken(array: np.ndarray, i: int) -> np.ndarray:
         array[0, 0] = value
@@ -340,11 +302,6 @@ def test_a_flat_photograph_ties_all_but_its_corners() -> None:
     expected = np.ones((8, 12), bool)
     expected[[0, 0, -1, -1], [0, -1, 0, -1]] = False
     np.testing.assert_array_equal(undecided(np.full((8, 12, 3), 7, np.uint8), (1,)), expected)
-
-
-def test_a_photograph_of_unequal_pixels_has_no_ties() -> None:
-    pixels = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    assert not undecided(pixels, (1, 1)).any()
 
 
 def test_an_edge_along_the_rows_ties_beside_each_other_only() -> None:

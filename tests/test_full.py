@@ -33,42 +33,27 @@ of the tests' own children the kernel knows the largest only, and a child starts
 
 
 def test_the_command_finds_the_cat_and_the_cup(tmp_path):
-    """`attention-maps explain` as a stranger runs it, but for fewer samples."""
-    photographs = [str(p) for p in images.defaults()]
-    result = run_program(
-        "-m",
-        "torch_impl",
-        "explain",
-        *photographs,
-        "--weights",
-        "offline",
-        "--samples",
-        "1",
-        "--out",
-        "out",
-        cwd=tmp_path,
-    )
+    """`attention-maps explain` as a stranger runs it, but for fewer photographs and samples."""
+    photographs = [str(p) for p in images.defaults()[:2]]
+    options = ("--weights", "offline", "--samples", "1", "--out", "out")
+    result = run_program("-m", "torch_impl", "explain", *photographs, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert [p["label"] for p in manifest["photographs"]] == ["Egyptian cat", "espresso", "tripod", "palace"]
-    assert [round(p["probability"], 2) for p in manifest["photographs"]] == [0.35, 0.72, 0.61, 0.78]
+    assert [p["label"] for p in manifest["photographs"]] == ["Egyptian cat", "espresso"]
+    assert [round(p["probability"], 2) for p in manifest["photographs"]] == [0.35, 0.72]
     assert "distilled" in manifest["weights"]["remark"]
     with np.load(tmp_path / "out" / "maps.npz") as file:
         maps = {name: file[name] for name in file.files}
     for name in ("vanilla", "smoothgrad", "gradcam", "gradcam_plus_plus"):
-        assert maps[name].shape == (4, 224, 224)
+        assert maps[name].shape == (2, 224, 224)
         assert maps[name].dtype == np.float32
         assert np.isfinite(maps[name]).all()
         assert (maps[name].max(axis=(1, 2)) > 0.99).all()
-    for i, photograph in enumerate(manifest["photographs"]):
-        if photograph["name"] in BOXES:
-            left, top, right, bottom = (round(224 * edge) for edge in BOXES[photograph["name"]])
-            drawn = maps["gradcam"][i]
-            share = drawn[top:bottom, left:right].sum() / drawn.sum()
-            area = (bottom - top) * (right - left) / 224**2
-            assert share > min(0.9, 1.25 * area), (
-                f"{photograph['name']}: {share:.2f} of the map in {area:.2f} of the picture"
-            )
+    for photograph, drawn in zip(manifest["photographs"], maps["gradcam"], strict=True):
+        left, top, right, bottom = (round(224 * edge) for edge in BOXES[photograph["name"]])
+        share = drawn[top:bottom, left:right].sum() / drawn.sum()
+        area = (bottom - top) * (right - left) / 224**2
+        assert share > min(0.9, 1.25 * area), (photograph["name"], share, area)
 
 
 @pytest.mark.slow

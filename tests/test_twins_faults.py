@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from table_blocks import Network, of
+from table_blocks import network, of
 from table_networks import Builder
 from table_twins import Style, TableNet, Wrong, at, compared, parting, weight
 from torch import Tensor, nn
@@ -159,10 +159,6 @@ def test_a_wrong_twin_is_named(fault):
     assert f"parts first at {fault.stage}" in report.as_table()
 
 
-def test_there_are_enough():
-    assert len(FAULTS) >= 24
-
-
 @pytest.mark.parametrize(
     ("block", "wrong", "kinds"),
     [
@@ -178,20 +174,13 @@ def test_another_relu_whose_limit_is_not_reached_holds_and_is_remarked_on(block,
 
 
 def test_another_relu_whose_limit_is_reached_is_a_fault():
-    builder, target = of_large_values()
+    builder, target = network("plain")
+    builder.tensors["plain_1.weight"] *= 40
     report = compared(builder.reference(target), TableNet(builder, at("plain_1", max_value=6)))
     assert parting(report, "fp64") == (
         A + "plain_1",
         "activation: relu6 in the port, relu in the reference (layer plain_1)",
     )
-
-
-def of_large_values() -> Network:
-    from table_blocks import network
-
-    builder, target = network("plain")
-    builder.tensors["plain_1.weight"] *= 40
-    return builder, target
 
 
 def caffe(pixels: Any) -> Any:

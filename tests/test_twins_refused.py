@@ -2,113 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, run_program
 from safetensors.numpy import save_file
 from table_blocks import of
-from table_twins import Style, TableNet, at
-from torch import Tensor, nn
 
 from parity import child
 from parity.__main__ import main
 from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
 from parity.twins import TENSORS
-
-
-def right() -> nn.Module:
-    return TableNet(of("plain")[0])
-
-
-def wrong() -> nn.Module:
-    return TableNet(of("plain")[0], at("stem_bn", epsilon=1e-5))
-
-
-def untrained() -> nn.Module:
-    return TableNet(of("plain")[0], style=Style(untrained=True))
-
-
-class Around(nn.Module):
-    """The right network, and what is made of its output."""
-
-    def __init__(self, make: Any) -> None:
-        super().__init__()
-        self.model, self.make = right(), make
-
-    def forward(self, x: Tensor) -> Any:
-        return self.make(self.model(x))
-
-
-def one_of_a_tuple() -> nn.Module:
-    return Around(lambda logits: (logits,))
-
-
-def a_dict() -> nn.Module:
-    return Around(lambda logits: {"logits": logits, "features": logits[:, :2]})
-
-
-def two_of_a_tuple() -> nn.Module:
-    return Around(lambda logits: (logits, logits))
-
-
-def a_dict_of_others() -> nn.Module:
-    return Around(lambda logits: {"left": logits, "right": logits})
-
-
-def no_tensor() -> nn.Module:
-    return Around(lambda logits: "logits")
-
-
-def fewer_classes() -> nn.Module:
-    return Around(lambda logits: logits[:, :4])
-
-
-def not_numbers() -> nn.Module:
-    return Around(lambda logits: logits * float("nan"))
-
-
-def raises() -> nn.Module:
-    return Around(lambda logits: {}["heads"])
-
-
-def another_size() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 22 * 22, 6))
-
-
-def grey() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 18 * 18, 6))
-
-
-def stranger() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6))
-
-
-def no_module() -> str:
-    return "a network"
-
-
-def fails() -> nn.Module:
-    raise FileNotFoundError("weights.pth\nis not here")
-
-
-def twice_as_large(pixels: np.ndarray) -> np.ndarray:
-    return pixels.repeat(2, axis=1).repeat(2, axis=2).transpose(0, 3, 1, 2) / 255
-
-
-def integers(pixels: np.ndarray) -> np.ndarray:
-    return pixels.transpose(0, 3, 1, 2)
-
-
-def broken(pixels: np.ndarray) -> np.ndarray:
-    raise OSError("no mean.npy")
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +41,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """Exit status, and the one line on standard error."""
     capsys.readouterr()
+    quiet = [] if arguments[0] in ("match", "transfer") else ["--quiet"]
     try:
-        status = main(
-            [*map(str, arguments), "--quiet"] if arguments[0] not in ("match", "transfer") else [*map(str, arguments)]
-        )
+        status = main([*map(str, arguments), *quiet])
     except SystemExit as ended:
         status = int(ended.code or 0)
     error = capsys.readouterr().err
@@ -145,8 +51,15 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     return status, error
 
 
+def refused(capsys: pytest.CaptureFixture[str], words: list[str], *arguments: object) -> None:
+    """Exit status 2, and one line that has these words."""
+    status, error = said(capsys, *arguments)
+    assert (status, error.count("\n")) == (2, 1), error
+    assert all(word in error for word in words), error
+
+
 def here(name: str) -> str:
-    return f"{__name__}:{name}"
+    return f"twin_modules:{name}"
 
 
 REFUSED = {
@@ -167,10 +80,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_module_that_cannot_be_compared(name, reference, tmp_path, capsys):
-    status, error = said(capsys, "--reference", reference, "--torch", here(name), "--out", tmp_path / "out")
-    assert status == 2
-    assert error.count("\n") == 1, error
-    assert all(word in error for word in REFUSED[name]), error
+    refused(capsys, REFUSED[name], "--reference", reference, "--torch", here(name), "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -207,10 +117,7 @@ def test_the_three_exit_statuses_and_what_is_printed(reference, tmp_path, capsys
     ],
 )
 def test_options_that_cannot_be_followed(options, words, reference, tmp_path, capsys):
-    status, error = said(capsys, "--reference", reference, "--out", tmp_path / "out", *options)
-    assert status == 2
-    assert error.count("\n") == 1, error
-    assert all(word in error for word in words), error
+    refused(capsys, words, "--reference", reference, "--out", tmp_path / "out", *options)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +136,7 @@ def test_a_layers_file_that_is_wrong(text, words, reference, tmp_path, capsys):
     if text is not None:
         file.write_text(text, encoding="utf-8")
     options = ("--torch", here("right"), "--layers", file, "--out", tmp_path / "out")
-    status, error = said(capsys, "--reference", reference, *options)
-    assert status == 2
-    assert error.count("\n") == 1, error
-    assert all(word in error for word in words), error
+    refused(capsys, words, "--reference", reference, *options)
 
 
 def test_references_that_cannot_be_used(reference, tmp_path, capsys):
@@ -246,13 +150,9 @@ def test_references_that_cannot_be_used(reference, tmp_path, capsys):
     ):
         for command in ((), ("match",)):
             out = tmp_path / ("layers.toml" if command else "out")
-            status, error = said(capsys, *command, "--reference", path, "--torch", here("right"), "--out", out)
-            assert (status, error.count("\n")) == (2, 1), error
-            assert words in error
+            refused(capsys, [words], *command, "--reference", path, "--torch", here("right"), "--out", out)
             assert not out.exists()
-    status, error = said(capsys, "--torch", here("right"), "--out", tmp_path / "out")
-    assert status == 2
-    assert "give --reference" in error
+    refused(capsys, ["give --reference"], "--torch", here("right"), "--out", tmp_path / "out")
 
 
 def test_match_writes_what_can_be_given_back(reference, tmp_path, capsys):
@@ -297,9 +197,8 @@ def test_the_transfer_command(name, out, status, words, reference, tmp_path, cap
 
 
 def test_it_is_so_in_a_process_of_its_own_too(reference, tmp_path):
-    given = ["--reference", reference, "--torch", here("wrong"), "--precision", "fp64", "--out", tmp_path / "out"]
-    command = [sys.executable, "-m", "parity", *map(str, given)]
+    given = ["--reference", reference, "--torch", here("wrong"), "--precision", "fp64", "--out", "out"]
     paths = f"{ROOT}:{ROOT / 'tests'}"
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False)
+    done = run_program("-m", "parity", *map(str, given), cwd=tmp_path, PYTHONPATH=paths)
     assert done.returncode == 1, done.stderr
     assert "parts first at activations/stem_bn" in done.stdout

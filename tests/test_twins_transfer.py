@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from table_blocks import BLOCKS, network, of, random_network, stem
 from table_networks import Builder
-from table_twins import Style, TableNet, Wrong, at, compared, parting, weight
+from table_twins import Style, TableNet, Wrong, at, compared, parting
 from test_twins import AFFINE, ByHand, Inside
 from test_twins_faults import FAULTS, A, standardized
 from torch import nn
@@ -49,13 +49,13 @@ def stops(builder: Builder, reference: Artifact, model: nn.Module, folder: Path)
     return str(error.value)
 
 
-@pytest.mark.parametrize("style", STYLES, ids=["plain", "shuffled", "wrapped"])
-@pytest.mark.parametrize(
-    "blocks", [*((block,) for block in BLOCKS), ("flattened",), ("residual", "inception", "squeezed")]
-)
-def test_the_weights_go_into_an_untrained_module(blocks, style, tmp_path):
+EVERY = [*((block,) for block in BLOCKS), ("flattened",), ("residual", "inception", "squeezed")]
+
+
+@pytest.mark.parametrize(("number", "blocks"), enumerate(EVERY))
+def test_the_weights_go_into_an_untrained_module(number, blocks, tmp_path):
     builder, reference = of(*blocks)
-    model = TableNet(builder, style=style)
+    model = TableNet(builder, style=STYLES[number % 3])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     done = filled(builder, reference, model, tmp_path)
     assert done.error < 1e-12
@@ -66,7 +66,7 @@ def test_the_weights_go_into_an_untrained_module(blocks, style, tmp_path):
     assert compared(reference, model, "fp64").holds
 
 
-@pytest.mark.parametrize("seed", range(40, 50))
+@pytest.mark.parametrize("seed", range(40, 46))
 def test_the_weights_of_random_networks(seed, tmp_path):
     builder, target = random_network(seed)
     reference = builder.reference(target, count=1)
@@ -293,12 +293,3 @@ def test_a_file_that_is_not_the_references_weights(damage, words, tmp_path):
         save_file(builder.tensors, path, {"format": TENSORS, "fingerprint": "0" * 64})
     with pytest.raises(ValueError, match=words):
         transfer(reference, path, TableNet(builder, style=UNTRAINED))
-
-
-def test_flipped_weights_cannot_happen_to_a_transfer(tmp_path):
-    """The layout of the file is the canonical one, whatever the module held before."""
-    builder, reference = of("inverted2")
-    done = filled(
-        builder, reference, TableNet(builder, weight("stem.weight", lambda k: k.flip(-1)), UNTRAINED), tmp_path
-    )
-    assert torch.equal(done.state["stem_1.weight"], torch.from_numpy(builder.tensors["stem.weight"]))

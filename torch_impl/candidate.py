@@ -9,17 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from parity.candidate import Job
-from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from torch_impl import images, ladder, maps, weights  # noqa: F401  (maps fills the registry)
 from torch_impl.capture.draw import Drawn, draw, of_outputs, opened
 from torch_impl.capture.passes import scaled_score
 from torch_impl.capture.target_layer import find_layer
-from torch_impl.maps.postprocess import finish, upsample
 from torch_impl.network import layout_of, prepared
 from torch_impl.precision import SCORE_SCALE, choose_device, dtype_of, numerics
 from torch_impl.preprocess import preprocess
 from torch_impl.preserve import Double, own_gradients
+from torch_impl.twin.stages import as_array, channels_last, map_stages
 
 Row = tuple[int, str, np.ndarray]
 """(photograph, stage, array): what a candidate gives."""
@@ -89,15 +88,10 @@ def _drawn(job: Job, engine: str, model: nn.Module, inputs: Tensor, target: Tens
 def _stages(job: Job, engine: str) -> Iterator[Row]:
     with numerics(job.precision):
         model, inputs, target = _prepared(job)
-        size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
         drawn = _drawn(job, engine, model, inputs, target)
-        stages = dict(drawn.stages)
-        for name, raw in drawn.raw.items():
-            stages |= {f"{name}/raw": raw, f"{name}/final": finish(raw, size)}
-            if METHODS[name].at_layer:
-                stages[f"{name}/upsampled"] = upsample(raw, size)
+        stages = map_stages(drawn, (inputs.shape[-2], inputs.shape[-1]))
         for i in range(len(inputs)):
-            yield from ((i, stage, _numpy(values[i])) for stage, values in stages.items())
+            yield from ((i, stage, as_array(channels_last(values[i]))) for stage, values in stages.items())
             for stage, array in _network_stages(job, model, inputs[i : i + 1], target[i : i + 1]).items():
                 yield i, stage, array
 
@@ -122,17 +116,6 @@ def _network_stages(job: Job, model: nn.Module, inputs: Tensor, target: Tensor) 
         slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *outputs.values()])
     stages = {"inputs": inputs[0], "logits": logits[0], "score": logits[0, target[0]]}
     stages |= {f"activations/{layer}": output[0] for layer, output in outputs.items()}
-    gradients = dict(zip(("inputs", *outputs), slopes, strict=True))
-    arrays = {name: _numpy(tensor) for name, tensor in stages.items()}
-    return arrays | {f"gradients/{layer}": _numpy(slope[0]) / SCORE_SCALE for layer, slope in gradients.items()}
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    """A tensor of one photograph → NumPy, channels last."""
-    tensor = tensor.detach()
-    if tensor.ndim >= 3:
-        tensor = tensor.movedim(-3, -1)
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    array: np.ndarray = tensor.cpu().numpy()
-    return array
+    stages |= {f"gradients/{layer}": slope[0] for layer, slope in zip(("inputs", *outputs), slopes, strict=True)}
+    arrays = {name: as_array(channels_last(values)) for name, values in stages.items()}
+    return {name: array / SCORE_SCALE if name.startswith("gradients/") else array for name, array in arrays.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,23 +25,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     # Short ones only: what follows a dot in a long name is no suffix, and would make the temporary name too long.
     suffix = "".join(part for part in target.suffixes[-2:] if len(part) <= 16)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix=suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = target.with_name(f".part-{secrets.token_hex(8)}{suffix}")
+    temporary.touch(0o666, exist_ok=False)
+    usual = temporary.stat().st_mode  # less what the process's umask takes away
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 is for secrets; this is a file like any other
+        temporary.chmod(usual)  # a file like any other: safetensors makes its own, which nobody else may read
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """The process's. Linux says it; elsewhere asking means setting it for a moment, while other threads may write files."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    except (OSError, StopIteration, ValueError):
-        mask = os.umask(0)
-        os.umask(mask)
-        return mask

@@ -89,17 +89,7 @@ class Recorder:
         Raises:
             ArtifactError: a stage lacks a photograph, or the parts do not belong together.
         """
-        count = len(self._pixels)
-        arrays: dict[str, np.ndarray] = {"pixels": np.array(self._pixels, order="C")}
-        for stage in self.stages:
-            for precision in PRECISIONS:
-                rows = self._rows.get((precision, stage.name))
-                if rows is None:
-                    continue
-                if missing := set(range(count)) - rows.keys():
-                    raise ArtifactError(f"stage {stage.name} in {precision}: photograph {min(missing)} is missing")
-                array = np.stack([rows[i] for i in range(count)])
-                arrays[array_name(stage.name, precision)] = array.reshape(array_shape(stage, count))
+        arrays = {"pixels": np.array(self._pixels, order="C"), **self._stacked()}
         if undecided is not None:
             arrays["undecided"] = undecided.astype(np.uint8)
         arrays.update({f"network/{name}": np.array(a, "<f4", order="C") for name, a in self._weights.tensors.items()})
@@ -122,6 +112,21 @@ class Recorder:
         except ValueError as error:
             raise ArtifactError(str(error)) from None
         return artifact
+
+    def _stacked(self) -> dict[str, np.ndarray]:
+        """Name in the file → what was recorded of a stage in a precision, of every photograph."""
+        count = len(self._pixels)
+        arrays: dict[str, np.ndarray] = {}
+        for stage in self.stages:
+            for precision in PRECISIONS:
+                rows = self._rows.get((precision, stage.name))
+                if rows is None:
+                    continue
+                if missing := set(range(count)) - rows.keys():
+                    raise ArtifactError(f"stage {stage.name} in {precision}: photograph {min(missing)} is missing")
+                array = np.stack([rows[i] for i in range(count)])
+                arrays[array_name(stage.name, precision)] = array.reshape(array_shape(stage, count))
+        return arrays
 
 
 def merge(first: Artifact, second: Artifact) -> Artifact:

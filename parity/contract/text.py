@@ -28,3 +28,9 @@ def one_line(error_or_text: BaseException | str, limit: int = 400) -> str:
 def some(names: Sequence[str], count: int = 3) -> str:
     """The first few names, and a sign that there are more."""
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

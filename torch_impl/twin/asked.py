@@ -27,16 +27,14 @@ def paired(
     inside: bool | None = None,
 ) -> Twin:
     """See `parity.port.twin`."""
-    module = built(model) if isinstance(model, str) else model
-    return Twin(reference, module, inputs, layers, target_layer, inside=inside)
+    return Twin(reference, built(model), inputs, layers, target_layer, inside=inside)
 
 
 def filled(
     reference: Artifact, tensors: Mapping[str, np.ndarray], model: nn.Module | str, inputs: np.ndarray
 ) -> Filled:
     """See `parity.port.filled`."""
-    module = built(model) if isinstance(model, str) else model
-    settings = reference.settings
+    module, settings = built(model), reference.settings
     before = [(inputs - np.array(settings.offset)) / np.array(settings.scale)] if settings.scale else []
     for given in (inputs, *before):  # the module may begin with the scaling that the reference's network began with
         transfer = Transfer(reference, tensors, module, torch.from_numpy(given).movedim(-1, 1).contiguous())

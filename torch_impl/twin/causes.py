@@ -7,7 +7,7 @@ values is the cause.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -131,7 +131,7 @@ class _Layer:
         if words := unsteady(self.twin):
             return words
         try:
-            right = self.run()
+            right = self._computed[self.layer.name]
         except (NotComputedError, KeyError, RuntimeError):
             right = None
         if words := self._folded():
@@ -140,7 +140,8 @@ class _Layer:
             return ""
         best, words = min(EXPLAINS, BETTER * _between(right, self._captured[1])), ""
         for row in self.section:
-            for change in changes(row, self._inputs_of(row), self.tensors[row.name]):
+            inputs = [self._computed[name] for name in row.inbound]
+            for change in changes(row, inputs, self.tensors[row.name]):
                 off = self._off(row.name, change)
                 if off < best:
                     best, words = off, f"{change.words} (layer {row.name})"
@@ -235,10 +236,15 @@ class _Layer:
             answer[row.name] = own
         return answer
 
-    def run(
+    @cached_property
+    def _computed(self) -> dict[str, Tensor]:
+        """What the section's rows give, as Keras defines them, and what they read."""
+        return self._values()
+
+    def _values(
         self, changed: str = "", change: Change | None = None, sources: Mapping[str, Tensor] | None = None
-    ) -> Tensor:
-        """The layer's values from those before the section, with one row changed."""
+    ) -> dict[str, Tensor]:
+        """The section's values from those before it, with one row changed."""
         values = dict(sources or self._captured[0])
         for row in self.section:
             given = [values[name] for name in row.inbound]
@@ -248,20 +254,12 @@ class _Layer:
                 raise NotComputedError(missing[0])
             output = change.output(row, given, own) if change and changed == row.name else computed(row, given, own)
             values[row.name] = output
-        return values[self.layer.name]
-
-    def _inputs_of(self, row: Layer) -> Sequence[Tensor]:
-        values = dict(self._captured[0])
-        for other in self.section:
-            if other is row:
-                break
-            values[other.name] = computed(other, [values[name] for name in other.inbound], self.tensors[other.name])
-        return [values[name] for name in row.inbound]
+        return values
 
     def _off(self, changed: str, change: Change) -> float:
         """Relative L2 between what a change gives and what the module gave."""
         try:
-            made = self.run(changed, change)
+            made = self._values(changed, change)[self.layer.name]
         except (NotComputedError, KeyError, RuntimeError, ValueError, TypeError):
             return float("inf")
         return _between(made, self._captured[1])
@@ -303,7 +301,7 @@ class _Layer:
         row = self.layer
         if row.kind != "batchnorm":
             return ""
-        t, theirs, x = self.tensors[row.name], self._captured[1], self._inputs_of(row)[0]
+        t, theirs, x = self.tensors[row.name], self._captured[1], self._computed[row.inbound[0]]
         scale = t.get("weight", torch.ones_like(t["running_var"]))
         bias = t.get("bias", torch.zeros_like(t["running_var"]))
         shape = (1, -1, *[1] * (x.ndim - 2))
@@ -324,7 +322,8 @@ class _Layer:
         linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
 
         def of(inputs: Tensor) -> Tensor:
-            return self.run(self.layer.name if linear else "", linear, {**captured, self._input: inputs}).flatten()
+            values = self._values(self.layer.name if linear else "", linear, {**captured, self._input: inputs})
+            return values[self.layer.name].flatten()
 
         open_places = (theirs > 0 if linear else torch.ones_like(theirs, dtype=torch.bool)).flatten()
         nothing = of(torch.zeros_like(x))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
@@ -249,13 +248,3 @@ def modules_of(pairing: Pairing, layer: str) -> Iterator[Call]:
             return
         inner = call
         yield call
-
-
-def with_target(pairing: Pairing, layer: str, pair: Pair) -> Pairing:
-    """The same pairing with another pair for a layer."""
-    return replace(pairing, pairs={**pairing.pairs, layer: pair})
-
-
-def in_double(model: nn.Module) -> nn.Module:
-    """The model's weights in float64; the model itself."""
-    return model.to(torch.float64)

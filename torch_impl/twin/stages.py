@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from parity.contract.methods import METHODS
+from torch_impl.capture.draw import Drawn
 from torch_impl.capture.passes import scaled_score
+from torch_impl.maps.postprocess import finish, upsample
 from torch_impl.precision import SCORE_SCALE
 from torch_impl.preserve import own_gradients
 from torch_impl.score import Classifier
@@ -67,8 +70,30 @@ def network_stages(
         tap = taps[key]
         stages[f"activations/{tap.layer}"] = _of_layer(kept[key], tap)
         gradients[f"gradients/{tap.layer}"] = None if slope is None else _of_layer(slope, tap)
-    arrays = {name: _numpy(values) for name, values in stages.items()}
-    return arrays | {name: _numpy(g) / SCORE_SCALE for name, g in gradients.items() if g is not None}
+    arrays = {name: as_array(values) for name, values in stages.items()}
+    return arrays | {name: as_array(g) / SCORE_SCALE for name, g in gradients.items() if g is not None}
+
+
+def map_stages(drawn: Drawn, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Every map's own stages, (N, …): what its function kept, the raw map, and what becomes of that at `size` (H, W)."""
+    stages = dict(drawn.stages)
+    for name, raw in drawn.raw.items():
+        stages |= {f"{name}/raw": raw, f"{name}/final": finish(raw, size)}
+        if METHODS[name].at_layer:
+            stages[f"{name}/upsampled"] = upsample(raw, size)
+    return stages
+
+
+def as_array(values: Tensor) -> np.ndarray:
+    """Values of one photograph as NumPy has them: at least float32."""
+    values = values.detach()
+    array: np.ndarray = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).cpu().numpy()
+    return array
+
+
+def channels_last(values: Tensor) -> Tensor:
+    """Values of one photograph, (…, C, h, w) → (…, h, w, C); others as they are."""
+    return values.movedim(-3, -1) if values.ndim >= 3 else values
 
 
 def _of_layer(values: Tensor, tap: Tap) -> Tensor:
@@ -78,11 +103,3 @@ def _of_layer(values: Tensor, tap: Tap) -> Tensor:
 def _last(values: Tensor) -> Tensor:
     """(N, C, h, w) → (N, h, w, C); others as they are."""
     return values.movedim(1, -1) if values.ndim == 4 else values
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    tensor = tensor.detach()
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
-    array: np.ndarray = tensor.cpu().numpy()
-    return array

@@ -13,19 +13,17 @@ from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
 from parity.contract.lookup import lookup
-from parity.contract.methods import METHODS
 from parity.contract.text import one_line, some
 from torch_impl import maps  # noqa: F401  (fills the registry)
 from torch_impl.capture.draw import draw, opened
 from torch_impl.capture.layout import FeatureLayout, LayerError
 from torch_impl.capture.target_layer import find_layer
-from torch_impl.maps.postprocess import finish, upsample
 from torch_impl.precision import choose_device, dtype_of, numerics
 from torch_impl.preserve import Double
 from torch_impl.score import logits_of
 from torch_impl.twin import pairing as pairings
-from torch_impl.twin.pairing import GIVEN, Pair, Pairing
-from torch_impl.twin.stages import Tap, network_stages
+from torch_impl.twin.pairing import Pair, Pairing
+from torch_impl.twin.stages import Tap, as_array, channels_last, map_stages, network_stages
 from torch_impl.twin.tensors import TRAINED
 from torch_impl.twin.watch import Call
 
@@ -36,14 +34,14 @@ class TwinError(ValueError):
     """A module that cannot be compared; one line."""
 
 
-def built(name: str) -> nn.Module:
-    """The module that `package.module:callable` gives.
+def built(name: str | nn.Module) -> nn.Module:
+    """The module that `package.module:callable` gives; a module is itself.
 
     Raises:
         LookupFailedError: there is no such callable.
         TwinError: it fails, or gives something else.
     """
-    make = lookup(name, "--torch")
+    make = lookup(name, "--torch") if isinstance(name, str) else name
     if isinstance(make, nn.Module):
         return make
     try:
@@ -220,13 +218,9 @@ class Twin:
         """
         where, dtype = choose_device(device), dtype_of(precision)
         outputs = int(np.prod(self.reference.stage("logits").shape))
-        taps = {
-            pair.call.key: Tap(name, pair.layout, self.reference.table[name].shape)
-            for name, pair in self.pairing.pairs.items()
-        }
-        taps[self.target.call.key] = Tap(
-            self.target.layer, self.target.layout, self.reference.table[self.target.layer].shape
-        )
+        table = self.reference.table
+        pairs = [*self.pairing.pairs.values(), self.target]
+        taps = {pair.call.key: Tap(pair.layer, pair.layout, table[pair.layer].shape) for pair in pairs}
         with numerics(precision):
             model = self._prepared(where, dtype)
             explained, layer = self._with_target(where, dtype)
@@ -263,15 +257,8 @@ class Twin:
         layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
         capture = opened(model, layer, engine=engine, feature_layout=layout)
         drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
-        size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-        stages = dict(drawn.stages)
-        for name, raw in drawn.raw.items():
-            stages |= {f"{name}/raw": raw, f"{name}/final": finish(raw, size)}
-            if METHODS[name].at_layer:
-                stages[f"{name}/upsampled"] = upsample(raw, size)
-        for stage, values in stages.items():
-            moved = values[0].movedim(-3, -1) if values[0].ndim >= 3 else values[0]
-            yield row, stage, moved.float().cpu().numpy() if values.dtype.itemsize < 4 else moved.cpu().numpy()
+        for stage, values in map_stages(drawn, (inputs.shape[-2], inputs.shape[-1])).items():
+            yield row, stage, as_array(channels_last(values[0]))
 
     def _prepared(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The module's double, which takes the reference's inputs."""
@@ -348,6 +335,3 @@ def preprocessed(given: str | Callable[..., Any], pixels: np.ndarray) -> tuple[n
     if values.ndim != 4 or len(values) != len(pixels) or values.dtype.kind != "f":
         raise TwinError(f"--preprocess {name!r} gave {values.dtype} {values.shape}: it must give floats (N, C, H, W)")
     return np.moveaxis(values.astype(np.float64), 1, -1), values.dtype == np.float64
-
-
-__all__ = ["GIVEN", "Twin", "TwinError", "built", "outputs_of", "preprocessed"]
