@@ -35,6 +35,9 @@ BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 32, 48, 64, 80, 96, 128)}
 PLACES = {"cpu": (2,), "cuda": (4, 40, 64)}
 """Photographs in one convolution."""
 
+DECODED = {"cpu": 32, "cuda": 2048}
+"""Photographs whose CAMs `precision` has drawn from pixels in memory."""
+
 CLEARLY = 1.1
 """Times as long as the other operation: more than two runs of the same one differ."""
 
@@ -100,7 +103,7 @@ def precision(options: argparse.Namespace) -> Outcome:
     narrow = [name for name in options.precision or PRECISIONS[kind] if name != "fp64"]
     if not narrow:
         raise ValueError("--precision: give another format than fp64, which is what they are compared with")
-    jobs, many = [("all", 4, options.samples), ("cams", 4, options.samples)], 2048 if kind == "cuda" else 32
+    jobs, many = [("all", 4, options.samples), ("cams", 4, options.samples)], DECODED[kind]
     plan = [entry for p in ("fp64", *narrow) for entry in (("shared", p, jobs), ("decoded", p, [("cams", many, 1)]))]
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder:
         # fp64 is the yardstick, timed once. The others take turns in one process: starting one takes longer than a GPU's work.

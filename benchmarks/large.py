@@ -118,14 +118,3 @@ def table_of(rows: Sequence[Row]) -> str:
         lines.append(f"{runner}: {fixed} s to start, {each} s a photograph")
     header = ["", "photographs", "seconds", "a second", "largest size of the process, MB", "bytes a row"]
     return "\n\n".join([report.table(header, body, "Whole commands:"), *lines])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m benchmarks.large`, another name of `python -m benchmarks large`."""
-    from benchmarks.__main__ import main as benchmarks
-
-    return benchmarks(["large", *(sys.argv[1:] if argv is None else argv)])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,22 +10,19 @@ import plain
 import pytest
 import torch
 from anybodys import FORMS, LAYER, Adapter, Net, net, pictures
-from conftest import close
+from conftest import close, every_engine, every_map
 from tolerances import FLOAT32, FLOAT64
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from parity.contract.methods import REFERENCE
 from torch_impl import Explainer, methods
-from torch_impl.capture import ENGINES
 from torch_impl.capture.layout import LayerError
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 
 TARGET = [1, 3]
 NAMES = ("gradcam", "vanilla", "smoothgrad")
-by_both = pytest.mark.parametrize("engine", ENGINES)
 
 
 def chosen(y, row=None):
@@ -44,6 +41,13 @@ def by_autograd(model, layer=LAYER, inputs=None, maps=lambda a: a):
 
 
 expected = functools.cache(lambda: by_autograd(net()))
+in_float32 = functools.cache(
+    lambda: Explainer(net().float(), LAYER, size=16)([photograph()], 1, methods=("gradcam", "vanilla"))
+)
+
+
+def photograph(seed=0):
+    return np.random.RandomState(seed).randint(0, 255, (16, 16, 3), dtype=np.uint8)
 
 
 def layer_of(model):
@@ -60,23 +64,13 @@ def check(model, engine, names=NAMES, inputs=None, layer=None, wanted=None, **ca
         close(raw, (wanted or expected())[name], FLOAT64)
 
 
-@by_both
-@pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_network_has_its_maps(form, engine):
-    check(FORMS[form](net()), engine)
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_in_another_number_format(form):
     """float32 of a float64 network: its own copy, as the network itself converted."""
-    photograph = np.random.RandomState(0).randint(0, 255, (16, 16, 3), dtype=np.uint8)
-    model = FORMS[form](net())
-    want = Explainer(net().float(), LAYER, size=16)([photograph], 1, methods=("gradcam", "vanilla"))
-    drawn = Explainer(model, layer_of(model), size=16, precision="fp32")(
-        [photograph], 1, methods=("gradcam", "vanilla")
-    )
-    for name in ("gradcam", "vanilla"):
-        close(torch.from_numpy(drawn[name]), torch.from_numpy(want[name]), FLOAT32)
+    model, names = FORMS[form](net()), ("gradcam", "vanilla")
+    drawn = Explainer(model, layer_of(model), size=16, precision="fp32")([photograph()], 1, names)
+    for name in names:
+        close(torch.from_numpy(drawn[name]), torch.from_numpy(in_float32()[name]), FLOAT32)
 
 
 # Networks of their own: what PyTorch itself gives is the measure
@@ -136,10 +130,13 @@ class ChecksTheHead(Net):
         return self.fc(checkpoint(lambda a: a.relu().mean((2, 3)), self.f(x), use_reentrant=False))
 
 
-def hooked(register):
-    model = net()
-    register(model)
-    return model
+def hooked(layer, kind, hook):
+    def build():
+        model = net()
+        getattr(model.f[layer], f"register_{kind}")(hook)
+        return model
+
+    return build
 
 
 def normed(normalize, train=False):
@@ -163,10 +160,6 @@ def tied():
     return model
 
 
-def merging():
-    return FORMS["adapter_that_merges"](net()).eval()
-
-
 TOKENS = {"feature_layout": "tokens", "maps": lambda a: a.transpose(1, 2).reshape(len(a), -1, 3, 4)}
 
 NETWORKS = {
@@ -186,23 +179,15 @@ NETWORKS = {
     "spectral norm, parametrized": (lambda: normed(parametrizations.spectral_norm), LAYER, {}),
     "pruned": (pruned, LAYER, {}),
     "tied weights": (tied, LAYER, {}),
-    "merged adapter": (merging, LAYER, {}),
-    "forward hook": (lambda: hooked(lambda m: m.f[3].register_forward_hook(lambda m, a, o: o * 2)), LAYER, {}),
-    "pre-hook": (lambda: hooked(lambda m: m.f[2].register_forward_pre_hook(lambda m, a: (a[0] + 1,))), LAYER, {}),
-    "backward hook": (
-        lambda: hooked(lambda m: m.f[3].register_full_backward_hook(lambda m, i, o: (i[0] * 2,))),
-        LAYER,
-        {},
-    ),
-    "backward pre-hook": (
-        lambda: hooked(lambda m: m.f[3].register_full_backward_pre_hook(lambda m, o: (o[0] * 3,))),
-        LAYER,
-        {},
-    ),
+    "merged adapter": (lambda: FORMS["adapter_that_merges"](net()).eval(), LAYER, {}),
+    "forward hook": (hooked(3, "forward_hook", lambda m, a, o: o * 2), LAYER, {}),
+    "pre-hook": (hooked(2, "forward_pre_hook", lambda m, a: (a[0] + 1,)), LAYER, {}),
+    "backward hook": (hooked(3, "full_backward_hook", lambda m, i, o: (i[0] * 2,)), LAYER, {}),
+    "backward pre-hook": (hooked(3, "full_backward_pre_hook", lambda m, o: (o[0] * 3,)), LAYER, {}),
 }
 
 
-@by_both
+@every_engine
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("network", NETWORKS)
 def test_networks_of_their_own(network, engine):
@@ -248,11 +233,8 @@ class Vision(nn.Module):
         maps = self.block(self.stem(x))
         if self.others is None:
             return self.fc(maps.mean((2, 3)))
-        return self.fc(
-            self.tokens(torch.cat([self.others.expand(len(x), -1, -1), maps.flatten(2).transpose(1, 2)], 1))
-            .relu()
-            .mean(1)
-        )
+        tokens = torch.cat([self.others.expand(len(x), -1, -1), maps.flatten(2).transpose(1, 2)], 1)
+        return self.fc(self.tokens(tokens).relu().mean(1))
 
 
 def last(a):
@@ -280,7 +262,7 @@ for others in (0, 1, 2, 4, 5):  # a class token; a distilled one; registers
     LAYOUTS[f"tokens behind {others}, said"] = (build, "tokens", (12, 16), {"feature_layout": (3, 4)}, grid)
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, engine):
     build, layer, size, options, maps = LAYOUTS[layout]
@@ -296,7 +278,7 @@ def test_layouts(layout, engine):
 # Inputs and surroundings
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -313,8 +295,8 @@ def test_inputs(inputs, engine):
     check(net(), engine, inputs=inputs(pictures()))
 
 
-@by_both
-@pytest.mark.parametrize("name", REFERENCE)
+@every_engine
+@every_map
 def test_further_inputs_go_with_their_picture(name, engine):
     class Two(Net):
         def forward(self, x, more):
@@ -337,23 +319,22 @@ AROUND = {
 }
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize("around", AROUND)
 def test_whatever_is_switched_on_around(around, engine):
     with AROUND[around]():
         check(net(), engine)
-    photograph = np.random.RandomState(0).randint(0, 255, (16, 16, 3), dtype=np.uint8)
     drawn = []
     for context in (contextlib.nullcontext, AROUND[around]):
         model = net().float()
         with context():
             explainer = Explainer(model, size=16, engine=engine)  # the layer is found within
-            drawn.append(explainer([photograph], 1, methods="gradcam"))
+            drawn.append(explainer([photograph()], 1, methods="gradcam"))
         assert explainer.target_layer == "f"
     assert np.array_equal(drawn[0]["gradcam"], drawn[1]["gradcam"])
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize(
     "target", [TARGET, tuple(TARGET), np.array(TARGET), torch.tensor(TARGET), [*torch.tensor(TARGET)]]
 )
@@ -362,7 +343,7 @@ def test_forms_of_a_target(target, engine):
     close(raw, expected()["gradcam"], FLOAT64)
 
 
-@by_both
+@every_engine
 def test_a_model_without_parameters(engine):
     model, x = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), pictures().abs()
     channels = [1, 2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import TARGET_LAYER, close, every_engine, every_map, run_program, tolerance_of
+from conftest import TARGET_LAYER, close, every_engine, run_program, tolerance_of
 from PIL import Image
 from tolerances import EXACT, FLOAT32, FLOAT64
 from torch import nn
@@ -18,9 +18,7 @@ from torch import nn
 from parity.contract.classes import ClassError
 from parity.contract.methods import DEFAULT, LIBRARY, REFERENCE
 from torch_impl import Explainer
-from torch_impl.capture import ENGINES
 from torch_impl.capture.passes import MapError
-from torch_impl.capture.target_layer import LayerError
 from torch_impl.images import ImagesError
 from torch_impl.methods import finish, raw_maps
 from torch_impl.precision import DeviceError
@@ -55,25 +53,26 @@ def caffe(pictures):
 # What it gives
 
 
-@every_engine
-@pytest.mark.parametrize("batch_size", [1, "auto"])
-def test_maps_are_those_of_the_functions(tiny, pictures, explanation, engine, batch_size):
-    explainer = explainer_of(tiny, engine=engine, batch_size=batch_size)
-    maps = explainer(pictures, classes=[2, 7], methods=ALL, n_samples=3)
-    assert list(maps.maps) == list(ALL)
-    inputs, target = caffe(pictures), torch.tensor([2, 7])
+def test_maps_are_those_of_the_functions(tiny, pictures, explanation):
+    model, inputs, target = explainer_of(tiny).model, caffe(pictures), torch.tensor([2, 7])
+    assert list(explanation.maps) == list(ALL)
     for name in ALL:
-        raw = raw_maps(name, explainer.model, inputs, target, target_layer=TARGET_LAYER, n_samples=3)
-        close(torch.from_numpy(maps[name]), finish(raw, (64, 64)).to(torch.float64), tolerance_of(name))
-        assert maps[name].shape == (2, 64, 64)
-        assert 0 <= maps[name].min() <= maps[name].max() <= 1
+        raw = raw_maps(name, model, inputs, target, target_layer=TARGET_LAYER, n_samples=3)
+        close(torch.from_numpy(explanation[name]), finish(raw, (64, 64)).to(torch.float64), tolerance_of(name))
+        assert explanation[name].shape == (2, 64, 64)
+        assert 0 <= explanation[name].min() <= explanation[name].max() <= 1
     with torch.no_grad():
-        close(torch.from_numpy(maps.logits), explainer.model(inputs), FLOAT64)
-    assert maps.manifest["engine"] == engine
-    for key in ("class", "label", "sha256", "constant_maps"):
-        assert [row[key] for row in maps.manifest["photographs"]] == [
-            row[key] for row in explanation.manifest["photographs"]
-        ]
+        close(torch.from_numpy(explanation.logits), model(inputs), FLOAT64)
+
+
+def test_both_engines_give_the_same(tiny, pictures, explanation):
+    maps = explainer_of(tiny, engine="library", batch_size=1)(pictures, [2, 7], REFERENCE, n_samples=3)
+    for name in REFERENCE:
+        close(torch.from_numpy(maps[name]), torch.from_numpy(explanation[name]), tolerance_of(name))
+    assert [made.manifest["engine"] for made in (maps, explanation)] == ["library", "shared"]
+    for key in ("class", "label", "sha256"):
+        ours, theirs = ([row[key] for row in made.manifest["photographs"]] for made in (maps, explanation))
+        assert ours == theirs
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp64", np.float64), ("fp32", np.float32), ("bf16", np.float32)])
@@ -122,25 +121,22 @@ def test_the_manifest_says_where_maps_come_from(explanation, tiny):
         assert [top["class"] for top in row["top5"]] == logits.topk(5).indices.tolist()
 
 
-def test_compute_gives_raw_maps_of_pixels(tiny, pictures):
+def test_compute_gives_raw_maps_of_pixels(tiny, pictures, explanation):
     explainer, pixels = explainer_of(tiny, engine="shared"), np.stack(pictures)
-    drawing = explainer.compute(pixels, [2, 7], REFERENCE, n_samples=2)
+    drawing = explainer.compute(pixels, [2, 7], REFERENCE, n_samples=3)
     for name in REFERENCE:
-        raw = raw_maps(
-            name, explainer.model, caffe(pictures), torch.tensor([2, 7]), target_layer=TARGET_LAYER, n_samples=2
-        )
-        close(drawing.raw[name], raw, tolerance_of(name))
+        finished = finish(drawing.raw[name], (64, 64)).to(torch.float64)
+        close(finished, torch.from_numpy(explanation[name]), tolerance_of(name))
     assert explainer.compute(pixels, methods=[]).target.tolist() == drawing.logits.argmax(dim=1).tolist()
-    with pytest.raises(ClassError, match="class 10 does not exist"):
-        explainer.compute(pixels, [1, 10], "gradcam")
-    with pytest.raises(ClassError, match="3 classes for 2 photographs"):
-        explainer.compute(pixels, [1, 2, 3], "gradcam")
-    with pytest.raises(ValueError, match="no photograph"):
-        explainer.compute(pixels[:0], None, "gradcam")
-    with pytest.raises(ValueError, match="uint8"):
-        explainer.compute(pixels / 255, None, "gradcam")
-    with pytest.raises(ValueError, match="method 'gradcan' is unknown"):
-        explainer.compute(pixels, None, "gradcan")
+    for arguments, words in (
+        ((pixels, [1, 10], "gradcam"), "class 10 does not exist"),
+        ((pixels, [1, 2, 3], "gradcam"), "3 classes for 2 photographs"),
+        ((pixels[:0], None, "gradcam"), "no photograph"),
+        ((pixels / 255, None, "gradcam"), "uint8"),
+        ((pixels, None, "gradcan"), "method 'gradcan' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            explainer.compute(*arguments)
 
 
 @every_engine
@@ -166,21 +162,21 @@ def test_an_explainer_made_in_inference_mode(tiny, pictures, engine):
 # Any classifier
 
 
-@every_map
-@pytest.mark.parametrize("size", [(48, 48), (32, 56)])
-def test_another_model_with_its_own_transform(pictures, name, size):
+def test_another_model_with_its_own_transform(pictures):
     torch.manual_seed(0)
-    resnet = torchvision.models.resnet18(weights=None, num_classes=5).train()
+    resnet = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5).train()
     resnet.fc.weight.grad = torch.ones_like(resnet.fc.weight)
+    size = (32, 56)
     transform = torchvision.transforms.Compose([torchvision.transforms.Resize(size), torchvision.transforms.ToTensor()])
     before = copy.deepcopy(resnet.state_dict())
-    maps = Explainer(resnet, target_layer=resnet.layer1, preprocess=transform)(pictures, [1, 4], name, n_samples=2)
+    maps = Explainer(resnet, target_layer=resnet.layer1, preprocess=transform)(pictures, [1, 4], REFERENCE, n_samples=2)
     assert all(torch.equal(before[key], value) for key, value in resnet.state_dict().items())  # batch statistics, too
     assert resnet.training
     assert resnet.fc.weight.grad.sum() == 5 * 512
     inputs = torch.stack([transform(Image.fromarray(picture)) for picture in pictures])
-    raw = raw_maps(name, resnet, inputs, torch.tensor([1, 4]), target_layer="layer1", n_samples=2)
-    close(torch.from_numpy(maps[name]), finish(raw, size), FLOAT32)
+    for name in REFERENCE:
+        raw = raw_maps(name, resnet, inputs, torch.tensor([1, 4]), target_layer="layer1", n_samples=2)
+        close(torch.from_numpy(maps[name]), finish(raw, size), FLOAT32)
     assert maps.pixels.shape == (2, *size, 3)
     assert maps.manifest["weights"]["fingerprint"] is None
     assert (maps.manifest["target_layer"], maps.manifest["model"]) == ("layer1", "ResNet")
@@ -195,13 +191,10 @@ def test_a_model_handed_in_stays_where_it_is_and_what_it_is(model, pictures):
     assert Explainer(model, TARGET_LAYER).model is model
 
 
-def test_transforms_that_cannot_be_used(tiny, pictures):
-    model = explainer_of(tiny, precision="fp32").model
-    with pytest.raises(ValueError, match=r"preprocess gave Image for .*; expected a floating-point tensor \(C, H, W\)"):
-        Explainer(model, TARGET_LAYER, preprocess=lambda image: image)(pictures)
-    to_tensor = torchvision.transforms.ToTensor()
+def test_transforms_that_give_pictures_of_two_sizes(tiny, pictures):
+    explainer = Explainer(explainer_of(tiny).model, TARGET_LAYER, preprocess=torchvision.transforms.ToTensor())
     with pytest.raises(ValueError, match="let it resize to one size"):
-        Explainer(model, TARGET_LAYER, preprocess=to_tensor)([pictures[0], pictures[1][:32]])
+        explainer([pictures[0], pictures[1][:32]])
 
 
 class Flat(nn.Module):
@@ -240,17 +233,13 @@ def test_errors_name_what_is_wrong(tiny, pictures, explanation):
         (lambda: explainer(pictures, seed=-1), ValueError, "seed"),
         (lambda: explainer(pictures, n_samples=0), ValueError, "n_samples"),
         (lambda: explainer(pictures, methods="vanilla")["gradcam"], KeyError, "gradcam was not drawn"),
-        (lambda: Explainer(explainer.model, "layer4"), LayerError, "layer4"),
-        (
-            lambda: Explainer(explainer.model, TARGET_LAYER, preprocess="tf"),
-            ValueError,
-            "preprocessing 'tf' is unknown",
-        ),
+        (lambda: Explainer(explainer.model, preprocess="tf"), ValueError, "preprocessing 'tf' is unknown"),
+        (lambda: Explainer(explainer.model, preprocess=5), ValueError, "preprocess is 5: give"),
+        (lambda: Explainer(explainer.model, outputs="odds"), ValueError, "outputs 'odds' is unknown; known: logits"),
         (lambda: explainer_of(tiny, resize="crop"), ValueError, "resize 'crop' is unknown"),
         (lambda: explainer_of(tiny, engine="fast"), ValueError, "engine 'fast' is unknown; known: library, shared"),
         (lambda: explainer_of(tiny, precision="tf32"), ValueError, "tf32 exists on CUDA"),
         (lambda: explainer_of(tiny, device="tpu"), DeviceError, "'tpu' is unknown"),
-        (lambda: explainer_of(tiny, batch_size=0)(pictures), ValueError, "batch size 0"),
     ):
         with pytest.raises(error, match=words):
             wrong()
@@ -259,15 +248,16 @@ def test_errors_name_what_is_wrong(tiny, pictures, explanation):
 # Files
 
 
-def test_save_writes_everything(explanation, tmp_path):
-    written = explanation.save(tmp_path / "a" / "out")
-    names = [*(f"{name}.png" for name in ALL), "overview.png", "maps.npz", "manifest.json"]
+def test_save_writes_everything(tiny, pictures, tmp_path):
+    drawn = explainer_of(tiny, engine="shared")(pictures, 2, "vanilla,gradcam")
+    written = drawn.save(tmp_path / "a" / "out")
+    names = ["vanilla.png", "gradcam.png", "overview.png", "maps.npz", "manifest.json"]
     assert [path.name for path in written] == names
     assert sorted(names) == sorted(os.listdir(tmp_path / "a" / "out"))
     with np.load(tmp_path / "a" / "out" / "maps.npz", allow_pickle=False) as file:
-        assert set(file.files) == {*ALL, "pixels"}
-        assert all(np.array_equal(file[name], explanation[name]) for name in ALL)
-        assert np.array_equal(file["pixels"], explanation.pixels)
+        assert set(file.files) == {"vanilla", "gradcam", "pixels"}
+        assert all(np.array_equal(file[name], drawn[name]) for name in drawn.maps)
+        assert np.array_equal(file["pixels"], drawn.pixels)
     manifest = json.loads((tmp_path / "a" / "out" / "manifest.json").read_text())
     assert (manifest["files"], manifest["colormap"]) == (names, "jet")
 
@@ -291,24 +281,22 @@ def test_a_full_disk_leaves_the_earlier_result(tiny, pictures, tmp_path, monkeyp
 def test_figures_hold_hostile_names_and_make_pages(tiny, pictures, tmp_path):
     name = "$x^{ <b>&\n\x1b[31m" + "y" * 100 + ".png"
     Image.fromarray(pictures[0]).save(tmp_path / name)
-    maps = explainer_of(tiny)([tmp_path / name] * 26, classes=2, methods="gradcam")
+    maps = explainer_of(tiny)([tmp_path / name] * 13, classes=2, methods="gradcam")
     names = {path.name for path in maps.save(tmp_path / "out")}
-    assert {"overview.png", "overview-2.png", "overview-3.png"} <= names
+    assert {"overview.png", "overview-2.png"} <= names
     assert (tmp_path / "out" / "overview.png").stat().st_size > 5000
 
 
 # The process
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_the_process_is_left_as_it_was(tmp_path, engine, monkeypatch):
+def test_the_process_is_left_as_it_was(tmp_path, monkeypatch):
     """By the import, the constructor and a call: environment, threads, switches, signals, warnings, generators."""
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    code = f"""
+    code = """
 import os, random, signal, sys, warnings
 import numpy as np, torch
 from torch import nn
-{"import captum.attr, pytorch_grad_cam" if engine == "library" else ""}
 
 def state():
     numbers = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
@@ -318,14 +306,16 @@ def state():
     os.umask(process[2])
     return [numbers, switches, process, sys.excepthook, sys.stdout]
 
-before = state()
-from torch_impl import Explainer
 model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())
-torch.set_rng_state(torch.tensor(before[0][2], dtype=torch.uint8))  # the model's own weights are drawn by PyTorch
-explainer = Explainer(model, "0", size=16, engine="{engine}")
-explainer([np.zeros((16, 16, 3), np.uint8) + np.arange(16, dtype=np.uint8)[:, None]], 1, n_samples=1)
-for was, now in zip(before, state(), strict=True):
-    assert was == now, (was, now)
+for engine in ("shared", "library"):
+    if engine == "library":
+        import captum.attr, pytorch_grad_cam  # what they do themselves is theirs
+    before = state()
+    from torch_impl import Explainer
+    explainer = Explainer(model, "0", size=16, engine=engine)
+    explainer([np.zeros((16, 16, 3), np.uint8) + np.arange(16, dtype=np.uint8)[:, None]], 1, n_samples=1)
+    for was, now in zip(before, state(), strict=True):
+        assert was == now, (engine, was, now)
 """
     result = run_program("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -9,16 +9,11 @@ import numpy as np
 import pytest
 import torch
 from anybodys import FORMS, LAYER, Adapter, Net, net, pictures
-from test_any_model import TARGET, Branches, by_both, check, layer_of
+from conftest import every_engine
+from test_any_model import TARGET, Branches, check, layer_of, photograph
 
 from torch_impl import Explainer, methods
 from torch_impl.preserve import ModelError
-
-NAMES = ("gradcam", "vanilla", "smoothgrad", "scorecam")
-
-
-def photograph(seed=0):
-    return np.random.RandomState(seed).randint(0, 255, (16, 16, 3), dtype=np.uint8)
 
 
 def state(model):
@@ -37,39 +32,36 @@ def state(model):
     }
 
 
-def draw_all(model, engine, names=NAMES):
+def draw_all(model, engine, names=("gradcam", "vanilla", "smoothgrad", "scorecam")):
     for name in names:
         options = {"target_layer": layer_of(model)} if "cam" in name else {"n_samples": 2} if name[0] == "s" else {}
         methods.raw_maps(name, model, pictures(), TARGET, engine=engine, **options)
 
 
-@by_both
+def gradients_of_a_step(model):
+    """Of a training step, whatever the model gives."""
+    torch.manual_seed(0)
+    output = model(pictures())
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if logits is None:
+        logits = output["logits" if "logits" in output else "out"] if isinstance(output, dict) else output[0]
+    logits.sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+@every_engine
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_stays_what_it_is(form, engine):
+def test_every_form_has_its_maps_and_stays_what_it_is(form, engine):
+    """And trains afterwards as one that was not explained: the same gradients."""
     model = FORMS[form](net())
     before = state(model)
-    draw_all(model, engine)
+    check(model, engine)
+    draw_all(model, engine, ["scorecam"])
     assert state(model) == before
-
-
-@by_both
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("born_in_inference_mode", "InPlace")])
-def test_a_training_step_afterwards(form, engine):
-    """As without an explanation: the same gradients."""
-
-    def step(explained):
-        model = FORMS[form](net()).train()
-        if explained:
-            draw_all(model, engine, ("gradcam", "vanilla"))
-        torch.manual_seed(0)
-        output = model(pictures())
-        logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
-        if logits is None:
-            logits = output["logits" if "logits" in output else "out"] if isinstance(output, dict) else output[0]
-        logits.sum().backward()
-        return [p.grad for p in model.parameters()]
-
-    for a, b in zip(step(False), step(True), strict=True):
+    if form in ("born_in_inference_mode", "InPlace"):  # which cannot be trained
+        return
+    expected, actual = gradients_of_a_step(FORMS[form](net()).train()), gradients_of_a_step(model.train())
+    for a, b in zip(expected, actual, strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.equal(a, b)
 
@@ -95,7 +87,7 @@ class Writes(Net):
         return super().forward(x) * self.random
 
 
-@by_both
+@every_engine
 def test_what_a_pass_leaves_behind_stays_on_the_double(engine):
     model = Writes().double()
     before = state(model), model.generator.get_state().tolist()
@@ -105,7 +97,7 @@ def test_what_a_pass_leaves_behind_stays_on_the_double(engine):
     model.random.sum().backward()  # its graph is still there
 
 
-@by_both
+@every_engine
 def test_its_owners_hooks_are_called_and_keep_what_they_note(engine):
     model, seen = net(), []
     model.f[3].register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
@@ -114,7 +106,7 @@ def test_its_owners_hooks_are_called_and_keep_what_they_note(engine):
     assert {(2, 7, 6, 8), "back"} <= set(seen)
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize("layer", ["f.3", "side"])
 def test_inputs_stay(layer, engine):
     """Also where the picture goes past the target layer."""
@@ -165,7 +157,7 @@ def beside(work, meanwhile):
         raise errors[0]
 
 
-@by_both
+@every_engine
 def test_eight_threads_share_an_explainer_and_predictions_stay_right(engine, one_thread):
     model, x = net().float(), pictures().float()
     explainer = Explainer(model, LAYER, size=16, engine=engine)
@@ -184,7 +176,7 @@ def test_eight_threads_share_an_explainer_and_predictions_stay_right(engine, one
     beside(explain, predict)
 
 
-@by_both
+@every_engine
 def test_training_in_another_thread_goes_on_undisturbed(engine, one_thread):
     model, twin = net().float().train(), net().float().train()
     x, steps = pictures().float(), []
@@ -213,7 +205,7 @@ def test_training_in_another_thread_goes_on_undisturbed(engine, one_thread):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize("name", ["gradcam", "vanilla"])
 def test_weights_that_change_meanwhile_are_refused(name, engine):
     """As an optimizer in another thread does it, here between the target layer and the logits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import plain
 import pytest
 import torch
 from conftest import TARGET_LAYER, close, drawn, every_engine, every_map, tolerance_of
@@ -14,7 +15,7 @@ from tolerances import DIFFERENCE_QUOTIENT, FLOAT32, FLOAT64, NARROW_GRADIENTS
 from torch import nn
 
 from parity.contract import noise
-from parity.contract.methods import METHODS, REFERENCE, Options
+from parity.contract.methods import METHODS, REFERENCE
 from parity.contract.noise import unit_noise
 from torch_impl.capture import libraries, one_pass, passes
 from torch_impl.maps.gradcam import class_activation_map, grad_cam_weights
@@ -158,63 +159,7 @@ def test_unit_noise_is_the_references_draw_kept_or_streamed(monkeypatch):
                 unit[0] = 1
 
 
-# Each map written out again: another way to the gradients, one photograph at a time, in NumPy
-
-
-def halves(model, x, category):
-    """A, G and the score, by running the network in two halves: no hook, no library."""
-    children, cut = list(model.features), int(TARGET_LAYER.split(".")[1]) + 1
-    for module in children[:cut]:
-        x = module(x.clone())
-    activations = x.detach().clone().requires_grad_()
-    x = activations.clone()
-    for module in children[cut:]:
-        x = module(x)
-    score = model.classifier(torch.flatten(model.avgpool(x), 1))[0, category]
-    (gradients,) = torch.autograd.grad(score, activations)
-    return activations.detach()[0].cpu().numpy(), gradients[0].cpu().numpy(), float(score.detach())
-
-
-def slopes(model, x, category):
-    """∂score/∂x of one photograph (C, H, W)."""
-    leaf = x.clone().requires_grad_()
-    (gradients,) = torch.autograd.grad(model(leaf)[0, category], leaf)
-    return gradients[0].cpu().numpy()
-
-
-def vanilla(model, x, category, options):
-    return np.abs(slopes(model, x, category)).max(axis=0)
-
-
-def smoothgrad(model, x, category, options):
-    np.random.seed(options.seed)
-    sigma = options.noise_level * float(x.max() - x.min())
-    copies = np.random.normal(0.0, sigma, (options.n_samples, 1, *x.shape[2:], 3))
-    noisy = [x + torch.tensor(copy.transpose(0, 3, 1, 2), device=x.device) for copy in copies]
-    return np.mean([np.abs(slopes(model, each, category)) for each in noisy], axis=0).max(axis=0)
-
-
-def gradcam(model, x, category, options):
-    a, g, _ = halves(model, x, category)
-    return np.maximum(sum(g[k].sum() / g[k].size * a[k] for k in range(len(a))), 0)
-
-
-def gradcam_plus_plus(model, x, category, options):
-    """The reference's own order of operations, exp(score) and all; then exp(score) is divided out."""
-    a, g, score = halves(model, x, category)
-    cam = np.zeros(a.shape[1:])
-    for k in range(len(a)):
-        first = np.exp(score) * g[k]
-        second, third = first * g[k], first * g[k] * g[k]
-        denominator = 2 * second + third * a[k].sum()
-        alpha = second / np.where(second == 0, 1, denominator)
-        cam += (np.maximum(first, 0) * alpha / (alpha.sum() or 1)).sum() * a[k]
-    return np.maximum(cam, 0) / np.exp(score)
-
-
-def layercam(model, x, category, options):
-    a, g, _ = halves(model, x, category)
-    return np.maximum(sum(np.maximum(g[k], 0) * a[k] for k in range(len(a))), 0)
+# Each map written out again: by plain autograd and NumPy
 
 
 def enlarged(a, height, width):
@@ -224,10 +169,10 @@ def enlarged(a, height, width):
     return np.stack([np.interp(columns, np.arange(a.shape[1]), row) for row in a])
 
 
-def scorecam(model, x, category, options, channels=None):
-    a, _, _ = halves(model, x, category)
+def scorecam(model, x, category, a, channels):
+    """A photograph's, one feature map at a time; the weights are float32."""
     cam = np.zeros(a.shape[1:])
-    for k in range(len(a)) if channels is None else channels(a):
+    for k in channels:
         mask = enlarged(a[k], *x.shape[2:])
         mask = (mask - mask.min()) / (mask.max() - mask.min() + 1e-7)
         with torch.no_grad():
@@ -237,33 +182,42 @@ def scorecam(model, x, category, options, channels=None):
     return np.maximum(cam, 0)
 
 
-def faster_scorecam(model, x, category, options):
-    def widest(a):
-        return sorted(range(len(a)), key=lambda k: -a[k].std())[: options.channels]
-
-    return scorecam(model, x, category, options, widest)
+def widest(a, count):
+    return sorted(range(len(a)), key=lambda k: -a[k].std())[:count]
 
 
-WRITTEN_OUT = {
-    "vanilla": vanilla,
-    "smoothgrad": smoothgrad,
-    "gradcam": gradcam,
-    "gradcam_plus_plus": gradcam_plus_plus,
-    "layercam": layercam,
-    "scorecam": scorecam,
-    "faster_scorecam": faster_scorecam,
-}
+@pytest.fixture
+def written_out(model, inputs, target):
+    """Map → (N, …)."""
+    layer = model.get_submodule(TARGET_LAYER)
+    a, g, slopes = plain.captured(model, layer, inputs, lambda logits: logits.gather(1, target[:, None]))
+
+    def chosen(logits, i):
+        return logits[:, target[i]]
+
+    def by_scores(channels):
+        rows = zip(inputs.split(1), target.tolist(), a.cpu().numpy(), strict=True)
+        return torch.tensor(np.stack([scorecam(model, x, category, own, channels(own)) for x, category, own in rows]))
+
+    return {
+        "vanilla": plain.vanilla(slopes),
+        "smoothgrad": plain.smoothgrad(model, inputs, chosen, 3, 0.1, 4),
+        "gradcam": plain.gradcam(a, g).relu(),
+        "gradcam_plus_plus": plain.gradcam_plus_plus(a, g).relu(),
+        "layercam": (g.relu() * a).sum(dim=1).relu(),
+        "scorecam": by_scores(lambda a: range(len(a))),
+        "faster_scorecam": by_scores(lambda a: widest(a, 5)),
+    }
 
 
 @every_engine
-@every_map
-def test_against_the_formula_written_out(model, inputs, target, name, engine):
+def test_against_the_formulas_written_out(model, inputs, target, written_out, engine):
     """A map that is new has no entry yet: write it."""
-    options = Options(n_samples=3, noise_level=0.1, seed=4, channels=5)
-    raw = drawn(name, model, inputs, target, engine=engine, **vars(options))
-    rows = [WRITTEN_OUT[name](model, inputs[i : i + 1], int(target[i]), options) for i in range(len(inputs))]
-    assert all(row.any() for row in rows), "a network on which something can be seen"
-    close(raw.cpu(), torch.tensor(np.stack(rows)), tolerance_of(name))
+    for name in REFERENCE:
+        raw = drawn(name, model, inputs, target, engine=engine, n_samples=3, noise_level=0.1, seed=4, channels=5)
+        expected = written_out[name].cpu()
+        assert expected.flatten(1).any(dim=1).all(), "a network on which something can be seen"
+        close(raw.cpu(), expected, tolerance_of(name))
 
 
 def test_vanilla_is_the_difference_quotient(model, inputs, target):
@@ -288,22 +242,23 @@ def test_vanilla_is_the_difference_quotient(model, inputs, target):
 
 @every_engine
 @every_map
-@pytest.mark.parametrize("batch_size", [1, 2, "auto"])
-def test_neighbours_order_and_batch_size_do_not_matter(model, inputs, target, name, engine, batch_size):
-    together = drawn(name, model, inputs, target, engine=engine, batch_size=3)
-    turned = drawn(name, model, inputs.flip(0), target.flip(0), engine=engine, batch_size=batch_size)
+def test_neighbours_order_batch_size_and_memory_layout_do_not_matter(model, inputs, target, name, engine):
+    together = drawn(name, model, inputs, target, engine=engine)
+    turned = drawn(name, model, inputs.flip(0), target.flip(0), engine=engine, batch_size=2)
     close(turned.flip(0), together, tolerance_of(name))
-    alone = drawn(name, model, inputs[1:2], target[1:2], engine=engine, batch_size=batch_size)
+    model, inputs = (each.to(memory_format=torch.channels_last) for each in (model, inputs))
+    alone = drawn(name, model, inputs[1:2], target[1:2], engine=engine, batch_size=1)
     close(alone, together[1:2], tolerance_of(name))
 
 
 @every_engine
 @every_map
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_constant_on_every_logit_changes_nothing(model, inputs, target, name, engine, dtype):
-    """exp(±100) is no float32: the reference's own formula of Grad-CAM++ gives nothing there."""
-    if name not in BY_GRADIENTS and dtype == torch.float32:
-        pytest.skip("a softmax reads the logits themselves, whose own last digits are gone with a constant of 200")
+def test_a_constant_on_every_logit_changes_nothing(model, inputs, target, name, engine):
+    """exp(±100) is no float32: the reference's own formula of Grad-CAM++ gives nothing there.
+
+    In float64 for what takes a softmax: it reads the logits themselves, whose own last digits are gone with a constant of 200.
+    """
+    dtype = torch.float32 if name in BY_GRADIENTS else torch.float64
     model, inputs = model.to(dtype), inputs.to(dtype)
     before = drawn(name, model, inputs, target, engine=engine)
     for constant in (-100, 200):
@@ -313,21 +268,13 @@ def test_a_constant_on_every_logit_changes_nothing(model, inputs, target, name, 
 
 
 @every_engine
-@every_map
-def test_the_memory_layout_does_not_matter(model, inputs, target, name, engine):
-    before = drawn(name, model, inputs, target, engine=engine)
-    model, inputs = (each.to(memory_format=torch.channels_last) for each in (model, inputs))
-    close(drawn(name, model, inputs, target, engine=engine), before, tolerance_of(name))
-
-
-@every_engine
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_noise_it_is_vanilla(model, inputs, target, name, engine, dtype):
     model, inputs = model.to(dtype), inputs.to(dtype)
-    plain = drawn("vanilla", model, inputs, target, engine=engine)
+    expected = drawn("vanilla", model, inputs, target, engine=engine)
     without = drawn(name, model, inputs, target, engine=engine, noise_level=0.0)
-    close(without, plain, FLOAT64 if dtype == torch.float64 else FLOAT32)
+    close(without, expected, FLOAT64 if dtype == torch.float64 else FLOAT32)
 
 
 @every_engine
@@ -346,9 +293,8 @@ def test_the_seed_matters_and_the_global_generators_do_not(model, inputs, target
 @pytest.mark.parametrize("name", AT_LAYER)
 def test_the_layer_matters(model, inputs, target, name, engine):
     """Three neighbouring layers, three maps: to name the wrong one is the commonest mistake."""
-    first = (
-        27 if name == "layercam" else 28
-    )  # where a ReLU is shut no gradient goes back: LayerCAM is the same on both sides
+    # Where a ReLU is shut no gradient goes back: LayerCAM is the same on both sides.
+    first = 27 if name == "layercam" else 28
     before, at, after = (
         raw_maps(name, model, inputs, target, target_layer=f"features.{i}", engine=engine) for i in (first, 29, 30)
     )
@@ -368,8 +314,9 @@ def test_other_sizes_and_pictures_that_are_not_square(model, target, device, nam
 
 @every_engine
 @every_map
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_types_give_float32_maps(tiny, inputs, target, device, name, engine, dtype):
+def test_narrow_types_give_float32_maps(tiny, inputs, target, device, name, engine):
+    """The others' float16 is the next test's."""
+    dtype = torch.bfloat16 if name in BY_GRADIENTS else torch.float16
     narrow = build(tiny).to(device, dtype)
     raw = drawn(name, narrow, inputs.to(dtype), target, engine=engine)
     assert raw.dtype == torch.float32
@@ -387,14 +334,14 @@ def likeness(a, b):
 def test_float16_keeps_small_gradients(tiny, inputs, target, device, name, engine, monkeypatch):
     """Gradients of 1e-8 are below float16's smallest number; scaling the score keeps them."""
     narrow = build(tiny)
-    smaller = (
-        2e-6 if name == "layercam" else 5e-6
-    )  # it weighs place by place: the largest gradients alone are nearly the map
+    # LayerCAM weighs place by place, SmoothGrad adds up what is left in any copy: the largest gradients alone are nearly the map.
+    smaller = 2e-6 if name in ("layercam", *NOISY) else 5e-6
     for layer, factor in ((6, smaller), (3, 0.03 if METHODS[name].at_layer else 1)):
         narrow.classifier[layer].weight = nn.Parameter(narrow.classifier[layer].weight * factor)
     narrow = narrow.to(device, torch.float16)
     expected = drawn(name, with_wide_gradients(narrow), inputs.half(), target, engine=engine)
     raw = drawn(name, narrow, inputs.half(), target, engine=engine)
+    assert raw.dtype == torch.float32
     assert likeness(raw, expected) > NARROW_GRADIENTS
     assert 0.9 < raw.double().norm() / expected.norm() < 1.1  # and the scale is taken out again
     for module in (libraries, one_pass, passes):

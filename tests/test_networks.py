@@ -6,7 +6,7 @@ import plain
 import pytest
 import torch
 import torchvision.models as tv
-from conftest import close
+from conftest import close, every_engine
 from tolerances import FLOAT64, FLOAT64_ALPHA
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
@@ -14,7 +14,6 @@ from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 from torch_impl import methods
-from torch_impl.capture import ENGINES
 from torch_impl.capture.target_layer import find_layer, found_layer, name_of
 
 
@@ -49,13 +48,11 @@ NETWORKS = {
     # name: (network, size, layer that is found when none is given, its layout)
     "resnet": (resnet, 64, "layer4", "nchw"),
     "densenet": (lambda **k: tv.DenseNet(8, (2, 3), 16, **k), 64, "features", "nchw"),
-    "mobilenet_v3_small": (tv.mobilenet_v3_small, 64, "features", "nchw"),
     "efficientnet": (efficientnet, 64, "features", "nchw"),
     "convnext": (convnext, 64, "features", "nchw"),
     "swin_v2": (swin, 64, "norm", "nhwc"),
     "squeezenet1_1": (tv.squeezenet1_1, 96, "classifier.2", "nchw"),
     "googlenet": (lambda **k: tv.googlenet(init_weights=False, **k), 64, "inception5b", "nchw"),
-    "inception_v3": (lambda **k: tv.inception_v3(init_weights=False, **k), 107, "Mixed_7c", "nchw"),
     "vgg11_bn": (vgg, 64, "features.27", "nchw"),
 }
 
@@ -75,7 +72,7 @@ def test_the_layer_that_is_found(network):
     assert name_of(model, found_layer(model, inputs[:1])) == layer
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@every_engine
 def test_maps_are_those_of_plain_autograd(network, engine):
     model, inputs, layer, layout = network
     target = torch.tensor([3, 5])

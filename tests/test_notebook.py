@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import importlib
 import io
 import json
 import re
@@ -11,7 +12,7 @@ from importlib import util
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_program
+from conftest import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -39,8 +40,14 @@ def untold(source):
     return ast.dump(tree)
 
 
-def test_both_come_from_the_same_cells():
-    assert run_program(str(FOLDER / "make.py"), "--check", cwd=ROOT).returncode == 0
+@pytest.fixture
+def make(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("make")
+
+
+def test_both_come_from_the_same_cells(make):
+    assert make.main(["--check"]) == 0
     english, russian = map(loaded, NAMES)
     assert [*map(untold, code(english))] == [*map(untold, code(russian))]
     assert [cell.cell_type for cell in english.cells] == [cell.cell_type for cell in russian.cells]
@@ -54,15 +61,13 @@ def test_both_come_from_the_same_cells():
             assert all(re.search("[а-яё]", comment) for comment in re.findall(r"  # (.+)", other.source))
 
 
-def test_a_notebook_that_was_edited_by_hand_is_noticed(tmp_path):
-    for name in ("make.py", *NAMES):
-        (tmp_path / name).write_bytes((FOLDER / name).read_bytes())
-    assert run_program(str(tmp_path / "make.py"), "--check", cwd=tmp_path).returncode == 0
-    text = (tmp_path / NAMES[0]).read_text(encoding="utf-8")
-    (tmp_path / NAMES[0]).write_text(text.replace("gradcam++", "gradcam"), encoding="utf-8")
-    done = run_program(str(tmp_path / "make.py"), "--check", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "run python notebooks/make.py" in done.stderr
+def test_a_notebook_that_was_edited_by_hand_is_noticed(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "FOLDER", tmp_path)
+    texts = [(FOLDER / name).read_text(encoding="utf-8") for name in NAMES]
+    for name, text in zip(NAMES, (texts[0].replace("gradcam++", "gradcam"), texts[1]), strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert make.main(["--check"]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / NAMES[0]}: not up to date: run python notebooks/make.py\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,37 +81,28 @@ def test_it_is_stored_with_its_figures(name):
     outputs = json.dumps([cell.get("outputs", []) for cell in book.cells])
     assert not re.search(r"Traceback|Warning|site-packages|/home/|/tmp/|\"stderr\"", outputs)
     assert verdicts(printed(book)) == {"fp64": 5, "fp32": 5}
-    assert all(
-        cell.metadata["alt"]
-        for cell in book.cells
-        for output in cell.get("outputs", [])
-        if "image/jpeg" in output.get("data", {})
-    )
+    with_pictures = [
+        cell for cell in book.cells if any("image/jpeg" in o.get("data", {}) for o in cell.get("outputs", []))
+    ]
+    assert all(cell.metadata["alt"] for cell in with_pictures)
 
 
 def test_the_labs_order_and_public_names_only():
     book = loaded(NAMES[0])
-    titles = [
-        line
-        for cell in book.cells
-        for line in cell.source.splitlines()
-        if cell.cell_type == "markdown" and line.startswith("#")
-    ]
+    prose = "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+    titles = re.findall("^#.*", prose, flags=re.MULTILINE)
     wanted = ["Settings", "Devices", "VGG16", "Four photographs", "preprocess_input", "Linear output", "A score for each photograph", "Vanilla saliency", "SmoothGrad",
               "Grad-CAM", "Grad-CAM++", "The whole family", "Is the map right?", "Are they the same maps?", "What the libraries' plain calls would have drawn"]  # fmt: skip
     assert [title.lstrip("# ") for title in titles][1:] == wanted
     assert not re.search(r"\b(import|from) _|\._[a-z]|import \*", "\n".join(code(book)))
 
 
-def executed(folder, monkeypatch, *, cells=None, name=NAMES[0], **environment):
+def executed(make, folder, monkeypatch, *, cells=None, name=NAMES[0], **environment):
     """Run a notebook, or its first cells, in a folder, as `make notebooks` does."""
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     for key, value in {"PYTHONPATH": str(ROOT), "LAB_SAMPLES": "2", "OMP_NUM_THREADS": "2", **environment}.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.syspath_prepend(FOLDER)
-    import make
-
     book = loaded(name)
     book.cells = book.cells[:cells]
     make.run(book, folder)
@@ -134,10 +130,12 @@ def verdicts(text):
     return {p: len(re.findall(rf"^\w+ +{p} +{word} ", text, flags=re.MULTILINE)) for p, word in held.items()}
 
 
-def test_the_first_cells_run(tmp_path, monkeypatch, weights):
+def test_the_first_cells_run(make, tmp_path, monkeypatch, weights):
     """To the linear output, on a small network's weights."""
     titles = [cell.source.splitlines()[0] for cell in loaded(NAMES[0]).cells]
-    book = executed(tmp_path, monkeypatch, cells=titles.index("## A score for each photograph"), LAB_WEIGHTS=weights)
+    book = executed(
+        make, tmp_path, monkeypatch, cells=titles.index("## A score for each photograph"), LAB_WEIGHTS=weights
+    )
     text = printed(book)
     assert "chelsea.png coffee.png camera.png china.jpg" in text
     assert "(4, 3, 64, 64), torch.float32, from -123" in text
@@ -146,10 +144,10 @@ def test_the_first_cells_run(tmp_path, monkeypatch, weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, name):
+def test_it_runs_from_top_to_bottom(make, tmp_path, monkeypatch, name):
     if util.find_spec("tf_keras_vis") is None:
         pytest.skip("needs TensorFlow; without it the other test does the same")
-    book = executed(tmp_path, monkeypatch, name=name)
+    book = executed(make, tmp_path, monkeypatch, name=name)
     assert len(pictures(book)) == PICTURES
     assert {path.name for path in tmp_path.glob("*.png")} == {"smoothgrad.png", "gradcam_plus_plus.png"}
     text = printed(book)
@@ -160,13 +158,13 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.slow
-def test_it_runs_where_there_is_no_tensorflow(tmp_path, monkeypatch):
+def test_it_runs_where_there_is_no_tensorflow(make, tmp_path, monkeypatch):
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(
         "import importlib.util as u\nfind = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'tf_keras_vis' else find(name, *a)\n"
     )
-    book = executed(tmp_path, monkeypatch, PYTHONPATH=f"{hidden}:{ROOT}")
+    book = executed(make, tmp_path, monkeypatch, PYTHONPATH=f"{hidden}:{ROOT}")
     assert len(pictures(book)) == PICTURES
     assert "pip install 'attention-maps[keras]', then run this cell again" in printed(book)

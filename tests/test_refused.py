@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from anybodys import LAYER, Gives, Net, Wrapper, net, pictures
-from test_any_model import TARGET, by_both
+from conftest import every_engine
+from test_any_model import TARGET, photograph
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from parity.contract.classes import ClassError
+from parity.contract.methods import REFERENCE
 from torch_impl import Explainer, methods
 from torch_impl.capture.layout import LayerError
 from torch_impl.capture.passes import MapError
@@ -28,14 +30,10 @@ def as_users_run_it():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def refused(kind, words, call):
+def refused(kind, words, call, *args, **options):
     with pytest.raises(kind, match=re.escape(words)) as caught:
-        call()
+        call(*args, **options)
     assert len(str(caught.value).splitlines()) == 1
-
-
-def photograph():
-    return np.random.RandomState(0).randint(0, 255, (16, 16, 3), dtype=np.uint8)
 
 
 # Models
@@ -87,9 +85,9 @@ MODELS = {
 def test_models(model):
     build, words = MODELS[model]
     given = build()
-    refused(ModelError, words, lambda: methods.vanilla(given, pictures(), TARGET))
-    refused(ModelError, words, lambda: methods.gradcam(given, pictures(), TARGET, target_layer=LAYER))
-    refused(ModelError, words, lambda: Explainer(given, LAYER))
+    refused(ModelError, words, methods.vanilla, given, pictures(), TARGET)
+    refused(ModelError, words, methods.gradcam, given, pictures(), TARGET, target_layer=LAYER)
+    refused(ModelError, words, Explainer, given, LAYER)
 
 
 # Passes
@@ -141,85 +139,100 @@ def own_statistics():
     return model
 
 
+class Deaf(Net):
+    def forward(self, x):
+        return torch.ones(len(x), 5, dtype=x.dtype, requires_grad=True) * 2
+
+
 OFF = "the model switches gradients off (torch.no_grad, or reentrant checkpointing) where the target layer runs"
 CUT = "no gradient of the logits reaches the inputs"
+OFTEN = "the target layer ran {} times in one pass"
 
-PASSES = {
-    "no_grad, at the layer": (lambda: another(NoGrad), "gradcam", {}, LayerError, OFF),
-    "no_grad, at the input": (lambda: another(NoGrad), "vanilla", {}, ModelError, CUT),
-    "detached": (lambda: Gives(net(), torch.Tensor.detach), "vanilla", {}, ModelError, CUT),
-    "reentrant, at the layer": (lambda: another(Reentrant), "gradcam", {}, LayerError, OFF),
-    "reentrant, at the input": (lambda: another(Reentrant), "vanilla", {}, ModelError, "give it use_reentrant=False"),
-    "runs twice": (lambda: another(Twice), "gradcam", {}, LayerError, "the target layer ran 2 times in one pass"),
-    "unused": (
-        lambda: another(Branches),
-        "gradcam",
-        {"target_layer": "unused"},
-        LayerError,
-        "the target layer ran 0 times in one pass",
-    ),
-    "dead end": (
-        lambda: another(Branches),
-        "gradcam",
-        {"target_layer": "dead"},
-        LayerError,
-        "the target layer does not lie on the way to the logits",
-    ),
-    "two rows a photograph": (
-        lambda: another(Branches),
-        "gradcam",
-        {"target_layer": "flip"},
-        LayerError,
-        "holds 4 of something for 2 photographs",
-    ),
-    "no maps": (net, "gradcam", {"target_layer": "fc"}, LayerError, "output is (2, 5); a class activation map needs"),
-    "overwrites what a gradient needs": (
-        lambda: another(Modifies),
-        "vanilla",
-        {},
-        ModelError,
-        "the model fails on inputs float64 (2, 3, 12, 16): one of the variables needed for gradient computation",
-    ),
-    "BatchNorm of the batch": (own_statistics, "vanilla", {}, ModelError, "by its neighbours (BatchNorm without"),
-    "BatchNorm of the copies": (own_statistics, "smoothgrad", {"target": [1]}, ModelError, "give batch_size=1"),
-    "one channel": (
-        net,
-        "vanilla",
-        {"inputs": pictures()[:, :1]},
-        ModelError,
-        "the model fails on inputs float64 (2, 1, 12, 16): Given groups=1, weight of size [6, 3, 3, 3]",
-    ),
-    "another number format": (
-        net,
-        "vanilla",
-        {"inputs": pictures().float()},
-        ModelError,
-        "the model fails on inputs float32 (2, 3, 12, 16) (its weights are float64)",
-    ),
-    "one input too many": (
-        net,
-        "vanilla",
-        {"inputs": (pictures(), pictures())},
-        ModelError,
-        "the model fails with 2 inputs: Net.forward() takes 2 positional arguments but 3 were given",
-    ),
-    "no finite gradient": (lambda: another(Root), "vanilla", {}, MapError, "no finite gradient there (the root of 0"),
-    "not finite": (net, "vanilla", {"inputs": pictures() / 0}, MapError, "the inputs hold NaN or infinity"),
+AT_THE_LAYER = {
+    # name: (network, layer, what is said, whether it is said where no gradient is wanted as well)
+    "no_grad": (NoGrad, LAYER, OFF, False),
+    "reentrant": (Reentrant, LAYER, OFF, False),
+    "runs twice": (Twice, LAYER, f"{OFTEN.format(2)}: choose a layer that runs once", True),
+    "unused": (Branches, "unused", OFTEN.format(0), True),
+    "dead end": (Branches, "dead", "the target layer does not lie on the way to the logits", False),
+    "two rows a photograph": (Branches, "flip", "holds 4 of something for 2 photographs", True),
+    "no maps": (Net, "fc", "output is (2, 5); a class activation map needs (N, K, h, w)", True),
+    "no such layer": (Net, "f.33", "the model has no layer 'f.33'; nearest: f.3", True),
+    "no name": (Net, "", "the model has no layer ''; nearest: ", True),
+    "of another model": (Net, nn.ReLU(), "is not a module of this model", True),
+    "not named": (Net, None, "drawn on a layer of the model: name one as target_layer", True),
 }
 
 
-@by_both
+@every_engine
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", PASSES)
+@pytest.mark.parametrize(
+    ("case", "names"),
+    [(case, ["gradcam"] + ["faster_scorecam"] * row[-1]) for case, row in AT_THE_LAYER.items()],
+    ids=[*AT_THE_LAYER],
+)
+def test_a_layer_that_cannot_serve(case, names, engine):
+    kind, layer, words, _ = AT_THE_LAYER[case]
+    model, options = another(kind), {"target_layer": layer, "engine": engine}
+    for name in names:
+        refused(LayerError, words, methods.raw_maps, name, model, pictures(), TARGET, **options)
+
+
+def test_a_layer_that_cannot_serve_beside_other_maps():
+    for case in ("runs twice", "unused", "dead end"):
+        kind, layer, words, _ = AT_THE_LAYER[case]
+        explainer = Explainer(another(kind).float(), layer, size=16, engine="shared")
+        refused(LayerError, words, explainer, [photograph()], 1, REFERENCE, n_samples=1)
+
+
+FAILS = "the model fails on inputs "
+
+AT_THE_INPUT = {
+    # name: (network, what is said, options)
+    "no_grad": (lambda: another(NoGrad), CUT, {}),
+    "detached": (lambda: Gives(net(), torch.Tensor.detach), CUT, {}),
+    "deaf": (lambda: another(Deaf), CUT, {}),
+    "deaf to copies": (lambda: another(Deaf), CUT, {"name": "smoothgrad"}),
+    "reentrant": (lambda: another(Reentrant), "give it use_reentrant=False", {}),
+    "overwrites what a gradient needs": (
+        lambda: another(Modifies),
+        f"{FAILS}float64 (2, 3, 12, 16): one of the variables needed for gradient computation",
+        {},
+    ),
+    "BatchNorm of the batch": (own_statistics, "by its neighbours (BatchNorm without", {}),
+    "BatchNorm of the copies": (own_statistics, "give batch_size=1", {"name": "smoothgrad", "target": [1]}),
+    "one channel": (
+        net,
+        f"{FAILS}float64 (2, 1, 12, 16): Given groups=1, weight of size [6, 3, 3, 3]",
+        {"inputs": pictures()[:, :1]},
+    ),
+    "another number format": (
+        net,
+        f"{FAILS}float32 (2, 3, 12, 16) (its weights are float64)",
+        {"inputs": pictures().float()},
+    ),
+    "one input too many": (
+        net,
+        "the model fails with 2 inputs: Net.forward() takes 2 positional arguments but 3 were given",
+        {"inputs": (pictures(), pictures())},
+    ),
+    "no finite gradient": (lambda: another(Root), "no finite gradient there (the root of 0", {}),
+    "not finite": (net, "the inputs hold NaN or infinity", {"inputs": pictures() / 0}),
+}
+
+
+@every_engine
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", AT_THE_INPUT)
 def test_passes(case, engine):
-    build, name, options, kind, words = PASSES[case]
-    options = {"inputs": pictures(), "target": TARGET, **({"target_layer": LAYER} if "cam" in name else {}), **options}
-    inputs, target = options.pop("inputs"), options.pop("target")
-    inputs = inputs[: len(target)]
-    refused(kind, words, lambda: methods.raw_maps(name, build(), inputs, target, engine=engine, **options))
+    build, words, options = AT_THE_INPUT[case]
+    kind = MapError if "finite" in case else ModelError
+    given = {"name": "vanilla", "inputs": pictures(), "target": TARGET, **options}
+    name, inputs, target = given["name"], given["inputs"][: len(given["target"])], given["target"]
+    refused(kind, words, methods.raw_maps, name, build(), inputs, target, engine=engine)
 
 
-@by_both
+@every_engine
 def test_batch_norm_of_the_batch_one_by_one(engine):
     model, x = own_statistics(), pictures()
     both = methods.vanilla(model, x, TARGET, engine=engine, batch_size=1)
@@ -236,10 +249,7 @@ OUTPUTS = {
     "text": (lambda y: "cat", "str"),
     "a dict": (lambda y: {"a": y, "b": y}, "a dict of a, b"),
     "boxes": (lambda y: [{"boxes": y}] * 2, "a list of 2"),
-    "a picture of classes": (
-        lambda y: y[:, :, None, None].expand(-1, -1, 4, 4),
-        "has shape (2, 5, 4, 4) for 2 photographs",
-    ),
+    "a picture of classes": (lambda y: y[:, :, None, None].expand(-1, -1, 4, 4), "has shape (2, 5, 4, 4) for 2"),
     "one number": (lambda y: y.sum(), "has shape () for 2 photographs"),
     "transposed": (lambda y: y.T, "has shape (5, 2) for 2 photographs"),
     "no classes": (lambda y: y[:, :0], "has shape (2, 0)"),
@@ -248,78 +258,41 @@ OUTPUTS = {
 }
 
 
-@by_both
+@every_engine
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_outputs(output, engine):
     change, words = OUTPUTS[output]
     model = Gives(net(), change)
     for name, options in (("gradcam", {"target_layer": "module.f.3"}), ("vanilla", {})):
-        refused(
-            ModelError,
-            words,
-            lambda n=name, o=options: methods.raw_maps(n, model, pictures(), TARGET, engine=engine, **o),
-        )
-    refused(ModelError, "score= fails on the model's output: ", lambda: methods.vanilla(model, pictures(), score=3))
+        refused(ModelError, words, methods.raw_maps, name, model, pictures(), TARGET, engine=engine, **options)
+    refused(ModelError, "score= fails on the model's output: ", methods.vanilla, model, pictures(), score=3)
 
 
 # Inputs, targets, settings
 
 
-@pytest.mark.parametrize(
-    "inputs",
-    [
-        pictures()[0],
-        pictures()[None],
-        pictures().permute(0, 2, 3, 1),
-        pictures().byte(),
-        pictures() + 0j,
-        pictures()[:0],
-        pictures()[:, :, :0],
-        pictures().numpy(),
-        [],
-        None,
-        "cat.jpg",
-        (pictures(), 3),
-        (pictures(), pictures()[:1]),
-        (pictures(), np.zeros(2)),
-    ],
-    ids=lambda x: f"{type(x).__name__}{tuple(getattr(x, 'shape', ()))}",
-)
-def test_inputs(inputs):
-    refused(ValueError, "give ", lambda: methods.vanilla(net(), inputs, TARGET))
+def test_inputs():
+    x = pictures()
+    axes = [x[0], x[None], x.permute(0, 2, 3, 1), x[:0], x[:, :, :0]]
+    types = [x.byte(), x + 0j, x.numpy(), [], None, "cat.jpg"]
+    for inputs in [*axes, *types, (x, 3), (x, x[:1]), (x, np.zeros(2))]:
+        refused(ValueError, "give ", methods.vanilla, net(), inputs, TARGET)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        None,
-        "1",
-        1.0,
-        True,
-        [1.0, 2.0],
-        [True, False],
-        {1, 2},
-        {1: 2},
-        [[1], [2]],
-        torch.tensor([[1], [2]]),
-        [1],
-        [1, 2, 3],
-        [],
-    ]
-    + [-1, [-1, 0], 5, [0, 5], 10**30, [None, 1], np.array(["1", "2"]), torch.tensor([True, False]), object()],
-    ids=lambda target: str(target)[:20],
-)
-def test_targets(target):
-    refused(ClassError, "class", lambda: methods.gradcam(net(), pictures(), target, target_layer=LAYER))
+NO_CLASSES = [1.0, True, {1, 2}, {1: 2}, [[1], [2]], [1, 2, 3], [], -1, 5, 10**30, object()]
 
 
-@pytest.mark.parametrize(
-    "classes",
-    [5, -1, "cat", 1.0, True, [1, 2, 3], [[1], [2]], [[]], [], [None], {"a": 1}, [[1, "x"]], [[[1]]], object()],
-    ids=str,
-)
-def test_classes(classes):
-    refused(ClassError, "class", lambda: Explainer(net().float(), LAYER, size=16)([photograph()], classes, "gradcam"))
+def test_targets():
+    typed = [torch.tensor([[1], [2]]), torch.tensor([True, False]), np.array(["1", "2"])]
+    lists = [[1.0, 2.0], [True, False], [1], [-1, 0], [0, 5], [None, 1]]
+    for target in [*NO_CLASSES, *typed, *lists, None, "1"]:
+        refused(ClassError, "class", methods.gradcam, net(), pictures(), target, target_layer=LAYER)
+
+
+def test_classes():
+    explainer = Explainer(net().float(), LAYER, size=16)
+    for classes in [*NO_CLASSES, "cat", [[]], [None], [[1, "x"]], [[[1]]]]:
+        refused(ClassError, "class", explainer, [photograph()], classes, "gradcam")
 
 
 WRONG = {
@@ -331,35 +304,28 @@ WRONG = {
     "a batch": ({"preprocess": lambda image: torch.zeros(1, 3, 8, 8)}, "preprocess gave torch.float32 (1, 3, 8, 8)"),
     "integers": ({"preprocess": lambda image: torch.zeros(3, 8, 8).byte()}, "preprocess gave torch.uint8 (3, 8, 8)"),
     "channels last": ({"preprocess": lambda image: torch.zeros(8, 8, 3)}, "channels last"),
-    "an error": (
-        {"preprocess": lambda image: 1 / 0},
-        "preprocess fails on 'array 1': ZeroDivisionError: division by zero",
-    ),
+    "an error": ({"preprocess": lambda image: 1 / 0}, "preprocess fails on 'array 1': ZeroDivisionError: division by"),
     "NaN": ({"preprocess": lambda image: torch.full((3, 8, 8), torch.nan)}, "the inputs hold NaN"),
     "score": ({"score": lambda output: output.scores}, "score= fails on the model's output"),
     "scores": ({"score": lambda output: output}, "score= gave (1, 5) for 1 photographs"),
-    "layout": (
-        {"feature_layout": lambda maps: maps[99]},
-        "feature_layout fails on the target layer's output (1, 7, 8, 8)",
-    ),
+    "layout": ({"feature_layout": lambda maps: maps[99]}, "feature_layout fails on the target layer's output (1, 7, 8"),
     "batch size": ({"batch_size": 0}, 'batch size 0: give "auto"'),
-    "layer of another model": ({"target_layer": net().f[3]}, "is not a module of this model"),
-    "no such layer": ({"target_layer": "f.33"}, "the model has no layer 'f.33'; nearest: f.3"),
 }
 
 
 @pytest.mark.parametrize("setting", WRONG)
 def test_settings(setting):
     options, words = WRONG[setting]
-    options = {"target_layer": LAYER, "size": 16, **options}
-    refused(
-        (ValueError, MapError), words, lambda: Explainer(net().float(), **options)([photograph()], methods="gradcam")
-    )
+
+    def draw():
+        Explainer(net().float(), **{"target_layer": LAYER, "size": 16, **options})([photograph()], methods="gradcam")
+
+    refused((ValueError, MapError), words, draw)
 
 
 def test_the_whole_model_is_no_layer():
     model = net()
-    refused(LayerError, "the target layer is the whole model", lambda: Explainer(model, model))
+    refused(LayerError, "the target layer is the whole model", Explainer, model, model)
 
 
 def test_a_model_of_two_inputs_is_for_the_functions():
@@ -367,6 +333,5 @@ def test_a_model_of_two_inputs_is_for_the_functions():
         def forward(self, x, age):
             return super().forward(x)
 
-    refused(
-        ModelError, "torch_impl.methods take a tuple", lambda: Explainer(Two().eval(), LAYER, size=16)([photograph()])
-    )
+    explainer = Explainer(Two().eval(), LAYER, size=16)
+    refused(ModelError, "torch_impl.methods take a tuple", explainer, [photograph()])

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import run_program
 from judging import recorded
 from oracle import layer_cam, most_varied, relative, score_cam
 from tolerances import FLOAT64
@@ -19,6 +16,7 @@ from parity.contract.network import Network
 from parity.contract.samples import SAMPLES
 from torch_impl import candidate as port
 from torch_impl import methods
+from torch_impl.__main__ import main
 from torch_impl.capture.passes import Pass
 from torch_impl.maps.layercam import layercam
 from torch_impl.maps.scorecam import chosen_channels, masks_of
@@ -41,9 +39,8 @@ def test_layercam_on_paper():
 
 def test_masks_are_enlarged_and_then_normalized():
     activations = torch.tensor([[[0.0, 0.0, 8.0, 0.0]], [[5.0, 5.0, 5.0, 5.0]]], dtype=torch.float64)
-    masks = masks_of(
-        activations, (1, 3)
-    )  # at places 0, 1.5 and 3: (0, 4, 0), whose largest is 1, not the 8 between them
+    # At places 0, 1.5 and 3: (0, 4, 0), whose largest is 1, not the 8 between them.
+    masks = masks_of(activations, (1, 3))
     np.testing.assert_allclose(masks[0], [[0, 1, 0]], atol=1e-7)
     assert not masks[1].any()  # a constant map hides everything
 
@@ -53,10 +50,8 @@ def test_the_channels_are_those_of_the_largest_deviation():
     activations[0, 1, 0] = torch.tensor([9.0, 9, 9, 9])  # the largest, and it does not vary
     activations[0, 2, 0] = activations[0, 3, 0] = torch.tensor([0.0, 1, 0, 1])
     activations[1, 0, 0] = torch.tensor([0.0, 0, 0, 1])
-    assert chosen_channels(activations, 2).tolist() == [
-        [2, 3],
-        [0, 1],
-    ]  # of equal ones the first; each photograph its own
+    # Of equal ones the first; each photograph its own.
+    assert chosen_channels(activations, 2).tolist() == [[2, 3], [0, 1]]
     assert chosen_channels(activations, None).tolist() == [[2, 3, 0, 1], [0, 1, 2, 3]]  # 10, or all
     with pytest.raises(ValueError, match="channels is 5: the target layer has 4 feature maps"):
         chosen_channels(activations, 5)
@@ -70,9 +65,8 @@ def test_against_numpy_written_out(engine, family: Artifact):
     for i, of_class in enumerate(family.classes):
         target = network.table.target
         a, g = (answer.whole(f"{kind}/{target}", "fp64")[i] for kind in ("activations", "gradients"))
-        inputs = (
-            port.preprocess(family.pixels[i : i + 1], input="caffe", dtype=torch.float64)[0].permute(1, 2, 0).numpy()
-        )
+        inputs = port.preprocess(family.pixels[i : i + 1], input="caffe", dtype=torch.float64)[0]
+        inputs = inputs.permute(1, 2, 0).numpy()
         assert relative(answer.whole("layercam/raw", "fp64")[i], layer_cam(a, g)) < FLOAT64
         assert answer.whole("faster_scorecam/channels", "fp64")[i].tolist() == most_varied(a, 5)
         for method, channels in zip(BY_SCORES, (list(range(8)), most_varied(a, 5)), strict=True):
@@ -104,15 +98,16 @@ def test_score_cam_needs_classes(method: str, question: dict):
 
 
 @pytest.mark.parametrize(("outputs", "score"), [(1, ""), (3, ", score=lambda y: y[:, 0]")])
-def test_explain_refuses_score_cam_without_classes_in_one_line(tmp_path: Path, outputs: int, score: str):
+def test_explain_refuses_score_cam_without_classes_in_one_line(tmp_path, monkeypatch, capsys, outputs, score):
     layers = f"nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, {outputs})"
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / f"mine{outputs}.py").write_text(
         "import torch_impl\nfrom torch import nn\n\n\ndef make():\n"
         f"    return torch_impl.Explainer(nn.Sequential({layers}), '1', size=16, device='cpu'{score})\n"
     )
-    photograph = str(SAMPLES[0].path())
-    command = ("-m", "torch_impl", "explain", photograph, "--explainer=mine:make", "--methods=scorecam", "--out=out")
-    result = run_program(*command, cwd=tmp_path)
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
-    assert "Score-CAM says nothing of a network with one output, or a score of one's own" in result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["explain", str(SAMPLES[0].path()), f"--explainer=mine{outputs}:make", "--methods=scorecam", "--out=out"]
+    assert main([*command, "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Score-CAM says nothing of a network with one output, or a score of one's own" in line
     assert not list(tmp_path.glob("out/*.png"))

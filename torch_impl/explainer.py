@@ -19,26 +19,19 @@ from torch_impl import framing, images, maps, several  # noqa: F401  (maps fills
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
 from torch_impl.capture import ENGINES, check_compile
-from torch_impl.capture.draw import ChooseRows, Drawn, draw, opened
+from torch_impl.capture.draw import ChooseRows, Drawn, draw, groups, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
 from torch_impl.capture.target_layer import find_layer, found_layer, name_of
 from torch_impl.explanation import Explanation, Origin
 from torch_impl.manifest import manifest, photograph_rows
 from torch_impl.maps.postprocess import finish
-from torch_impl.maps.registry import DRAWN
 from torch_impl.network import layout_of, prepared
 from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
 from torch_impl.preprocess import preprocess
 from torch_impl.preserve import Double, unwrapped
-from torch_impl.question import (
-    Classes,
-    choose,
-    expanded,
-    listed_photographs,
-    names_for,
-)
+from torch_impl.question import Classes, choose, expanded, listed_photographs, names_for
 from torch_impl.score import OUTPUTS, PROBABILITIES, Score, are_probabilities, check_pictures
 from torch_impl.stock import check_narrow
 from torch_impl.transform import Transform, transformed, visible
@@ -170,19 +163,10 @@ class Explainer:
         where = choose_device(device)
         check_precision(precision, where)  # before the weights, which may be a long download
         network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
-        return cls(
-            prepared(network, where, precision),
-            several.torchvision_names(network.table, target_layer),
-            preprocess=input or network.input,
-            size=network.table.size[0],
-            resize=resize,
-            precision=precision,
-            batch_size=batch_size,
-            engine=engine,
-            compile=compile,
-            labels=labels,
-            weights=network,
-        )
+        model, layers = prepared(network, where, precision), several.torchvision_names(network.table, target_layer)
+        own: dict[str, Any] = {"preprocess": input or network.input, "size": network.table.size[0], "weights": network}
+        more: dict[str, Any] = {"resize": resize, "precision": precision, "batch_size": batch_size, "engine": engine}
+        return cls(model, layers, **own, **more, compile=compile, labels=labels)
 
     def __call__(
         self,
@@ -221,8 +205,18 @@ class Explainer:
         """
         names, options = canonical_names(methods), Options(n_samples, noise_level, seed, channels, relu)
         check_narrow(names, self.precision)
-        if self.more_layers:
-            return several.explanation(self, photographs, classes, names, options, progress)
+        explain = several.explanation if self.more_layers else Explainer._on_one_layer
+        return explain(self, photographs, classes, names, options, progress)
+
+    def _on_one_layer(
+        self,
+        photographs: Any,
+        classes: Classes,
+        names: Sequence[str],
+        options: Options,
+        progress: Report | None,
+    ) -> Explanation:
+        """A call, with its arguments checked, of an explainer that has one target layer."""
         photographs = listed_photographs(photographs)
         rows, wanted = expanded(photographs, None if self.score else classes)
         seconds: dict[str, float] = {}
@@ -231,10 +225,8 @@ class Explainer:
                 read, pixels, inputs = self.prepared(photographs)
             if rows != list(range(len(read))):
                 read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
-            capture = self._opened(inputs)
-            drawn = self._draw(
-                capture, inputs, choose(wanted, len(rows), self.labels), names, options, seconds, progress
-            )
+            capture, chosen = self._opened(inputs), choose(wanted, len(rows), self.labels)
+            drawn = self._draw(capture, inputs, chosen, names, options, seconds, progress)
             with _timed(seconds, "finish"):  # all maps on the device, before the first of them is waited for
                 size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
                 there = {name: finish(drawn.raw[name], size) for name in names}
@@ -317,7 +309,7 @@ class Explainer:
         logits: Tensor | None = None
         raw: dict[str, Tensor] = {}
         no_gradient: dict[str, Tensor] = {}
-        for what, group in _groups(names, capture.one_by_one):
+        for what, group in groups(names, capture.one_by_one):
             report = partial(progress, what) if progress else None
             with _timed(seconds, what):  # which ends with a question to the device: see `check_finite`
                 drawn = draw(capture, inputs, target, group, options, progress=report)
@@ -333,7 +325,7 @@ class Explainer:
             return "score"
         assert drawn.logits is not None
         if self.outputs is None and not drawn.single and are_probabilities(drawn.logits):
-            warnings.warn(PROBABILITIES, stacklevel=3)
+            warnings.warn(PROBABILITIES, stacklevel=4)
             return "probabilities"
         return self.outputs or "logits"
 
@@ -371,18 +363,20 @@ def _check_words(engine: str, outputs: str | None, preprocess: str | Transform, 
     Raises:
         ValueError: the message says what is known.
     """
-    if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is unknown; known: {', '.join(ENGINES)}")
-    if outputs is not None and outputs not in OUTPUTS:
-        raise ValueError(f"outputs {outputs!r} is unknown; known: {', '.join(OUTPUTS)}")
-    if isinstance(preprocess, str) and preprocess not in INPUTS:
-        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
-    if not isinstance(preprocess, str) and not callable(preprocess):
+    own = callable(preprocess)
+    if not own and not isinstance(preprocess, str):
         raise ValueError(
             f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
         )
-    if resize not in framing.RESIZES:
-        raise ValueError(f"resize {resize!r} is unknown; known: {', '.join(framing.RESIZES)}")
+    if not own and preprocess not in INPUTS:
+        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
+    for what, given, known in (
+        ("engine", engine, ENGINES),
+        ("outputs", OUTPUTS[0] if outputs is None else outputs, OUTPUTS),
+        ("resize", resize, framing.RESIZES),
+    ):
+        if given not in known:
+            raise ValueError(f"{what} {given!r} is unknown; known: {', '.join(known)}")
 
 
 @contextlib.contextmanager
@@ -391,15 +385,3 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     clock = time.perf_counter()
     yield
     seconds[what] = time.perf_counter() - clock
-
-
-def _groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
-    """(what, maps) that are drawn in one go: those that read the same pass together, the others each by itself.
-
-    The first of them chooses the classes.
-    """
-    together = [] if one_by_one else [name for name in names if DRAWN[name].needs]
-    yield "logits" if one_by_one else "shared", together
-    for name in names:
-        if name not in together:
-            yield name, [name]

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 Pictures: TypeAlias = Any
 """N arrays in a list, or one (N, …) where they are of one size."""
 
+SOFTWARE = f"attention-maps {__version__}"
+"""Said in every picture that is written."""
+
 SHOWN = 512
 """Longest side of a photograph in a figure, pixels: more than its place has."""
 
@@ -297,29 +300,23 @@ class Explanation:
             OSError: as the file system says.
             Else as `overlay`.
         """
-        from torch_impl import output
-        from torch_impl.figure import Style
+        from torch_impl import figure, output
 
-        style, shown = Style(colormap, alpha, colorbar), self._shown(at, list(self.maps))
+        style, shown = figure.Style(colormap, alpha, colorbar), self._shown(at, list(self.maps))
         figures = {f"{name}.png": self._figure(name, *shown, style) for name in self.maps}
         for page, drawn in enumerate(self._overview(*shown, style), start=1):
             figures["overview.png" if page == 1 else f"overview-{page}.png"] = drawn
         overlays = self._files() if each else {}
         names = [*figures, *overlays, "maps.npz", output.MANIFEST]
-        software = f"attention-maps {__version__}"
 
         def write(staging: Path) -> None:
             for name, drawn in figures.items():
-                drawn.savefig(staging / name, metadata={"Software": software})
-            about = PngInfo()
-            about.add_text("Software", software)
+                drawn.savefig(staging / name, metadata={"Software": SOFTWARE})
             for name, (i, method) in overlays.items():
-                overlay = self.overlay(i, method, at=at, alpha=alpha, colormap=colormap)
-                Image.fromarray(overlay).save(staging / name, pnginfo=about)
+                _write_png(self.overlay(i, method, at=at, alpha=alpha, colormap=colormap), staging / name)
             np.savez_compressed(staging / "maps.npz", pixels=self.pixels, **self.maps)  # type: ignore[arg-type]
-            manifest = {**self.manifest, "files": names, "colormap": colormap, "at": at}
-            text = json.dumps(manifest, indent=2, ensure_ascii=False)
-            (staging / output.MANIFEST).write_text(text, encoding="utf-8")
+            said = {**self.manifest, "files": names, "colormap": colormap, "at": at}
+            _write_json(said, staging / output.MANIFEST)
 
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
@@ -364,6 +361,16 @@ class Explanation:
     def _constant(self, name: str) -> list[str]:
         """Why each photograph's map is constant; "" where it is not."""
         return [p["constant_reasons"].get(name, "") for p in self.manifest["photographs"]]
+
+
+def _write_json(said: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def _write_png(pixels: np.ndarray, path: Path) -> None:
+    about = PngInfo()
+    about.add_text("Software", SOFTWARE)
+    Image.fromarray(pixels).save(path, pnginfo=about)
 
 
 def _number(photograph: Mapping[str, Any]) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_grad_cam
 import torch
-from captum.attr import NoiseTunnel, Saliency
+from captum.attr import Saliency
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
@@ -95,24 +95,15 @@ def _smoothgrad(method: str, s: Subject) -> list[Step]:
     level, n_samples = s.options.noise_level, s.options.n_samples
 
     def plain() -> Tensor:
-        noise = {"noise_level": level, "n_samples": n_samples, "seed": s.options.seed}
-        return stock.captum_smoothgrad(s.model, s.inputs, s.target, **noise)  # type: ignore[arg-type]
+        with stock.seeded(s.options.seed, s.inputs.device):
+            return stock.noise_tunnel(s.model, s.inputs, s.target, sigma=level, n_samples=n_samples)
 
     def own_sigma() -> Tensor:
         sigmas = standard_deviations(s.inputs, level).tolist()
         drawn = []
-        with torch.random.fork_rng(devices=[s.inputs.device] if s.inputs.is_cuda else []):
-            torch.manual_seed(s.options.seed)
-            for i, sigma in enumerate(sigmas):
-                attribution = NoiseTunnel(Saliency(s.model)).attribute(
-                    s.inputs[i : i + 1].detach().clone().requires_grad_(),
-                    nt_type="smoothgrad",
-                    nt_samples=n_samples,
-                    nt_samples_batch_size=1,
-                    stdevs=sigma,
-                    target=s.target[i : i + 1],
-                )
-                drawn.append(attribution.detach().amax(dim=1))
+        with stock.seeded(s.options.seed, s.inputs.device):
+            for image, category, sigma in zip(s.inputs.split(1), s.target.split(1), sigmas, strict=True):
+                drawn.append(stock.noise_tunnel(s.model, image, category, sigma=sigma, n_samples=n_samples))
         return torch.cat(drawn)
 
     def signed() -> Tensor:

@@ -27,15 +27,7 @@ from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
-from torch_impl.score import (
-    PROBABILITIES,
-    Score,
-    are_probabilities,
-    check_others,
-    check_pictures,
-    checked_target,
-    within,
-)
+from torch_impl.score import PROBABILITIES, Score, are_probabilities, checked_inputs, checked_target, within
 
 __all__ = ["finish", "raw_maps"]
 
@@ -83,10 +75,7 @@ def raw_maps(
         MapError: a value is not finite.
     """
     name = canonical_name(method)
-    given: list[Any] = list(inputs) if isinstance(inputs, (tuple, list)) and inputs else [inputs]
-    pictures, others = given[0], given[1:]
-    check_pictures(pictures)
-    check_others(others, len(pictures))
+    pictures, others = checked_inputs(inputs)
     layer = None if target_layer is None else find_layer(model, target_layer)
     capture = opened(
         model, layer, engine=engine, batch_size=batch_size, score=score, feature_layout=checked_layout(feature_layout)
@@ -127,10 +116,8 @@ def _function(name: str) -> Callable[..., Maps]:
         return finish(raw, (int(picture.shape[-2]), int(picture.shape[-1])))
 
     function.__name__ = function.__qualname__ = name
-    function.__doc__ = (
-        f"{row.title}, enlarged to the image where it is smaller, then normalized: (N, H, W) in [0, 1].\n\n"
-    )
-    function.__doc__ += f"    Arguments and errors as `raw_maps`. The raw map: {formula.__doc__}"
+    words = f"{row.title}, enlarged to the image where it is smaller, then normalized: (N, H, W) in [0, 1].\n\n"
+    function.__doc__ = f"{words}    Arguments and errors as `raw_maps`. The raw map: {formula.__doc__}"
     own = inspect.signature(raw_maps).parameters
     usual = {**{key: own[key].default for key in keywords if key in own}, **vars(Options())}
     usual["target_layer"] = inspect.Parameter.empty

@@ -103,16 +103,23 @@ def check_pictures(inputs: Any) -> None:
         )
 
 
-def check_others(others: Sequence[Any], count: int) -> None:
-    """Refuse a model's further inputs that cannot be cut into pieces with the pictures.
+def checked_inputs(inputs: Any) -> tuple[Images, list[Tensor]]:
+    """A model's inputs: the pictures, and what else it takes.
+
+    Args:
+        inputs: the pictures, or a list or tuple of all inputs, the pictures first.
 
     Raises:
-        ValueError: no tensors with a row for each photograph.
+        ValueError: no floating-point tensor (N, C, H, W), or another input without a row for each photograph.
     """
+    pictures, *others = inputs if isinstance(inputs, (tuple, list)) and inputs else [inputs]
+    check_pictures(pictures)
+    count = len(pictures)
     for number, values in enumerate(others, start=2):
         if not isinstance(values, Tensor) or values.ndim == 0 or len(values) != count:
             given = f"{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise ValueError(f"input {number} is {given}: give a tensor with a row for each of the {count} photographs")
+    return pictures, others
 
 
 def logits_of(output: Any, count: int) -> Logits:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -64,35 +65,32 @@ def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: 
     return torch.from_numpy(maps).to(inputs.device)
 
 
-def captum_smoothgrad(
-    model: nn.Module, inputs: Images, target: Target, *, noise_level: float, n_samples: int, seed: int
-) -> Maps:
-    """`NoiseTunnel(Saliency(model))` with `stdevs=noise_level`: one absolute σ, PyTorch's generator; channel maximum.
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, PyTorch's generators start from a seed; afterwards they are where they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def noise_tunnel(model: nn.Module, inputs: Images, target: Target, *, sigma: float, n_samples: int) -> Maps:
+    """`NoiseTunnel(Saliency(model))` with `stdevs=sigma`: one absolute σ, PyTorch's generator; channel maximum.
 
     Args:
         model: gives logits (N, classes); is left in eval mode.
         inputs: preprocessed.
         target: class indices.
-        noise_level: taken as σ itself, in units of the preprocessed input, as Captum does.
+        sigma: in units of the preprocessed input.
         n_samples: noisy copies of each image, one of each at a time in memory.
-        seed: of PyTorch's generator, which is put back afterwards.
 
     Returns:
         ≥ 0, raw.
     """
     from captum.attr import NoiseTunnel, Saliency
 
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(
-            inputs.detach().clone().requires_grad_(),
-            nt_type="smoothgrad",
-            nt_samples=n_samples,
-            nt_samples_batch_size=1,
-            stdevs=noise_level,
-            target=target,
-        )
+    copies = {"nt_type": "smoothgrad", "nt_samples": n_samples, "nt_samples_batch_size": 1, "stdevs": sigma}
+    leaf = inputs.detach().clone().requires_grad_()
+    attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(leaf, target=target, **copies)
     return attributions.detach().amax(dim=1)
 
 
@@ -110,14 +108,11 @@ for _method in CLASSES:
 
 @drawn("smoothgrad@captum")
 def _smoothgrad(p: Pass) -> Maps:
-    """Photograph by photograph, each from the seed: a batch's noise would depend on its size."""
-    o, maps = p.options, []
+    """Photograph by photograph, each from the seed: a batch's noise would depend on its size. σ is the noise level itself."""
+    model, o, maps = p.capture.model, p.options, []
     for i in range(len(p.inputs)):
         p.capture.attend([i])
         image, target = p.inputs[i : i + 1], p.target[i : i + 1]
-        maps.append(
-            captum_smoothgrad(
-                p.capture.model, image, target, noise_level=o.noise_level, n_samples=o.n_samples, seed=o.seed
-            )
-        )
+        with seeded(o.seed, image.device):
+            maps.append(noise_tunnel(model, image, target, sigma=o.noise_level, n_samples=o.n_samples))
     return torch.cat(maps)

@@ -131,23 +131,15 @@ def draw(
     count, results = len(inputs), _Results(len(inputs))
 
     def one_piece(rows: list[int]) -> None:
-        piece, told = slice(rows[0], rows[-1] + 1), list[int]()
-
-        def tell(done: int, of: int) -> None:
-            """Passes of a map's own, as parts of those that all photographs take."""
-            told.append(done)
-            if progress:
-                progress(rows[0] * of // len(rows) + done, count * of // len(rows))
-
-        capture.progress = tell
+        told = capture.progress = _Told(progress, rows, count)
         capture.others = tuple(taken(values.detach(), rows) for values in others)
-        chosen = (lambda logits: target(logits, rows)) if callable(target) else target[piece]
-        p = capture.take(inputs[piece], chosen, needs, options)
+        chosen = (lambda logits: target(logits, rows)) if callable(target) else taken(target, rows)
+        p = capture.take(inputs[rows[0] : rows[-1] + 1], chosen, needs, options)
         own = {name: p.noting() if with_stages else p for name in names}
         raw = {name: DRAWN[name].function(own[name]) for name in names}
         results.put(rows, p, raw, own)  # only now, after everything that may run out of memory: see `micro_batches`
-        if progress and needs and not told:
-            progress(rows[-1] + 1, count)
+        if needs:
+            told.rest()
 
     with own_gradients():
         inputs = inputs.clone(memory_format=torch.preserve_format) if inputs.is_inference() else inputs.detach()
@@ -157,6 +149,37 @@ def draw(
         drawn = results.drawn(names, chosen=callable(target), single=bool(capture.model.single))
         check_finite(drawn, inputs)
         return drawn
+
+
+def groups(names: Sequence[str], one_by_one: bool) -> Iterator[tuple[str, list[str]]]:
+    """(what, maps) that are drawn in one go: those that read the same pass together, the others each by itself.
+
+    The first of them chooses the classes.
+    """
+    together = [] if one_by_one else [name for name in names if DRAWN[name].needs]
+    yield "logits" if one_by_one else "shared", together
+    for name in names:
+        if name not in together:
+            yield name, [name]
+
+
+class _Told:
+    """Progress of one piece of `count` photographs."""
+
+    def __init__(self, progress: Progress | None, rows: list[int], count: int) -> None:
+        self._progress, self._rows, self._count, self._said = progress, rows, count, False
+
+    def __call__(self, done: int, of: int) -> None:
+        """Passes of a map's own, as parts of those that all photographs take."""
+        self._said = True
+        if self._progress:
+            each = len(self._rows)
+            self._progress(self._rows[0] * of // each + done, self._count * of // each)
+
+    def rest(self) -> None:
+        """The piece is done; said where no map had passes of its own."""
+        if self._progress and not self._said:
+            self._progress(self._rows[-1] + 1, self._count)
 
 
 class _Results:

@@ -45,6 +45,33 @@ def told_by(module: nn.Module) -> str:
     return "nhwc" if isinstance(module, _CHANNELS_LAST) else ""
 
 
+class Told:
+    """What the modules say of the layout as they run: heard after each of them.
+
+    Attributes:
+        layout: what was said last; "" where nobody says.
+    """
+
+    def __init__(self) -> None:
+        self.layout = ""
+        self._last: object = None
+        self._all: set[str] = set()
+
+    def hear(self, module: nn.Module, args: object, output: object) -> None:
+        """A forward hook."""
+        if isinstance(output, Tensor) and output.ndim == 4 and (says := told_by(module)):
+            self.layout, self._last = says, output
+            self._all.add(says)
+
+    def sure(self, output: object) -> bool:
+        """Whether that holds for this output: it is the very one of which it was said, or nobody said otherwise before."""
+        return output is self._last or self._all == {"nchw"}
+
+    def forget(self) -> None:
+        """The last output: it is memory."""
+        self._last = None
+
+
 def layout_of(shape: Sequence[int], told: str, inputs: Sequence[int], *, sure: bool = True) -> str:
     """The layout of a layer's output, from the modules before it and from the picture's own shape.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from parity.contract.methods import Options
 from torch_impl.arrays import FeatureMaps, Images, Logits, Target
 from torch_impl.batching import BatchSize, Item, first_size, micro_batches
-from torch_impl.capture.layout import FeatureLayout, LayerError, arranged, layout_of, told_by
+from torch_impl.capture.layout import FeatureLayout, LayerError, Told, arranged, layout_of, told_by
 from torch_impl.precision import SCORE_SCALE, at_least_fp32, sent
 from torch_impl.preserve import Double
 from torch_impl.score import Classifier
@@ -102,14 +102,11 @@ class Capture(ABC):
         self.formats: set[str] = set()
         self.double: Double | None = None
         self.compiled: Callable[[Images], Logits] | None = None
-        self._told = self._told_at_layer = ""
-        self._all_told: set[str] = set()
-        self._last_told: object = None
-        self._sure = True
+        self._told, self._told_at_layer, self._sure = Told(), "", True
         if layer is not None and layout is None:
             for module in model.modules():
                 if told_by(module):
-                    module.register_forward_hook(self._listen)
+                    module.register_forward_hook(self._told.hear)
             layer.register_forward_hook(self._note_layout)
 
     @property
@@ -203,20 +200,12 @@ class Capture(ABC):
             if self.progress:
                 self.progress(done, count)
 
-        micro_batches(
-            items, self.batch_size, counted, device=like.device, auto=first_size(like, gradients=gradients), count=count
-        )
-
-    def _listen(self, module: nn.Module, args: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            self._told, self._last_told = told_by(module), output
-            self._all_told.add(self._told)
+        auto = first_size(like, gradients=gradients)
+        micro_batches(items, self.batch_size, counted, device=like.device, auto=auto, count=count)
 
     def _note_layout(self, module: nn.Module, args: object, output: object) -> None:
-        """What was told last holds for the layer's output if it is that very output, or if nobody told otherwise before."""
-        self._told_at_layer = self._told
-        self._sure = output is self._last_told or self._all_told == {"nchw"}
-        self._last_told = None  # it is memory
+        self._told_at_layer, self._sure = self._told.layout, self._told.sure(output)
+        self._told.forget()
 
 
 def scaled_score(logits: Logits, target: Target) -> Tensor:

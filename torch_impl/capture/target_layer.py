@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_impl.arrays import Images
-from torch_impl.capture.layout import LayerError, layout_of, told_by
+from torch_impl.capture.layout import LayerError, Told, layout_of
 from torch_impl.preserve import Double, failure, own_gradients, unwrapped
 
 NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
@@ -135,19 +135,16 @@ def found_layer(model: nn.Module, inputs: Images) -> nn.Module:
     originals = {id(double.of(module)): module for module in unwrapped(model).modules()}
     outputs: list[tuple[nn.Module, Tensor, str, bool]] = []
     passive: set[int] = set()
-    told, last_told, all_told = "", None, set[str]()
+    told = Told()
 
     def note(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        nonlocal told, last_told
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
-        if output.ndim == 4 and (says := told_by(module)):
-            told, last_told = says, output
-            all_told.add(says)
+        told.hear(module, args, output)
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if isinstance(module, _PASSIVE) and (given is None or given.data_ptr() != output.data_ptr()):
             passive.add(output.data_ptr())
-        outputs.append((module, output, told, output is last_told or all_told == {"nchw"}))
+        outputs.append((module, output, told.layout, told.sure(output)))
 
     for module in double.model.modules():
         module.register_forward_hook(note)

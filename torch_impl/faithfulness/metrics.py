@@ -30,6 +30,7 @@ class Metric:
     source: str
 
 
+_FILLED = "mean of O − Y, a share of the {} relevant pixels filled in"
 _ROAD = "arXiv:2202.00449; filled in by pytorch-grad-cam's NoisyLinearImputer"
 
 METRICS = {
@@ -42,19 +43,9 @@ METRICS = {
             "max(0, Y − O) / Y, O with the preprocessed input multiplied by the map",
             "arXiv:1710.11063, 4.1 (i); multiplied by pytorch-grad-cam's multiply_tensor_with_cam",
         ),
-        Metric(
-            "increase",
-            "increase",
-            "higher",
-            "1 where O > Y, else 0; O as of drop",
-            "arXiv:1710.11063, 4.1 (ii)",
-        ),
-        Metric(
-            "road_most", "ROAD most", "lower", "mean of O − Y, a share of the most relevant pixels filled in", _ROAD
-        ),
-        Metric(
-            "road_least", "ROAD least", "higher", "mean of O − Y, a share of the least relevant pixels filled in", _ROAD
-        ),
+        Metric("increase", "increase", "higher", "1 where O > Y, else 0; O as of drop", "arXiv:1710.11063, 4.1 (ii)"),
+        Metric("road_most", "ROAD most", "lower", _FILLED.format("most"), _ROAD),
+        Metric("road_least", "ROAD least", "higher", _FILLED.format("least"), _ROAD),
         Metric("road", "ROAD", "higher", "(road_least − road_most) / 2", "pytorch-grad-cam's ROADCombined"),
         Metric(
             "deletion",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,40 +81,34 @@ def confidences(
         outputs: `logits` or `probabilities`.
         progress: called after each pass with (pictures done, in all).
     """
-    kinds = removals.kinds
-    pictures = [(row, "", 0) for row in range(len(inputs))]
-    pictures += [(row, name, place) for row in range(len(inputs)) for name in maps for place in range(len(kinds))]
-    asked = sent(torch.tensor([target[row] for row, _, _ in pictures]), inputs.device)
-    here, answers, ranks = inputs.cpu(), Pieces(len(pictures)), dict[tuple[int, str], Tensor]()
+    each, parts = len(maps) * len(removals.kinds), len(removals.shares)
+    asked = sent(torch.tensor([*target, *np.repeat(target, each)]), inputs.device)
+    answers = Pieces(len(asked))
 
-    def picture(row: int, name: str, place: int) -> Tensor:
-        if not name:
-            return here[row]
-        if (row, name) not in ranks:  # of the map at hand alone
-            ranks.clear()
-            ranks[row, name] = ranks_of(maps[name][row], removals.seed + row)
-        kind, share = kinds[place]
-        return removed(here[row], maps[name][row], ranks[row, name], kind, share, removals.seed + row).to(here.dtype)
-
-    def one_pass(numbers: list[int]) -> None:
-        piece = slice(numbers[0], numbers[-1] + 1)
-        shown = torch.stack([picture(*item) for item in pictures[piece]])
-        logits = capture.logits_alone(sent(shown, inputs.device))
+    def one_pass(items: list[tuple[int, Image]]) -> None:
+        numbers, pictures = zip(*items, strict=True)
+        logits = capture.logits_alone(sent(torch.stack(pictures), inputs.device))
         probabilities = probabilities_of(logits, single=bool(capture.model.single), outputs=outputs)
-        answers.put(numbers, probabilities.gather(1, asked[piece, None])[:, 0])
+        answers.put([*numbers], probabilities.gather(1, asked[numbers[0] : numbers[-1] + 1, None])[:, 0])
 
     capture.progress = progress
-    capture.in_batches(range(len(pictures)), len(pictures), one_pass, like=inputs, gradients=False)
+    pictures = _pictures(inputs.cpu(), maps, removals)
+    capture.in_batches(enumerate(pictures), len(asked), one_pass, like=inputs, gradients=False)
     before, after = np.split(answers.whole.cpu().numpy(), [len(inputs)])
-    by_map = after.reshape(len(inputs), len(maps), len(kinds)).swapaxes(0, 1)
-    road, end = 1 + len(removals.shares), 1 + 2 * len(removals.shares)
-    return {
-        name: {
-            "before": before,
-            "masked": values[:, 0],
-            "most": values[:, 1:road],
-            "least": values[:, road:end],
-            "deleted": values[:, end:],
-        }
-        for name, values in zip(maps, by_map, strict=True)
-    }
+    by_map = after.reshape(len(inputs), len(maps), -1).swapaxes(0, 1)
+    told = {}
+    for name, values in zip(maps, by_map, strict=True):
+        masked, most, least, deleted = np.split(values, [1, 1 + parts, 1 + 2 * parts], axis=1)
+        told[name] = {"before": before, "masked": masked[:, 0], "most": most, "least": least, "deleted": deleted}
+    return told
+
+
+def _pictures(inputs: Images, maps: Mapping[str, np.ndarray], removals: Removals) -> Iterator[Image]:
+    """Every photograph whole; then each of them, map by map, without each of the parts that are removed."""
+    yield from inputs
+    for row, image in enumerate(inputs):
+        for values in maps.values():
+            seed = removals.seed + row
+            ranks = ranks_of(values[row], seed)
+            for kind, share in removals.kinds:
+                yield removed(image, values[row], ranks, kind, share, seed).to(image.dtype)
