@@ -102,8 +102,9 @@ def _smoothgrad(method: str, s: Subject) -> list[Step]:
         sigmas = standard_deviations(s.inputs, level).tolist()
         drawn = []
         with stock.seeded(s.options.seed, s.inputs.device):
-            for image, category, sigma in zip(s.inputs.split(1), s.target.split(1), sigmas, strict=True):
-                drawn.append(stock.noise_tunnel(s.model, image, category, sigma=sigma, n_samples=n_samples))
+            for i, sigma in enumerate(sigmas):
+                one = slice(i, i + 1)
+                drawn.append(stock.noise_tunnel(s.model, s.inputs[one], s.target[one], sigma=sigma, n_samples=n_samples))
         return torch.cat(drawn)
 
     def signed() -> Tensor:
