@@ -21,7 +21,7 @@ from tolerances import FLOAT16_KEPT
 from torch_impl import read_maps
 from torch_impl.__main__ import main
 from torch_impl.batch import command
-from torch_impl.batch.reading import WhereError, _values
+from torch_impl.batch.reading import WhereError, _values, in_sql
 from torch_impl.batch.run import RunError
 from torch_impl.batch.show import cell
 from torch_impl.batch.worker import Worker
@@ -189,6 +189,26 @@ def test_sql_selects(finished):
     assert _selected(finished, "vanilla_high > vanilla_low AND asked IS NULL -- and no more") == expected(
         lambda row: True
     )
+
+
+@pytest.mark.parametrize(
+    ("python", "sql"),
+    [
+        ('label == "tabby" and probability > 0.5', "label = 'tabby' AND probability > 0.5"),
+        ("class == 282", "class = 282"),
+        ("label in ['tabby', \"tiger cat\"] or not class != 3", "label IN ('tabby', 'tiger cat') OR NOT class != 3"),
+        ("error is None", "error IS NULL"),
+        ("error is not None and asked == None", "error IS NOT NULL AND asked IS NULL"),
+        ("(class == 1) & (index > 2) | (index == 7)", "(class = 1) AND (index > 2) OR (index = 7)"),
+        ('path == "it\'s" and label != \'a and "b" == c\'', "path = 'it''s' AND label != 'a and \"b\" == c'"),
+    ],
+)
+def test_the_dialect_that_was_is_refused_with_the_same_in_sql(finished, python, sql):
+    with pytest.raises(WhereError) as caught:
+        _selected(finished, python)
+    assert str(caught.value) == f"--where {python!r}: write it in SQL: {sql}"
+    assert in_sql(sql, ["index", "class"]) is None
+    _selected(finished, sql)  # and it is SQL
 
 
 NO_SQL_EXPRESSION = r"""class =

@@ -104,7 +104,9 @@ def _smoothgrad(method: str, s: Subject) -> list[Step]:
         with stock.seeded(s.options.seed, s.inputs.device):
             for i, sigma in enumerate(sigmas):
                 one = slice(i, i + 1)
-                drawn.append(stock.noise_tunnel(s.model, s.inputs[one], s.target[one], sigma=sigma, n_samples=n_samples))
+                drawn.append(
+                    stock.noise_tunnel(s.model, s.inputs[one], s.target[one], sigma=sigma, n_samples=n_samples)
+                )
         return torch.cat(drawn)
 
     def signed() -> Tensor:
