@@ -80,11 +80,12 @@ class Case:
         """The candidate's values, float64 (kept,).
 
         The library leaves exp(score) in `final_with_exp`. It is multiplied back here, so that the library's absolute 1e-7
-        squeezes the candidate's map as it does its own.
+        squeezes the candidate's map as it does its own. The score is the reference's: exp makes of one unit in the last
+        place of a score of 85 a hundred thousandth of the map, and the candidate's score is judged as `score`.
         """
         if self.stage.quantity != "final_with_exp":
             return np.asarray(self.candidate.values(self.stage.name, self.precision)[self.photograph], np.float64)
-        score = float(self.candidate.values("score", self.precision)[self.photograph, 0])
+        score = float(self.reference.values("score", "fp64")[self.photograph, 0])
         return self.kept(formulas.enlarged(self.their_raw, self.candidate.table.size, score)["final_with_exp"])
 
     @cached_property
