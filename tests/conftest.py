@@ -22,6 +22,8 @@ settings.load_profile("suite")
 CHECKED = ["maps", "capture", "methods", "stock", "transform", "score"]
 install_import_hook([f"torch_impl.{name}" for name in CHECKED], "beartype.beartype")
 
+pytest.register_assert_rewrite("batch_runs")  # a helper of several files, whose asserts are to be read as a test's
+
 import torch  # noqa: E402
 from pretend_cuda import pretended  # noqa: E402
 from tolerances import FLOAT64, FLOAT64_ALPHA  # noqa: E402

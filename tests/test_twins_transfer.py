@@ -52,7 +52,7 @@ def stops(builder: Builder, reference: Artifact, model: nn.Module, folder: Path)
 EVERY = [*((block,) for block in BLOCKS), ("flattened",), ("residual", "inception", "squeezed")]
 
 
-@pytest.mark.parametrize(("number", "blocks"), enumerate(EVERY))
+@pytest.mark.parametrize(("number", "blocks"), list(enumerate(EVERY)))
 def test_the_weights_go_into_an_untrained_module(number, blocks, tmp_path):
     builder, reference = of(*blocks)
     model = TableNet(builder, style=STYLES[number % 3])

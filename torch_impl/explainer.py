@@ -154,19 +154,25 @@ class Explainer:
             progress: show a download's bar.
 
         Raises:
-            WeightsError: the weights cannot be had or used.
-            DeviceError: no such device.
+            WeightsError, DeviceError: the weights cannot be had or used; there is no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
-        from torch_impl.weights import load_network
-
         where = choose_device(device)
         check_precision(precision, where)  # before the weights, which may be a long download
-        network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
-        model, layers = prepared(network, where, precision), several.torchvision_names(network.table, target_layer)
-        own: dict[str, Any] = {"preprocess": input or network.input, "size": network.table.size[0], "weights": network}
-        more: dict[str, Any] = {"resize": resize, "precision": precision, "batch_size": batch_size, "engine": engine}
-        return cls(model, layers, **own, **more, compile=compile, labels=labels)
+        network = _network(weights, input, progress)
+        return cls(
+            prepared(network, where, precision),
+            several.torchvision_names(network.table, target_layer),
+            preprocess=input or network.input,
+            size=network.table.size[0],
+            resize=resize,
+            precision=precision,
+            batch_size=batch_size,
+            engine=engine,
+            compile=compile,
+            labels=labels,
+            weights=network,
+        )
 
     def __call__(
         self,
@@ -205,16 +211,12 @@ class Explainer:
         """
         names, options = canonical_names(methods), Options(n_samples, noise_level, seed, channels, relu)
         check_narrow(names, self.precision)
-        explain = several.explanation if self.more_layers else Explainer._on_one_layer
-        return explain(self, photographs, classes, names, options, progress)
+        if self.more_layers:
+            return several.explanation(self, photographs, classes, names, options, progress)
+        return self._on_one_layer(photographs, classes, names, options, progress)
 
     def _on_one_layer(
-        self,
-        photographs: Any,
-        classes: Classes,
-        names: Sequence[str],
-        options: Options,
-        progress: Report | None,
+        self, photographs: Any, classes: Classes, names: Sequence[str], options: Options, progress: Report | None
     ) -> Explanation:
         """A call, with its arguments checked, of an explainer that has one target layer."""
         photographs = listed_photographs(photographs)
@@ -355,6 +357,13 @@ class Explainer:
             inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._layout)
+
+
+def _network(weights: str | Network, input: str | None, progress: bool) -> Network:
+    """Weights as `Explainer.vgg16` takes them."""
+    from torch_impl.weights import load_network
+
+    return weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
 
 
 def _check_words(engine: str, outputs: str | None, preprocess: str | Transform, resize: str) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from PIL import Image
 
 from parity.contract.samples import SAMPLES
 from parity.contract.text import one_line
-from torch_impl import decoding, framing
+from torch_impl import decoding, folders, framing
 from torch_impl.framing import AS_IT_IS, RESIZES, Box, Size
 
 Source: TypeAlias = "str | os.PathLike[str] | NDArray[Any] | Image.Image"
@@ -163,35 +163,6 @@ def defaults() -> list[Path]:
     return files
 
 
-def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sorts numbers by value: ``2.jpg`` before ``10.jpg``."""
-    parts = re.split(r"([0-9]+)", name.casefold())  # text and number by turns, so that unlike kinds never meet
-    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
-
-
-def walk(
-    top: str | os.PathLike[str], refused: Callable[[OSError], None] | None = None
-) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those below it, each real one once, in natural order, without what is hidden; links are followed.
-
-    Args:
-        top: The folder.
-        refused: Called with the error of each folder that cannot be listed.
-
-    Yields:
-        A folder, and the names of its files.
-    """
-    visited = set()
-    for folder, below, files in os.walk(top, followlinks=True, onerror=refused):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in visited:
-            below.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        below[:] = sorted((name for name in below if not name.startswith(".")), key=natural_order)
-        yield folder, sorted((name for name in files if not name.startswith(".")), key=natural_order)
-
-
 def read_file(path: str) -> bytes:
     """Reads a photograph's file, once; a pipe or a device, which would block or never end, is never opened.
 
@@ -246,7 +217,7 @@ def _folder_files(folder: str) -> list[Path]:
     refused: list[OSError] = []
     files = [
         Path(top, name)
-        for top, names in walk(folder, refused.append)
+        for top, names in folders.walk(folder, refused.append)
         for name in names
         if Path(name).suffix.lower() in SUFFIXES
     ]

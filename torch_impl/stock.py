@@ -88,9 +88,14 @@ def noise_tunnel(model: nn.Module, inputs: Images, target: Target, *, sigma: flo
     """
     from captum.attr import NoiseTunnel, Saliency
 
-    copies = {"nt_type": "smoothgrad", "nt_samples": n_samples, "nt_samples_batch_size": 1, "stdevs": sigma}
-    leaf = inputs.detach().clone().requires_grad_()
-    attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(leaf, target=target, **copies)
+    attributions: torch.Tensor = NoiseTunnel(Saliency(model)).attribute(
+        inputs.detach().clone().requires_grad_(),
+        nt_type="smoothgrad",
+        nt_samples=n_samples,
+        nt_samples_batch_size=1,
+        stdevs=sigma,
+        target=target,
+    )
     return attributions.detach().amax(dim=1)
 
 

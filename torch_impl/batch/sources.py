@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 
 from parity.contract.text import one_line
-from torch_impl import images
+from torch_impl import folders, images
 from torch_impl.batch import tables
 
 LARGEST_CLASS = 2**20
@@ -177,7 +177,7 @@ def _photograph(path: str, **more: Any) -> Item:
 
 def _folder(top: str) -> Iterator[Item]:
     refused: list[OSError] = []
-    for folder, files in images.walk(top, refused.append):
+    for folder, files in folders.walk(top, refused.append):
         for name in files:
             if _suffix(name) in images.SUFFIXES:
                 yield _photograph(_clean(os.path.join(folder, name)))
@@ -188,9 +188,9 @@ def _folder(top: str) -> Iterator[Item]:
 def _matches(pattern: str) -> Iterator[str]:
     """Files and folders that a pattern names; `**/` stands for any number of folders."""
     before, stars, after = pattern.partition("**/")
-    for match in sorted(glob.glob(before or "."), key=images.natural_order):
+    for match in sorted(glob.glob(before or "."), key=folders.natural_order):
         if stars:
-            for folder, _ in images.walk(match):
+            for folder, _ in folders.walk(match):
                 yield from _matches(os.path.join(glob.escape(folder), after))
         else:
             yield match

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from parity.contract.text import aligned
 from torch_impl.faithfulness.baselines import BASELINES
 from torch_impl.faithfulness.comparison import CONFIDENCE, Comparison, comparisons, pairs_of, sentence
 from torch_impl.faithfulness.metrics import METRICS
@@ -177,8 +178,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 def _table(corner: str, names: list[str], heads: Mapping[str, str], cells: Mapping[tuple[str, str], str]) -> list[str]:
     """Lines of a table: a row a name, a column a head."""
     rows = [[corner, *heads.values()], *([name, *(cells[name, head] for head in heads)] for name in names)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

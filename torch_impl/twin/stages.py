@@ -64,8 +64,8 @@ def network_stages(
         logits = classifier(leaf)
         slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *kept.values()], allow_unused=True)
     score = logits[0, target[0]]
-    stages = {"inputs": _last(inputs)[0], "logits": logits[0, -outputs:], "score": score}
-    gradients = {"gradients/inputs": None if slopes[0] is None else _last(slopes[0])[0]}
+    stages = {"inputs": channels_last(inputs[0]), "logits": logits[0, -outputs:], "score": score}
+    gradients = {"gradients/inputs": None if slopes[0] is None else channels_last(slopes[0][0])}
     for key, slope in zip(kept, slopes[1:], strict=True):
         tap = taps[key]
         stages[f"activations/{tap.layer}"] = _of_layer(kept[key], tap)
@@ -97,9 +97,4 @@ def channels_last(values: Tensor) -> Tensor:
 
 
 def _of_layer(values: Tensor, tap: Tap) -> Tensor:
-    return arranged(values, tap.layout, tap.shape)[0] if tap.layout else _last(values)[0]
-
-
-def _last(values: Tensor) -> Tensor:
-    """(N, C, h, w) → (N, h, w, C); others as they are."""
-    return values.movedim(1, -1) if values.ndim == 4 else values
+    return arranged(values, tap.layout, tap.shape)[0] if tap.layout else channels_last(values[0])
