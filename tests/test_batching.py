@@ -36,11 +36,11 @@ def pieces(count, batch_size, *, auto=4, limit=10**9, error=None, device="cpu"):
         ("cpu", "auto", 4, 3, [3]),
         ("cpu", "auto", 4, 0, []),
         ("cuda", "auto", 64, 60, [60]),
-        ("cuda", "auto", 64, 80, [48, 32]),  # in multiples of 16 where one piece does not do
-        ("cuda", "auto", 64, 400, [64] * 6 + [16]),
-        ("cuda", "auto", 90, 170, [64, 64, 42]),
-        ("cuda", "auto", 20, 50, [16, 16, 16, 2]),
-        ("cuda", "auto", 9, 20, [7, 7, 6]),
+        ("cuda", "auto", 64, 80, [64, 16]),  # in multiples of 32 where one piece does not do
+        ("cuda", "auto", 96, 130, [96, 34]),
+        ("cuda", "auto", 96, 400, [96] * 4 + [16]),
+        ("cuda", "auto", 70, 170, [64, 64, 42]),
+        ("cuda", "auto", 20, 50, [17, 17, 16]),
         ("cuda", "auto", 1, 3, [1, 1, 1]),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def caffe(pictures):
 
 def test_maps_are_those_of_the_functions(tiny, pictures, explanation):
     model, inputs, target = explainer_of(tiny).model, caffe(pictures), torch.tensor([2, 7])
-    assert list(explanation.maps) == list(ALL)
+    assert list(explanation) == list(explanation.maps) == list(ALL)
     for name in ALL:
         raw = raw_maps(name, model, inputs, target, target_layer=TARGET_LAYER, n_samples=3)
         close(torch.from_numpy(explanation[name]), finish(raw, (64, 64)).to(torch.float64), tolerance_of(name))
@@ -189,6 +190,68 @@ def test_a_model_handed_in_stays_where_it_is_and_what_it_is(model, pictures):
     kept = next(model.parameters())
     assert (kept.dtype, kept.device) == (torch.float64, model.features[0].bias.device)
     assert Explainer(model, TARGET_LAYER).model is model
+
+
+def replaced_layer(explainer):
+    explainer.model.features[2] = nn.Conv2d(8, 8, 3, padding=1, dtype=torch.float64).requires_grad_(False)
+
+
+def replaced_weight(explainer):
+    layer = explainer.model.features[0]
+    layer.weight = nn.Parameter(-layer.weight, requires_grad=False)
+
+
+def written_weight(explainer):
+    explainer.model.features[0].weight.neg_()
+
+
+def hooked(explainer):
+    explainer.model.features[0].register_forward_hook(lambda module, args, output: -output)
+
+
+def unpooled(explainer):
+    explainer.model.features[4].kernel_size = 1  # of 2: the corner of each four instead of the largest
+
+
+CHANGES = {
+    "a layer": replaced_layer,
+    "a parameter": replaced_weight,
+    "values of a parameter": written_weight,
+    "a hook": hooked,
+    "a setting of a layer": unpooled,
+    "the target layer": lambda explainer: setattr(explainer, "target_layer", "features.25"),
+}
+
+
+@every_engine
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_double_is_used_again_until_something_has_changed(tiny, pictures, engine, change):
+    """A copy has a double of its own, and so says what a new explainer would say."""
+    explainer = explainer_of(tiny, engine=engine)
+    options = {"classes": 2, "methods": ("vanilla", "gradcam"), "n_samples": 2}
+    before = explainer(pictures[:2], **options)
+    kept = explainer._opened(None)
+    again = explainer(pictures[:2], **options)
+    assert explainer._opened(None) is kept
+    CHANGES[change](explainer)
+    after, right = explainer(pictures[:2], **options), copy.deepcopy(explainer)(pictures[:2], **options)
+    for name in before:
+        assert np.array_equal(again[name], before[name])
+        assert np.array_equal(after[name], right[name])
+    assert not np.array_equal(after["gradcam"], before["gradcam"])
+
+
+def test_a_model_handed_in_has_a_new_double_each_time(model, pictures):
+    explainer = Explainer(model, "features.29", size=64)
+    explainer(pictures[:1], classes=2, methods="gradcam")
+    assert explainer._opened(None) is not explainer._opened(None)
+
+
+def test_an_explainer_that_has_drawn_can_be_sent_elsewhere(tiny, pictures, explanation):
+    explainer = explainer_of(tiny, engine="shared")
+    explainer(pictures, classes=2, methods="gradcam")
+    there = pickle.loads(pickle.dumps(explainer))
+    assert np.array_equal(there(pictures, classes=[2, 7], methods="gradcam")["gradcam"], explanation["gradcam"])
 
 
 def test_transforms_that_give_pictures_of_two_sizes(tiny, pictures):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from parity.contract.methods import DEFAULT, Options, canonical_names
-from parity.contract.network import INPUTS, Network
+from parity.contract.network import Network
 from torch_impl import framing, images, maps, several  # noqa: F401  (maps fills the registry)
 from torch_impl.arrays import Images, Target
 from torch_impl.batching import BatchSize
-from torch_impl.capture import ENGINES, check_compile
+from torch_impl.capture import check_compile
 from torch_impl.capture.draw import ChooseRows, Drawn, draw, groups, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.passes import Capture
@@ -31,8 +31,8 @@ from torch_impl.precision import check_precision, choose_device, numerics
 from torch_impl.precision import name_of as format_of
 from torch_impl.preprocess import preprocess
 from torch_impl.preserve import Double, unwrapped
-from torch_impl.question import Classes, choose, expanded, listed_photographs, names_for
-from torch_impl.score import OUTPUTS, PROBABILITIES, Score, are_probabilities, check_pictures
+from torch_impl.question import Classes, check_words, choose, expanded, listed_photographs, names_for
+from torch_impl.score import PROBABILITIES, Score, are_probabilities, check_pictures
 from torch_impl.stock import check_narrow
 from torch_impl.transform import Transform, transformed, visible
 
@@ -102,7 +102,7 @@ class Explainer:
     ) -> None:
         unwrapped(model)
         resize = resize or framing.usual_resize(preprocess)
-        _check_words(engine, outputs, preprocess, resize)
+        check_words(engine, outputs, preprocess, resize)
         check_compile(compile, engine)
         floating = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
         self.device = choose_device(device) if device is not None else floating.device
@@ -121,6 +121,12 @@ class Explainer:
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
         self._layout = layout_of(model)
+        self._ours = False
+        self._kept: tuple[Any, Capture] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which makes a double of its own."""
+        return {**vars(self), "_kept": None}
 
     @classmethod
     def vgg16(
@@ -160,7 +166,7 @@ class Explainer:
         where = choose_device(device)
         check_precision(precision, where)  # before the weights, which may be a long download
         network = _network(weights, input, progress)
-        return cls(
+        explainer = cls(
             prepared(network, where, precision),
             several.torchvision_names(network.table, target_layer),
             preprocess=input or network.input,
@@ -173,6 +179,8 @@ class Explainer:
             labels=labels,
             weights=network,
         )
+        explainer._ours = True
+        return explainer
 
     def __call__(
         self,
@@ -283,10 +291,17 @@ class Explainer:
             return self._draw(self._opened(inputs), inputs, chosen, names, options, {}, None)
 
     def _opened(self, inputs: Images) -> Capture:
-        """A double of the model, to be looked into; the target layer is found, if there is none yet."""
+        """A double of the model, to be looked into; the target layer is found, if there is none yet.
+
+        Of a network that is ours, which remembers nothing of a pass, the last double is taken again where it still is one.
+        """
         if self.target_layer is None:
             self.target_layer = name_of(self.model, found_layer(self.model, inputs[:1]))
-        return opened(
+        names = ("target_layer", "engine", "compile", "batch_size", "score", "feature_layout")
+        settings = [getattr(self, name) for name in names]
+        if self._kept is not None and self._kept[0] == settings and self._kept[1].again(self.model):
+            return self._kept[1]
+        capture = opened(
             self.model,
             find_layer(self.model, self.target_layer),
             engine=self.engine,
@@ -295,6 +310,8 @@ class Explainer:
             score=self.score,
             feature_layout=self.feature_layout,
         )
+        self._kept = (settings, capture) if self._ours else None
+        return capture
 
     def _draw(
         self,
@@ -364,28 +381,6 @@ def _network(weights: str | Network, input: str | None, progress: bool) -> Netwo
     from torch_impl.weights import load_network
 
     return weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
-
-
-def _check_words(engine: str, outputs: str | None, preprocess: str | Transform, resize: str) -> None:
-    """Refuse, by name, what is none of the known.
-
-    Raises:
-        ValueError: the message says what is known.
-    """
-    own = callable(preprocess)
-    if not own and not isinstance(preprocess, str):
-        raise ValueError(
-            f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
-        )
-    if not own and preprocess not in INPUTS:
-        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
-    for what, given, known in (
-        ("engine", engine, ENGINES),
-        ("outputs", OUTPUTS[0] if outputs is None else outputs, OUTPUTS),
-        ("resize", resize, framing.RESIZES),
-    ):
-        if given not in known:
-            raise ValueError(f"{what} {given!r} is unknown; known: {', '.join(known)}")
 
 
 @contextlib.contextmanager

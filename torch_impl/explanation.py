@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -80,6 +80,10 @@ class Explanation:
     def __getstate__(self) -> dict[str, Any]:
         """Without the network: what is pickled or copied is the maps."""
         return {**self.__dict__, "origin": None, "reread": None}
+
+    def __iter__(self) -> Iterator[str]:
+        """The maps' names."""
+        return iter(self.maps)
 
     def __getitem__(self, method: str) -> np.ndarray:
         """A method's maps (N, H, W); `gradcam++` is an alias.

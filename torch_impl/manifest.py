@@ -38,14 +38,14 @@ def photograph_rows(
     """
     assert drawn.logits is not None
     target, constant, count = drawn.target.tolist(), _constant(drawn), drawn.logits.shape[1]
-    scored = outputs == "score"
+    scored, logits = outputs == "score", drawn.logits.tolist()
     names = () if scored else imagenet.names_of(count, labels)
-    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs)
+    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs).tolist()
+    best = drawn.logits.topk(min(5, count)).indices.tolist()
     rows = []
     for i, photograph in enumerate(photographs):
-        chosen, logits = target[i], drawn.logits[i]
+        chosen = target[i]
         reasons = {name: reason[i] for name, reason in constant.items() if reason[i]}
-        top = [] if probabilities is None else logits.topk(min(5, count)).indices.tolist()
         rows.append(
             {
                 "name": photograph.name,
@@ -57,11 +57,11 @@ def photograph_rows(
                 "credit": credit_of(photograph.path),
                 "class": None if scored else chosen,
                 "label": "score" if scored else imagenet.label(chosen, count, names),
-                "logit": float(logits[chosen]),
-                "probability": None if probabilities is None else float(probabilities[i, chosen]),
+                "logit": logits[i][chosen],
+                "probability": None if probabilities is None else probabilities[i][chosen],
                 "top5": [
-                    {"class": c, "label": imagenet.label(c, count, names), "probability": float(probabilities[i, c])}
-                    for c in top
+                    {"class": c, "label": imagenet.label(c, count, names), "probability": probabilities[i][c]}
+                    for c in best[i]
                     if probabilities is not None
                 ],
                 "constant_maps": list(reasons),

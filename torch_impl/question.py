@@ -15,10 +15,14 @@ from torch import Tensor
 
 from parity.contract import classes as imagenet
 from parity.contract.classes import ClassError
-from parity.contract.network import Network
+from parity.contract.network import INPUTS, Network
 from torch_impl.arrays import Logits, Target
+from torch_impl.capture import ENGINES
 from torch_impl.capture.draw import ChooseRows
+from torch_impl.framing import RESIZES
 from torch_impl.precision import sent
+from torch_impl.score import OUTPUTS
+from torch_impl.transform import Transform
 
 if TYPE_CHECKING:
     from torch_impl.images import ImageError
@@ -236,3 +240,25 @@ def constant_reason(low: float, high: float, *, places: int, no_gradient: bool) 
     if no_gradient:
         return "gradient zero everywhere"
     return "no positive evidence" if low == 0 else "the same everywhere"
+
+
+def check_words(engine: str, outputs: str | None, preprocess: str | Transform, resize: str) -> None:
+    """Refuse, by name, what is none of the known.
+
+    Raises:
+        ValueError: the message says what is known.
+    """
+    own = callable(preprocess)
+    if not own and not isinstance(preprocess, str):
+        raise ValueError(
+            f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
+        )
+    if not own and preprocess not in INPUTS:
+        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
+    for what, given, known in (
+        ("engine", engine, ENGINES),
+        ("outputs", OUTPUTS[0] if outputs is None else outputs, OUTPUTS),
+        ("resize", resize, RESIZES),
+    ):
+        if given not in known:
+            raise ValueError(f"{what} {given!r} is unknown; known: {', '.join(known)}")

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 _CONTAINERS = (dict, list, tuple, set, deque)
 
-_USUAL = (dict, list, set, deque, OrderedDict)
+_USUAL = frozenset((dict, list, set, deque, OrderedDict))
 
-_PLAIN = (type(None), bool, int, float, str)
+_PLAIN = frozenset((type(None), bool, int, float, str))
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in every module. Most of it is empty, and none of it another module's too."""
 
 _OWN_COPYING = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__del__")
 """An object whose class has one of these says itself how it is copied, or ends something when it goes: it is shared."""
@@ -62,9 +65,14 @@ class Rewiring:
         attributes = dict(module.__dict__)  # all at once: another thread may be adding one
         attributes.pop("_compiled_call_impl", None)  # module.compile()
         for key, value in attributes.items():
-            # What a hook notes down is its owner's; what a module remembers is its own.
-            hooks = key.endswith("_hooks") and isinstance(value, dict)
-            double.__dict__[key] = self._container(value, self._one_step, new=True) if hooks else self._own(value)
+            kind = type(value)
+            if kind in _USUAL and not value and key in _REGISTRIES:
+                value = value.copy()
+            elif key.endswith("_hooks") and isinstance(value, dict):  # what a hook notes down is its owner's
+                value = self._container(value, self._one_step, new=True)
+            elif kind not in _PLAIN:  # what a module remembers is its own
+                value = self._own(value)
+            double.__dict__[key] = value
         return double
 
     def _note(self, original: Any, double: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 
@@ -29,6 +30,7 @@ class Sample:
         """The file's name without its folder."""
         return self.file.rpartition("/")[2]
 
+    @cache  # noqa: B019 (of four, which live as long as the program)
     def path(self) -> Path:
         """Finds the file, without importing the package, which would take seconds.
 
@@ -69,7 +71,7 @@ def credit_of(path: str | os.PathLike[str] | None) -> str:
     try:
         for sample in SAMPLES:
             if path is not None and Path(path).name == sample.name:
-                return sample.credit if Path(path).resolve() == sample.path().resolve() else ""
+                return sample.credit if os.path.samefile(path, sample.path()) else ""
     except (OSError, ValueError):  # no such package, or (a NUL) no such path
         pass
     return ""
