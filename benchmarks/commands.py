@@ -32,7 +32,7 @@ FLOAT32 = {"cpu": ("fp32",), "cuda": ("fp32", "tf32")}
 BATCHES = {"cpu": (1, 2, 4, 8), "cuda": (4, 16, 32, 48, 64, 80, 96, 128)}
 """Photographs in one pass that `passes` times."""
 
-PLACES = {"cpu": (2,), "cuda": (4, 40, 64)}
+PLACES = {"cpu": (2,), "cuda": (4, 16, 96)}
 """Photographs in one convolution."""
 
 DECODED = {"cpu": 32, "cuda": 2048}
@@ -167,20 +167,21 @@ def passes(options: argparse.Namespace) -> Outcome:
 
 def convolutions(options: argparse.Namespace) -> Outcome:
     """Each convolution of the network by either of two operations that give the same numbers: which one is faster?"""
-    from benchmarks.convolutions import LAYOUTS, time_layers
+    import torch
+
+    from benchmarks.convolutions import time_layers
     from benchmarks.timing import Bench
 
     device, kind = device_of(options.device)
     table, rows, wrong = network_of(options.weights).table, list[Row](), list[str]()
     print(f"{about(device)}.", flush=True)
-    cases = itertools.product(options.precision or ("fp32",), LAYOUTS, options.photographs or PLACES[kind])
-    for name, layout, batch in cases:
-        case = f"{name}, {layout}, {batch} photographs"
+    for name, batch in itertools.product(options.precision or ("fp32",), options.photographs or PLACES[kind]):
+        case = f"{name}, channels first, {batch} photographs"
         print(report.table(report.CONVOLUTIONS, [], f"\n{case}, ms (TFLOP/s):"), flush=True)
-        for row in time_layers(table, batch, Bench(device, name, LAYOUTS[layout], at_least=0.1)):
+        for row in time_layers(table, batch, Bench(device, name, torch.contiguous_format, at_least=0.1)):
             cells = report.convolution_cells(row)
             print(report.line_of(cells), flush=True)  # at once: nobody is to wait for the last one
-            rows.append({"precision": name, "layout": layout, "photographs": batch, **row})
+            rows.append({"precision": name, "photographs": batch, **row})
             if row["seconds"][row["chosen"]] > CLEARLY * min(row["seconds"].values()):
                 wrong.append(f"- {case}, {cells[0]} at {cells[1]}")
     verdict = "\n".join(

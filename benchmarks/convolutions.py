@@ -20,8 +20,6 @@ from torch_impl.precision import numerics
 FORWARD, GRADIENT = "convolution", "input gradient"
 """The operations, by what they are called in PyTorch where a network is run and differentiated."""
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-
 Row = dict[str, Any]
 """`channels` (in, out), `size` (of the feature maps), `operations` (multiplications and additions of the call), `seconds`: operation →
 median of one call; `chosen`: the operation that `by_input_gradient` chooses."""

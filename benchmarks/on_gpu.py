@@ -27,6 +27,7 @@ def parts_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, l
     yield "Parity", ["parity", *where, "--precision", "fp64,fp32", *reference, str(folder / "float")], missing
     yield NAMED, ["parity", *where, "--precision", "tf32", *reference, str(folder / "tf32")], missing
     yield "Speed", ["benchmarks", "speed", "--photographs", "4", *where], ""
+    yield "Large sets", ["benchmarks", "large", "decode", "--device", options.device], ""
     yield "CUDA tests", ["pytest", "-m", "cuda and not slow", "--tb", "short"], ""
     yield "Convolutions", ["benchmarks", "convolutions", *where], ""
     yield "Passes", ["benchmarks", "passes", *where], ""
