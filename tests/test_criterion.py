@@ -242,6 +242,13 @@ def test_a_score_near_zero_is_measured_on_the_logits(golden: Artifact, ported: A
     assert figure.max_error == pytest.approx(1e-13 / np.linalg.norm(golden.whole("logits", "fp64")[0]), rel=1e-3)
 
 
+def test_a_raw_map_alone_is_judged_with_exp_of_the_reference_s_score(golden: Artifact) -> None:
+    report = compared(golden, lambda job: (row for row in port(job) if row[1].endswith("/raw")), "fp64")
+    judged = rows(report, "gradcam_plus_plus/final_with_exp")
+    assert len(judged) == len(golden.photographs)
+    assert all(figure.within for figure in judged)
+
+
 @pytest.mark.parametrize(("value", "precision"), [(np.nan, "fp64"), (np.inf, "fp32"), (-np.inf, "fp64")])
 def test_values_that_are_not_finite_differ(value: float, precision: str, golden: Artifact) -> None:
     def broken(array: np.ndarray, i: int) -> np.ndarray:
