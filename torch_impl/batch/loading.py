@@ -157,16 +157,18 @@ def loaded(
     pixels = _shared((places, *shape))
     stream = iter(items)
     pieces = iter(lambda: list(islice(stream, PIECE)), [])
-    loader = DataLoader(
-        _Photographs(size, resize, pixels),
-        batch_size=None,
-        sampler=((number % places, piece) for number, piece in enumerate(pieces)),
-        num_workers=loaders,
-        prefetch_factor=ahead,
-        worker_init_fn=_begun,
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-    )
-    results = _started(loader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # more processes than cores are the user's choice
+        loader = DataLoader(
+            _Photographs(size, resize, pixels),
+            batch_size=None,
+            sampler=((number % places, piece) for number, piece in enumerate(pieces)),
+            num_workers=loaders,
+            prefetch_factor=ahead,
+            worker_init_fn=_begun,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+        results = _started(loader)
     try:
         each = enumerate(results)
         yield (pair for number, piece in each for pair in zip(piece, pixels[number % places].numpy(), strict=False))
@@ -201,9 +203,7 @@ def _started(loader: DataLoader[Any]) -> Any:
     threads_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they are sent Ctrl-C as well
     handler = signal.getsignal(signal.SIGCHLD)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # more processes than cores are the user's choice
-            return iter(loader)
+        return iter(loader)
     finally:
         if threading.current_thread() is threading.main_thread():
             # PyTorch's own would raise an error in the midst of anything, where `next` says the same within 5 s.
