@@ -65,7 +65,8 @@ class Reader:
     """Reads photographs' bytes, without decoding them.
 
     Quick where a Parquet table's rows are asked for in order; to come to a row, those before it in its row group are read,
-    one after another. So each of several processes reads the rows of the others too, without decoding them.
+    one after another. So each of N processes reads the rows of the others too, without decoding them: a table is read up to
+    N times.
     """
 
     def __init__(self) -> None:
