@@ -104,7 +104,7 @@ def test_ctrl_c_reaches_all_processes_and_none_is_left(weights):
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait() == 130
     assert Path("errors.txt").read_text().count("\n") == 1, Path("errors.txt").read_text()
-    assert not psutil.wait_procs(loaders, timeout=20)[1]
+    assert not psutil.wait_procs(loaders, timeout=10)[1]
 
 
 @pytest.mark.parametrize("bad", [False, True])
@@ -116,7 +116,7 @@ def test_no_process_outlives_a_run_that_is_killed(weights, bad):
     started.kill()
     started.wait()
     assert len(loaders) == 2
-    assert not psutil.wait_procs(loaders, timeout=20)[1]
+    assert not psutil.wait_procs(loaders, timeout=10)[1]
 
 
 def test_a_process_that_is_killed_is_one_line_and_the_same_command_goes_on(weights, monkeypatch, capsys):
