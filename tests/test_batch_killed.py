@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -98,9 +99,13 @@ def in_the_middle(weights, *more):
     return started, psutil.Process(started.pid).children(recursive=True)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ctrl_c_reaches_all_processes_and_none_is_left(weights):
     started, loaders = in_the_middle(weights)
     assert len(loaders) == 2
+    for loader in loaders:  # else one that has only just begun would end with a traceback
+        blocked = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{loader.pid}/status").read_text())[1], 16)
+        assert blocked >> (signal.SIGINT - 1) & 1
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait() == 130
     assert Path("errors.txt").read_text().count("\n") == 1, Path("errors.txt").read_text()
