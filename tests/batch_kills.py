@@ -18,6 +18,7 @@ import torch
 from batch_runs import METHODS
 
 from torch_impl.__main__ import main
+from torch_impl.batch import loading
 
 PART_ROWS = "3"
 
@@ -54,6 +55,7 @@ def until(out: Path, count: int, child: int) -> None:
 
 def run(weights: str, photographs: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
     generator = random.Random(seed)
+    loading.PIECE = 2  # or all photographs are there at once, and all parts
     torch.set_num_threads(1)  # no thread of its own may be lost in a fork
     assert work(weights, photographs, folder / "undisturbed") in (0, 3)  # and everything is imported
     clock = time.perf_counter()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import random
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -125,41 +126,57 @@ def test_rows_are_equal_bit_by_bit_for_equal_micro_batches(weights):
     assert bits(run(weights, "again", "--batch-size", "2", "--loaders", 5)) == bits(first)
 
 
+def noted(patch, owner, name, what):
+    """Have every call noted down in a file, also those of processes that are forked later: a function that gives the lines."""
+    function, file = getattr(owner, name), Path(f"calls of {name}.txt").absolute()
+
+    def noting(*given, **more):
+        with open(file, "a") as lines:
+            lines.write(f"{what(*given)}\n")
+        return function(*given, **more)
+
+    patch.setattr(owner, name, noting)
+    file.write_text("")
+    return lambda: file.read_text().splitlines()
+
+
 def test_a_photograph_is_read_and_decoded_once(weights, monkeypatch):
-    read, decode, calls = loading.Reader.read, loading.images.load_bytes, []
-    monkeypatch.setattr(loading.Reader, "read", lambda self, item: calls.append(item.path) or read(self, item))
-    monkeypatch.setattr(loading.images, "load_bytes", lambda data, **more: calls.append(data) or decode(data, **more))
-    run(weights)
-    assert len(calls) == len(set(calls)) == 2 * 23
+    read = noted(monkeypatch, loading.Reader, "read", lambda reader, item: item.path)
+    decoded = noted(monkeypatch, loading.images, "load_bytes", lambda data: hashlib.sha256(data).hexdigest())
+    run(weights, "out", "--loaders", 3)
+    assert len(read()) == len(set(read())) == 23
+    assert len(decoded()) == len(set(decoded())) == 23
 
 
 def test_photographs_come_in_order_and_no_more_than_a_few_ahead(monkeypatch):
-    """Whoever is slow; and the rows of a table are read one after another, since going back would mean to begin it again."""
+    """Whoever is slow; and a process goes through the rows of a table once, since going back would mean to begin it again."""
     names = [f"photographs/{i}.jpg" for i in range(20)]
+    expected = [images.load(name, size=64).pixels for name in names]
     pq.write_table(pa.table({"image": [Path(name).read_bytes() for name in names]}), "bytes.parquet", row_group_size=10)
-    read, table_file, opened, begun, chance = loading.Reader.read, pq.ParquetFile, [], [], random.Random(0)
-
-    def unsteady(self, item):
-        begun.append(item)
-        time.sleep(chance.uniform(0, 0.01))
-        return read(self, item)
-
+    monkeypatch.setattr(loading, "PIECE", 2)
     monkeypatch.setattr(loading, "AHEAD", 6)
-    monkeypatch.setattr(loading.Reader, "read", unsteady)
-    monkeypatch.setattr(pq, "ParquetFile", lambda *given, **more: opened.append(given) or table_file(*given, **more))
+    chance = random.Random(0)
+    monkeypatch.setattr(
+        loading, "decoded", lambda *of, it=loading.decoded: time.sleep(chance.uniform(0, 0.01)) or it(*of)
+    )
+    begun = noted(monkeypatch, loading.Reader, "read", lambda reader, item: item.path)
+    opened = noted(monkeypatch, pq.ParquetFile, "iter_batches", lambda *_: os.getpid())
     for inputs in (["photographs/[0-9].jpg", "photographs/1[0-9].jpg"], ["bytes.parquet"]):
         items = list(listed(inputs))
-        begun.clear()
-        opened.clear()
-        with loading.loaded(items, 64, "lab", 4) as photographs:
-            for count, (name, photograph) in enumerate(zip(names, photographs, strict=True), 1):
+        before = len(begun())
+        with loading.loaded(items, 64, "lab", 3) as photographs:
+            for count, (name, (photograph, pixels)) in enumerate(zip(names, photographs, strict=True)):
                 assert photograph.sha256 == hashlib.sha256(Path(name).read_bytes()).hexdigest()
-                assert len(begun) <= count + 6
-        assert len(opened) == (2 if inputs == ["bytes.parquet"] else 0)
+                np.testing.assert_array_equal(pixels, expected[count])
+                assert len(begun()) - before <= (count // 2 + 1) * 2 + 6
+        assert len(begun()) - before == 20
+    groups = Counter(opened())
+    assert len(groups) == 3, "as many processes"
+    assert max(groups.values()) == 2, "of which each begins each row group once"
 
 
 def test_decoding_begins_before_the_network_is_there(weights, monkeypatch):
-    decode, decoded = loading.images.load_bytes, threading.Event()
+    decode, decoded = loading.images.load_bytes, multiprocessing.get_context("fork").Event()
     monkeypatch.setattr(loading.images, "load_bytes", lambda data, **more: decoded.set() or decode(data, **more))
     make = worker.explainer_of
     monkeypatch.setattr(worker, "explainer_of", lambda *args: decoded.wait(60) and make(*args))
@@ -187,7 +204,7 @@ def test_a_writer_that_cannot_keep_up_holds_the_network_back():
     class Quick:
         about: ClassVar = {}
 
-        def parts(self, listing, numbers, threads, report):
+        def parts(self, listing, numbers, loaders, report):
             for number in numbers:
                 handed.append(number)
                 waiting.append(len(handed) - len(written))

@@ -196,6 +196,19 @@ def test_first_frame(format: str) -> None:
     assert photograph.notes == ("first frame of 3",)
 
 
+def test_the_frames_of_an_mpo_are_counted_and_a_jpeg_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though both begin alike."""
+    opened, original = [], decoding.Image.open
+    monkeypatch.setattr(decoding.Image, "open", lambda *of, **more: opened.append(of) or original(*of, **more))
+    for kind, notes, times in (("MPO", ("first frame of 2",), 2), ("JPEG", (), 1)):
+        file = io.BytesIO()
+        picture = Image.new("RGB", (8, 8), "red")
+        picture.save(file, kind, **({"save_all": True, "append_images": [picture]} if kind == "MPO" else {}))
+        opened.clear()
+        assert images.load_bytes(file.getvalue(), name="a.jpg", size=8).notes == notes
+        assert len(opened) == times
+
+
 def adobe_rgb_to_srgb(colour: tuple[int, int, int]) -> list[float]:
     """On paper: both spaces share the white point and the red and blue primaries; only green differs."""
     r, g, b = (np.array(colour) / 255) ** 2.19921875

@@ -60,11 +60,12 @@ def decoded(data: bytes, notes: list[str]) -> Image.Image:
     check_shape(*image.size)
     image.load()
 
-    # Counted in a copy: counting moves away from the first frame, over others that may be broken.
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=formats) as copy:
-        frames = getattr(copy, "n_frames", 1)
-        if frames > 1:
-            notes.append(f"first frame of {frames}")
+    if image.format != "JPEG":  # which has one: of several it would be an MPO
+        # Counted in a copy: counting moves away from the first frame, over others that may be broken.
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=formats) as copy:
+            frames = getattr(copy, "n_frames", 1)
+            if frames > 1:
+                notes.append(f"first frame of {frames}")
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:
         # A 16-bit PNG: Pillow keeps the high byte of the pixels, but all of their transparent colour.

@@ -93,7 +93,7 @@ def _options_of_the_rows(batch: argparse.ArgumentParser) -> None:
 
 def _options_of_the_machine(add: Callable[..., object]) -> None:
     loaders = (
-        "threads that read and decode (auto: one less than there are cores, or, of a Ray worker, CPUs; at least 1)"
+        "processes that read and decode (auto: one less than there are cores, or, of a Ray worker, CPUs; at least 1)"
     )
     add("--loaders", type=auto_or(integer(1, 999)), default="auto", metavar="auto|N", help=loaders)
     add("--runner", choices=("local", "ray"), default="local", help="this process (default), or a Ray cluster")
@@ -172,6 +172,8 @@ def _batch(arguments: argparse.Namespace) -> int:
         raise RunError(f"{where}: {error.strerror or error}; {GO_ON} once that is mended") from None
     except torch.OutOfMemoryError:
         raise RunError(f"out of memory on {arguments.device}: give a smaller --batch-size; {GO_ON}") from None
+    except MemoryError:
+        raise RunError(f"out of memory: give fewer --loaders, or a smaller --batch-size; {GO_ON}") from None
     finally:
         progress.close()
 
@@ -291,8 +293,8 @@ def _here(
         return explainer or explainer_of(run.plan, network, arguments.device, arguments.batch_size, arguments.compile)
 
     worker = Worker(make, run.plan, strict=arguments.strict)
-    threads = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
-    return run_local(run, worker, numbers, threads, report=progress)
+    loaders = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
+    return run_local(run, worker, numbers, loaders, report=progress)
 
 
 def _on_ray(

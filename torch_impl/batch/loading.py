@@ -1,56 +1,73 @@
-"""Photographs read, hashed and decoded ahead of the network, once each, in threads: Pillow and hashlib let go of Python's lock."""
+"""Photographs read, hashed and decoded ahead of the network, once each, in processes: threads would fight for Python's lock.
+
+They are `torch.utils.data.DataLoader`'s, which end with the one that started them, however that ends.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import signal
+import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
+from multiprocessing.util import Finalize
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from parity.contract.text import one_line
 from torch_impl import images
 from torch_impl.batch import tables
-from torch_impl.batch.run import AGAIN
+from torch_impl.batch.run import AGAIN, GO_ON, RunError
 from torch_impl.batch.sources import Item, is_below, readable, stamp_of
-from torch_impl.framing import Size
+from torch_impl.framing import Size, sides
 
-AHEAD = 512
-"""Photographs that are decoded, or being decoded, before somebody takes them: 77 MB at 224×224."""
+AHEAD = 400
+"""Photographs that are decoded, or being decoded, before somebody takes them, but for one piece a process at least."""
+
+SHARED = 60 * 2**20
+"""Bytes that they may take, where that is less: a container has 64 MB of shared memory where nobody gives it more."""
+
+PIECE = 12
+"""Photographs that go to a process, and come back, together."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """One photograph, or why there is none.
+    """What is known of one photograph, or why there is none.
 
     Attributes:
         sha256: of its bytes; None where they could not be read.
         notes: what was done to it on purpose; see `images.Photograph`.
         error: why there is none; None: there is one.
-        pixels: uint8 (H, W, 3); None where there is none.
         seconds: spent on it.
     """
 
     sha256: str | None = None
     notes: Sequence[str] = ()
     error: str | None = None
-    pixels: np.ndarray | None = field(default=None, repr=False)
     seconds: float = 0.0
 
 
 class Reader:
-    """Reads photographs' bytes, without decoding them. Quick where a Parquet table's rows are asked for in order."""
+    """Reads photographs' bytes, without decoding them.
+
+    Quick where a Parquet table's rows are asked for in order; to come to a row, those before it in its row group are read,
+    one after another. So each of N processes reads the rows of the others too, without decoding them: a table is read up to
+    N times.
+    """
 
     def __init__(self) -> None:
         self._place: tuple[Any, ...] = ()
@@ -114,69 +131,126 @@ def _check_unchanged(file: BinaryIO, item: Item) -> None:
 
 
 @contextmanager
-def loaded(items: Iterable[Item], size: Size, resize: str, threads: int) -> Iterator[Iterator[Loaded]]:
-    """Photographs in order; the work on the first `AHEAD` of them begins now, and all of it ends with the block.
+def loaded(
+    items: Iterable[Item], size: Size, resize: str, loaders: int
+) -> Iterator[Iterator[tuple[Loaded, np.ndarray]]]:
+    """Photographs in order; the work on the first of them begins now, and all of it ends with the block.
+
+    To be entered before CUDA is used, and before there is much in memory: on Linux the processes are forks.
 
     Args:
         items: rows of a listing.
         size: of the results: see `framing.Size`.
         resize: one of `framing.RESIZES`.
-        threads: that read and decode.
+        loaders: processes that read and decode.
+
+    Yields:
+        Each photograph with its pixels, uint8 (H, W, 3), which mean nothing where there is an error. They lie in shared
+        memory that others will come to lie in: copy them before asking for the next.
+
+    Raises:
+        RunError: a process has died, or there is not enough shared memory.
+        MemoryError: a process has no memory left.
     """
-    pool, reader, stream = ThreadPoolExecutor(threads, "loader"), Reader(), iter(items)
-    cell_read = threading.Event()  # of the last cell that was asked for: a table's are read one after another
-    cell_read.set()
-
-    def begin(item: Item) -> Future[Loaded]:
-        nonlocal cell_read
-        read = partial(reader.read, item)
-        if item.column is not None:
-            before, cell_read = cell_read, threading.Event()
-            read = partial(_in_turn, read, before, cell_read)
-        return pool.submit(_loaded, item, read, size, resize)
-
-    def in_order() -> Iterator[Loaded]:
-        while ahead:
-            photograph = ahead.popleft().result()
-            ahead.extend(map(begin, islice(stream, 1)))
-            yield photograph
-
+    shape = (PIECE, *sides(size), 3)
+    ahead = max(1, min(AHEAD // PIECE, SHARED // math.prod(shape)) // loaders)
+    places = ahead * loaders + 1  # one of them is read here
+    pixels = _shared((places, *shape))
+    stream = iter(items)
+    pieces = iter(lambda: list(islice(stream, PIECE)), [])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # more processes than cores are the user's choice
+        loader = DataLoader(
+            _Photographs(size, resize, pixels),
+            batch_size=None,
+            sampler=((number % places, piece) for number, piece in enumerate(pieces)),
+            num_workers=loaders,
+            prefetch_factor=ahead,
+            worker_init_fn=_begun,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+        results = _started(loader)
     try:
-        ahead = deque(map(begin, islice(stream, AHEAD)))
-        yield in_order()
+        each = enumerate(results)
+        yield (pair for number, piece in each for pair in zip(piece, pixels[number % places].numpy(), strict=False))
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        why = one_line(str(error).strip().splitlines()[-1])
+        raise RunError(
+            f"a process that decodes has died: {why}; {GO_ON}, or with fewer --loaders if memory is short"
+        ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        results._shutdown_workers()  # not whenever the last traceback lets go of it
 
 
-def _in_turn(read: Callable[[], bytes], before: threading.Event, after: threading.Event) -> bytes:
-    """Read once the one before has been read; threads begin in order, so that nobody waits for one that never comes."""
-    before.wait()
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Bytes that processes share.
+
+    Raises:
+        RunError: there is not enough memory of that kind.
+    """
     try:
-        return read()
+        return torch.empty(shape, dtype=torch.uint8).share_memory_()  # type: ignore[no-any-return, no-untyped-call]
+    except RuntimeError:
+        size = f"{math.prod(shape) / 2**20:.0f} MB"
+        raise RunError(
+            f"no {size} of shared memory: give the container more (--shm-size), or fewer --loaders"
+        ) from None
+
+
+def _started(loader: DataLoader[Any]) -> Any:
+    """The iterator, whose processes are at work."""
+    threads_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they are sent Ctrl-C as well
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
     finally:
-        after.set()
+        if threading.current_thread() is threading.main_thread():
+            # PyTorch's own would raise an error in the midst of anything, where `next` says the same within 5 s.
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, threads_mask)
 
 
-def _loaded(item: Item, read: Callable[[], bytes], size: Size, resize: str) -> Loaded:
-    """One photograph; whatever is wrong with it as one line."""
-    clock = time.perf_counter()
-    try:
-        data = read()
-    except (FileNotFoundError, NotADirectoryError):
-        return Loaded(error="no such file")
-    except (OSError, MemoryError) as error:
-        return Loaded(error=f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}")
-    except (ValueError, pa.ArrowException) as error:
-        return Loaded(error=one_line(error))
-    try:
-        photograph = decoded(item, data, size, resize)
-    except images.ImageError as error:
-        return Loaded(hashlib.sha256(data).hexdigest(), error=one_line(error.problem))
-    return Loaded(photograph.sha256, photograph.notes, None, photograph.pixels, time.perf_counter() - clock)
+def _begun(number: int) -> None:
+    """At the start of a process: at its end it does not wait until its results are taken, for all who would may be dead."""
+    Finalize(None, os._exit, args=(0,), exitpriority=0)
+
+
+class _Photographs(Dataset[list[Loaded]]):
+    """Some rows of a listing → what is known of them; their pixels go to a place of (places, PIECE, H, W, 3).
+
+    Works in the processes, each of which has its own.
+    """
+
+    def __init__(self, size: Size, resize: str, pixels: Tensor) -> None:
+        self._size, self._resize, self._pixels, self._reader = size, resize, pixels, Reader()
+
+    def __getitem__(self, piece: tuple[int, list[Item]]) -> list[Loaded]:
+        place, items = piece
+        return [self._loaded(item, pixels) for item, pixels in zip(items, self._pixels[place].numpy(), strict=False)]
+
+    def _loaded(self, item: Item, pixels: np.ndarray) -> Loaded:
+        """One photograph; whatever is wrong with it as one line."""
+        clock = time.perf_counter()
+        try:
+            data = self._reader.read(item)
+        except (FileNotFoundError, NotADirectoryError):
+            return Loaded(error="no such file")
+        except (OSError, MemoryError) as error:
+            return Loaded(error=f"{AGAIN}: {one_line(getattr(error, 'strerror', None) or error)}")
+        except (ValueError, pa.ArrowException) as error:
+            return Loaded(error=one_line(error))
+        try:
+            photograph = decoded(item, data, self._size, self._resize)
+        except images.ImageError as error:
+            return Loaded(hashlib.sha256(data).hexdigest(), error=one_line(error.problem))
+        pixels[:] = photograph.pixels
+        return Loaded(photograph.sha256, photograph.notes, None, time.perf_counter() - clock)
 
 
 def automatic(cores: int | None) -> int:
-    """How many threads decode where nobody says: one core is left to the network."""
+    """How many processes decode where nobody says: one core is left to the network."""
     return max(1, (cores or 1) - 1)
 
 

@@ -49,7 +49,7 @@ class Cluster:
         device: of each actor: `auto`, `cpu`, `cuda`.
         batch_size: photographs in one pass, or "auto".
         compile: see `Explainer`.
-        loaders: threads that decode, in each actor; "auto": see `loading.automatic`.
+        loaders: processes that decode, of each actor; "auto": see `loading.automatic`.
         strict: stop at the first photograph that cannot be explained.
     """
 

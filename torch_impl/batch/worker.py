@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,14 @@ Report = Callable[[int, int], object]
 """Called with (rows, rows with an error among them) as they come."""
 
 
-def run_local(run: Run, worker: Worker, numbers: Sequence[int], threads: int, *, report: Report) -> Counter[str]:
+def run_local(run: Run, worker: Worker, numbers: Sequence[int], loaders: int, *, report: Report) -> Counter[str]:
     """Explain parts in this process, and write each beside the next. Whatever happens, complete parts are written.
 
     Args:
         run: its folder, locked.
         worker: the network.
         numbers: of the parts.
-        threads: that decode.
+        loaders: processes that decode.
         report: progress.
 
     Returns:
@@ -87,7 +86,7 @@ def run_local(run: Run, worker: Worker, numbers: Sequence[int], threads: int, *,
         RunError, OutOfMemoryError: see `Worker.parts`.
     """
     errors, writing = Counter[str](), deque[Future[Counter[str]]]()
-    parts = worker.parts(run.listing, numbers, threads, report=report)
+    parts = worker.parts(run.listing, numbers, loaders, report=report)
     with ThreadPoolExecutor(1, "writer") as writer, closing(parts):
         for number, rows in parts:
             while writing:  # one part is written while the next is computed, and no more wait
@@ -198,7 +197,7 @@ class Worker:
         self,
         listing: Path,
         numbers: Sequence[int],
-        threads: int,
+        loaders: int,
         *,
         report: Report = lambda rows, errors: None,
     ) -> Generator[tuple[int, pa.Table], None, None]:
@@ -207,7 +206,7 @@ class Worker:
         Args:
             listing: the file.
             numbers: of the parts.
-            threads: that decode; see `loading.loaded`.
+            loaders: processes that decode; see `loading.loaded`.
             report: called after each micro-batch.
 
         Yields:
@@ -218,16 +217,27 @@ class Worker:
         """
         listed = Listing(listing)
         items = (item for number in numbers for item in listed.items(number))
-        with loaded(items, self.plan.size, self.plan.resize, threads) as photographs:
+        with loaded(items, self.plan.size, self.plan.resize, loaders) as photographs:
             schema = self.schema  # the network is made, and its first pass, while the first photographs are decoded
+            pixels = np.empty((min(self.rows_at_once, self.plan.part_rows), *self.plan.sides, 3), np.uint8)
             for number in numbers:
                 part, explained = listed.part(number), []
                 for start in range(0, len(part), self.rows_at_once):
                     rows = part[start : start + self.rows_at_once]
                     index = number * self.plan.part_rows + start
-                    explained.append(self._explained(rows, index, list(islice(photographs, len(rows)))))
+                    taken = self._taken(photographs, pixels[: len(rows)])
+                    explained.append(self._explained(rows, index, taken, pixels[: len(rows)]))
                     self._tell(explained[-1], report)
                 yield number, pa.Table.from_batches(explained, schema)
+
+    @staticmethod
+    def _taken(photographs: Iterator[tuple[Loaded, np.ndarray]], pixels: np.ndarray) -> list[Loaded]:
+        """As many photographs as `pixels` (N, H, W, 3) has room for, which theirs are copied to."""
+        taken = list[Loaded]()
+        for place, (photograph, each) in zip(pixels, photographs, strict=False):
+            taken.append(photograph)
+            place[:] = each
+        return taken
 
     def _tell(self, rows: pa.RecordBatch, report: Report) -> None:
         """Report rows; with `strict`, refuse those that have an error."""
@@ -239,13 +249,15 @@ class Worker:
             )
         report(len(rows), len(bad))
 
-    def _explained(self, listed: pa.RecordBatch, index: int, photographs: list[Loaded]) -> pa.RecordBatch:
+    def _explained(
+        self, listed: pa.RecordBatch, index: int, photographs: list[Loaded], pixels: np.ndarray
+    ) -> pa.RecordBatch:
         """The rows of a few photographs, of which `index` is the first's place in the listing."""
         clock, count = time.perf_counter(), len(listed)
         errors = [photograph.error for photograph in photographs]
         target = self._target(listed["asked"].to_pylist(), errors)
         good = [place for place in range(count) if errors[place] is None]
-        computed = self._finite(good, photographs, target, errors)
+        computed = self._finite(good, pixels, target, errors)
         done = [place for place in good if errors[place] is None]
         row = np.full(count, len(done))
         row[done] = np.arange(len(done))
@@ -272,19 +284,19 @@ class Worker:
         return target
 
     def _finite(
-        self, places: list[int], photographs: list[Loaded], target: list[int | None], errors: list[str | None]
+        self, places: list[int], pixels: np.ndarray, target: list[int | None], errors: list[str | None]
     ) -> list[pa.RecordBatch]:
         """Computed columns of some places; a photograph whose maps are not finite gets an error, its neighbours do not."""
         if not places:
             return []
         try:
-            pixels = np.stack([pixels for i in places if (pixels := photographs[i].pixels) is not None])
-            return [self._computed(pixels, [target[i] for i in places])]
+            good = pixels if len(places) == len(pixels) else pixels[places]
+            return [self._computed(good, [target[i] for i in places])]
         except MapError as error:
             if len(places) == 1:
                 errors[places[0]] = f"no finite map: {one_line(error)}"
                 return []
-            return [rows for i in places for rows in self._finite([i], photographs, target, errors)]
+            return [rows for i in places for rows in self._finite([i], pixels, target, errors)]
 
     def _computed(self, pixels: np.ndarray, target: list[int | None]) -> pa.RecordBatch:
         """Everything that the network says of photographs (N, H, W, 3) and classes: the columns of `computed`."""
