@@ -85,6 +85,12 @@ def test_score_cam_takes_each_photograph_by_itself(tiny: Network):
             assert relative(together[i : i + 1].numpy(), alone.numpy()) < FLOAT64
 
 
+def test_the_library_s_own_score_cam_draws_no_bar_of_its_own(tiny: Network, capsys):
+    x = torch.tensor(np.random.RandomState(2).uniform(-100, 100, (2, 3, 64, 64)), dtype=torch.float32)
+    methods.raw_maps("scorecam@pytorch-grad-cam", build(tiny), x, [2, 7], target_layer="features.29")
+    assert capsys.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("method", BY_SCORES)
 @pytest.mark.parametrize("question", [{"target": 1}, {"score": lambda y: y[:, 0]}], ids=["one output", "score="])
 def test_score_cam_needs_classes(method: str, question: dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -59,7 +60,8 @@ def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: 
     try:
         leaf = inputs.detach().clone(memory_format=torch.preserve_format)
         leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
-        maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
+        with contextlib.redirect_stderr(io.StringIO()):  # ScoreCAM's own progress bar, one for each photograph
+            maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
     finally:
         cam.activations_and_grads.release()
     return torch.from_numpy(maps).to(inputs.device)
