@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 
@@ -30,7 +29,6 @@ class Sample:
         """The file's name without its folder."""
         return self.file.rpartition("/")[2]
 
-    @cache  # noqa: B019 (of four, which live as long as the program)
     def path(self) -> Path:
         """Finds the file, without importing the package, which would take seconds.
 
