@@ -121,12 +121,6 @@ class Explainer:
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
         self.labels = names_for(labels, weights)
         self._layout = layout_of(model)
-        self._ours = False
-        self._kept: tuple[Any, Capture] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Of a copy, which makes a double of its own."""
-        return {**vars(self), "_kept": None}
 
     @classmethod
     def vgg16(
@@ -166,7 +160,7 @@ class Explainer:
         where = choose_device(device)
         check_precision(precision, where)  # before the weights, which may be a long download
         network = _network(weights, input, progress)
-        explainer = cls(
+        return cls(
             prepared(network, where, precision),
             several.torchvision_names(network.table, target_layer),
             preprocess=input or network.input,
@@ -179,8 +173,6 @@ class Explainer:
             labels=labels,
             weights=network,
         )
-        explainer._ours = True
-        return explainer
 
     def __call__(
         self,
@@ -291,17 +283,10 @@ class Explainer:
             return self._draw(self._opened(inputs), inputs, chosen, names, options, {}, None)
 
     def _opened(self, inputs: Images) -> Capture:
-        """A double of the model, to be looked into; the target layer is found, if there is none yet.
-
-        Of a network that is ours, which remembers nothing of a pass, the last double is taken again where it still is one.
-        """
+        """A double of the model, to be looked into; the target layer is found, if there is none yet."""
         if self.target_layer is None:
             self.target_layer = name_of(self.model, found_layer(self.model, inputs[:1]))
-        names = ("target_layer", "engine", "compile", "batch_size", "score", "feature_layout")
-        settings = [getattr(self, name) for name in names]
-        if self._kept is not None and self._kept[0] == settings and self._kept[1].again(self.model):
-            return self._kept[1]
-        capture = opened(
+        return opened(
             self.model,
             find_layer(self.model, self.target_layer),
             engine=self.engine,
@@ -310,8 +295,6 @@ class Explainer:
             score=self.score,
             feature_layout=self.feature_layout,
         )
-        self._kept = (settings, capture) if self._ours else None
-        return capture
 
     def _draw(
         self,

@@ -60,42 +60,20 @@ class Double:
             double.training = False
             if isinstance(double, nn.RNNBase):  # cuDNN has gradients in training mode only
                 double.training, double.dropout = True, 0.0  # without dropout it is the same
-        self._original, self._parts, self._share = inner, parts_of(inner), share
-        self._note_versions()
+        self._versions = [(p, p._version) for p in self.model.parameters()] if share else []
 
     def of(self, module: nn.Module) -> nn.Module:
         """The double of a module of the original."""
         return self._rewiring.module(module)
 
-    def _note_versions(self) -> None:
-        self._versions = [(p, p._version) for p in self.model.parameters()] if self._share else []
-
-    def again(self, model: nn.Module) -> bool:
-        """Whether a model is the original, of the very parts that it was made of: then the double may be used for another call."""
-        same = inside(model) is self._original and parts_of(self._original) == self._parts
-        self._note_versions()
-        return same
-
     def check_unchanged(self) -> None:
-        """Refuse weights into which somebody wrote since the double was made, or used again.
+        """Refuse weights into which somebody wrote since the double was made.
 
         Raises:
             ModelError: the passes saw two different models, or a mixture of them.
         """
         if any(parameter._version != version for parameter, version in self._versions):
             raise ModelError(CHANGED)
-
-
-def parts_of(model: nn.Module) -> list[int]:
-    """A model by what it is made of: the identity of each module and of what it holds, its parameters, buffers and hooks."""
-    parts = []
-    for module in model.modules():
-        held = list(vars(module).values())
-        parts += [id(module), *map(id, held)]
-        for registry in held:
-            if isinstance(registry, dict):
-                parts += map(id, registry.values())
-    return parts
 
 
 def _switches_itself(module: nn.Module) -> bool:

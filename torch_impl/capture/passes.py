@@ -141,10 +141,6 @@ class Capture(ABC):
         Source: arXiv:1312.6034, Section 3.
         """
 
-    def again(self, model: nn.Module) -> bool:
-        """Whether this is still a capture of a model, as it is now: for another call."""
-        return self.double is not None and self.double.again(model)
-
     def check_unchanged(self) -> None:
         """See `preserve.Double.check_unchanged`."""
         if self.double is not None:
