@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from batch_runs import bits, identity, run, table
 from conftest import ROOT
 from weight_files import a_full_disk
@@ -75,6 +76,25 @@ def test_interrupted_finished_parts_stay_and_the_same_command_goes_on(weights, p
     assert identity(Path("out")) == expected
 
 
+@pytest.mark.parametrize("polite", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_its_processes_are_begun(weights, polite, monkeypatch, capsys):
+    """Where PyTorch would leave them half begun, and complain."""
+    kind, handler = torch.utils.data.dataloader._MultiProcessingDataLoaderIter, signal.getsignal(signal.SIGTERM)
+    reset = kind._reset
+
+    def interrupted(self, *more, **settings):
+        os.kill(os.getpid(), polite)
+        time.sleep(0.2)
+        reset(self, *more, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "_reset", interrupted)
+        run(weights, "out", "--loaders", 2, status=130)
+    signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not psutil.Process().children()
+
+
 def in_the_middle(weights, *more):
     """A run in a process group of its own, and the processes that decode for it, once it has written something."""
     command = [
@@ -103,9 +123,9 @@ def in_the_middle(weights, *more):
 def test_ctrl_c_reaches_all_processes_and_none_is_left(weights):
     started, loaders = in_the_middle(weights)
     assert len(loaders) == 2
-    for loader in loaders:  # else one that has only just begun would end with a traceback
-        blocked = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{loader.pid}/status").read_text())[1], 16)
-        assert blocked >> (signal.SIGINT - 1) & 1
+    for loader in loaders:  # else one would end with a traceback
+        ignored = int(re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{loader.pid}/status").read_text())[1], 16)
+        assert ignored >> (signal.SIGINT - 1) & 1
     os.killpg(started.pid, signal.SIGINT)
     assert started.wait() == 130
     assert Path("errors.txt").read_text().count("\n") == 1, Path("errors.txt").read_text()

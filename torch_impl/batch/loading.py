@@ -200,20 +200,31 @@ def _shared(shape: tuple[int, ...]) -> Tensor:
 
 
 def _started(loader: DataLoader[Any]) -> Any:
-    """The iterator, whose processes are at work."""
-    threads_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they are sent Ctrl-C as well
-    handler = signal.getsignal(signal.SIGCHLD)
-    try:
+    """The iterator, whose processes are at work. A signal that comes while they are begun is answered when they all are."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         return iter(loader)
+    came = list[int]()
+    # SIGCHLD: PyTorch's own would raise an error in the midst of anything, where `next` says the same within 5 s.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        results = iter(loader)
     finally:
-        if threading.current_thread() is threading.main_thread():
-            # PyTorch's own would raise an error in the midst of anything, where `next` says the same within 5 s.
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, threads_mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if came:
+        results._shutdown_workers()
+        signal.raise_signal(came[0])
+    return results
 
 
 def _begun(number: int) -> None:
-    """At the start of a process: at its end it does not wait until its results are taken, for all who would may be dead."""
+    """At the start of a process: it is sent Ctrl-C, too, and leaves it to the one that started it.
+
+    At its end it does not wait until its results are taken, for all who would may be dead.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Finalize(None, os._exit, args=(0,), exitpriority=0)
 
 
