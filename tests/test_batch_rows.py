@@ -251,6 +251,8 @@ def test_show_lists_rows(finished, capsys):
     assert len(lines) == 3
     assert "photographs/4b.jpg" in lines[2]
     assert "not a photograph" in lines[2]
+    assert main(["show", str(finished), "--where", "probability > 2"]) == 0
+    assert capsys.readouterr().out == "no row where probability > 2\n"
 
 
 def test_show_says_that_there_are_more(finished, tmp_path, monkeypatch, capsys):

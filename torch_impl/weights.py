@@ -118,7 +118,7 @@ def save_network(network: Network, path: str | os.PathLike[str], *, overwrite: b
     if target.is_dir():
         raise WeightsError(f"{name} is a folder")
     if os.path.lexists(target) and not overwrite:
-        raise WeightsError(f"{name} exists; it is replaced only when asked to")
+        raise WeightsError(f"{name} exists; --overwrite (overwrite=True) replaces it")
     try:
         with whole(target) as temporary:
             if suffix == ".safetensors":

@@ -353,7 +353,7 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"attention-maps: the first {limit} rows; for more give --limit N, for others --where", file=sys.stderr)
     stored = stored.first(limit)
     if not drawing:
-        print(*lines(stored.rows), sep="\n")
+        print(*([*lines(stored.rows)] or [f"no row where {arguments.where}"]), sep="\n")
         return DONE
     if not len(stored):
         raise RunError(f"{run.shown}: no row with maps" + (f" where {arguments.where}" if arguments.where else ""))

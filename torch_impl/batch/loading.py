@@ -209,7 +209,7 @@ def _started(loader: DataLoader[Any]) -> Any:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: came.append(number))
     try:
-        results = iter(loader)
+        results: Any = iter(loader)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)

@@ -113,7 +113,7 @@ class Run:
         try:
             said = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise RunError(f"{self.shown}: no batch run there ({RUN} is missing)") from None
+            raise RunError(f"{self.shown}: no batch run there ({RUN} is missing): give the --out of one") from None
         except (OSError, ValueError) as error:
             raise RunError(f"{shown}: cannot be read ({one_line(error)}): {START_AFRESH}") from None
         version = said.get("format") if isinstance(said, dict) else None
@@ -147,7 +147,9 @@ class Run:
             raise RunError(f"output folder {self.shown}: {ascii(str(existing))} is not a folder; choose another name")
         names = {name for name in os.listdir(existing) if not name.startswith(".part-")} - {LOCK}
         if existing == self.folder and names and RUN not in names:
-            raise RunError(f"output folder {self.shown} holds files that are no run of this program ({RUN} is missing)")
+            raise RunError(
+                f"output folder {self.shown} holds files that are no run of this program ({RUN} is missing): give another --out"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
