@@ -89,7 +89,7 @@ def _options() -> dict[str, dict[str, Any]]:
         "--plot": {"type": Path, "metavar": "FILE", "help": "draw it here (.svg, .png)"},
         "--out": {"type": Path, "metavar": "FILE", "required": True, "help": "Markdown, written as it is measured"},
         "--reference": {"type": Path, "metavar": "ARTIFACT", "help": "of keras_ref --floor; default: no parity"},
-        "--minutes": {**count, "default": 5, "help": "after which what is left is left out (%(default)s)"},
+        "--minutes": {**count, "default": 7, "help": "after which what is left is left out (%(default)s)"},
     }
 
 
