@@ -35,7 +35,7 @@ def parts_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, l
 
 
 def on_gpu(options: argparse.Namespace) -> Outcome:
-    """For whoever has a GPU, once: CUDA tests, parity, the convolutions and all tables, into one file."""
+    """For whoever has a GPU, once: CUDA tests, parity, a large set, the convolutions and all tables, into one file."""
     header = about(device_of(options.device)[0])  # no such device: refused at once
     end = time.monotonic() + 60 * options.minutes
     summary, good = list[str](), True

@@ -19,7 +19,7 @@ AUTO = {"cpu": 4, "cuda": 96}
 """Photographs of 224×224 in the first pass. Beyond these VGG16 gains next to nothing: on 2 cores, seconds an image in batches
 of 1, 2, 4, 5, 7, 10 were 0.153, 0.147, 0.146, 0.144, 0.148, 0.143, where runs differ by 0.005; a CPU pass of 4 stays within 0.6 GB.
 On an NVIDIA H200, milliseconds an image in batches of 32, 48, 64, 80, 96, 112, 128 were 1.07, 1.07, 0.91, 1.00, 0.91, 0.92, 0.85 in
-float32 and 0.24, 0.24, 0.23, 0.23, 0.23, 0.23, 0.22 in float16. 96 in float32 fill 10 GB."""
+float32 and 0.24, 0.24, 0.23, 0.23, 0.23, 0.23, 0.22 in float16."""
 
 USUAL_PIXELS = 224 * 224
 """Of a photograph that `AUTO` is meant for: larger ones are taken in smaller numbers."""
