@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT ?= out
-# Tests run in two processes side by side: each takes one core and up to 3 GB.
+# Tests run in two processes side by side, each file in one of them, which sets it up once: a core and up to 3 GB each.
 JOBS ?= 2
 
 .PHONY: help explain parity test test-slow lint bench docs notebooks build freeze clean
@@ -27,7 +27,7 @@ parity: $(VENV)/.keras
 	$(BIN)/python -m parity --samples 2 --weights offline-random:0 --out $(OUT)/parity-random
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -68,6 +68,7 @@ def workers() -> list[psutil.Process]:
     return [process for process, line in lines.items() if line.startswith("ray::") and "Actor" in line]
 
 
+@pytest.mark.slow
 def test_two_nodes_go_on_with_a_run_of_this_process_and_a_killed_worker_loses_nothing(cluster, weights, here):
     slow = ["--batch-size", "1", "--methods", "gradcam,smoothgrad", "--samples", "40"]
     expected = run(weights, "expected", *slow, runner="local")
@@ -103,6 +104,7 @@ def test_two_nodes_go_on_with_a_run_of_this_process_and_a_killed_worker_loses_no
     np.testing.assert_array_equal(np.stack([np.asarray(row["gradcam"]) for row in rows]), maps)
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(cluster, weights, here, capfd):
     run(weights, "strict", "--strict", "--workers", "1", status=2)
     for more in (["--cpus-per-worker", "64"], ["--gpus-per-worker", "0.5"], ["--device", "cuda"]):

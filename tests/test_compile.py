@@ -54,7 +54,7 @@ print([main([command, *given]) for command in ("explain", "batch")])
 """
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_same_maps_and_one_graph_for_each_size_of_micro_batch(weights, backend):
     """Six copies in passes of 4 and 2; the second call, whose network is another double, compiles nothing."""
     result = run_program("-c", SAME.replace("BACKEND", backend), weights, cwd=ROOT)
