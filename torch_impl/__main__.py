@@ -156,7 +156,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     check_narrow(arguments.methods, arguments.precision)
     figure.Style(arguments.colormap)
     earlier = check_output(arguments.out, overwrite=arguments.overwrite)
-    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
+    paths = images.find(arguments.photographs)
     progress = Progress(quiet=arguments.quiet)
     try:
         classes = question.classes_for(arguments.classes, paths)

@@ -43,8 +43,7 @@ def one_pass(job: Job) -> Iterator[Row]:
 
 def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> list[images.Photograph]:
     """Photographs as `explain` reads them; see `parity.port`."""
-    files = images.find(paths, skip_bad=True) if paths else images.defaults()
-    return images.load_all(files, size=size, resize=resize)[0]
+    return images.load_all(images.find(paths), size=size, resize=resize)[0]
 
 
 def load_weights(source: str, input: str | None) -> Network:

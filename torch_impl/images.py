@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,34 +117,26 @@ class Photograph:
 # Which files
 
 
-def find(paths: Iterable[str | os.PathLike[str]], *, skip_bad: bool = False) -> list[Path]:
+def find(paths: Iterable[str | os.PathLike[str]]) -> list[str | Path]:
     """Lists photographs: files as they are, folders as the photographs in them and in their sub-folders.
 
     A folder's photographs are told by suffix, in natural order (``2.jpg`` before ``10.jpg``), without what is hidden.
 
     Args:
-        paths: Files and folders.
-        skip_bad: Keep what cannot be read in the list instead of raising, so that `load_all` reports it together with
-            the files that turn out to be bad inside. (Not a URL, which is no path.)
+        paths: Files and folders; none: the `defaults`.
 
     Returns:
-        The files, in the order given.
-
-    Raises:
-        ImagesError: Something is missing, is no file, or is a folder without photographs; lists all of them.
+        The files, in the order given. What cannot be read is among them, as it was given, so that `load_all` reports it
+        together with the files that turn out to be bad inside.
     """
-    files: list[Path] = []
-    errors: list[ImageError] = []
-    for path in map(os.fspath, _several(paths)):
+    files: list[str | Path] = []
+    for given in paths:
+        path = os.fspath(given)
         try:
             files += _listed(path)
-        except ImageError as error:
-            files.append(Path(path))
-            errors.append(error)
-    changed = any("://" in error.path or not error.path for error in errors)  # by Path: `load_all` would misquote it
-    if errors and (changed or not skip_bad):
-        raise ImagesError(errors)
-    return files
+        except ImageError:
+            files.append(path)
+    return files or [*defaults()]
 
 
 def defaults() -> list[Path]:
@@ -181,8 +172,7 @@ def read_file(path: str) -> bytes:
 
 def unreadable(path: str, error: Exception) -> ImageError:
     """What is raised where a file could not be looked at or opened."""
-    if isinstance(error, FileNotFoundError) and re.match(r"[a-z]+:/", path):
-        path = re.sub("^([a-z]+):/+", r"\1://", path)  # a Path has lost a slash
+    if isinstance(error, FileNotFoundError) and "://" in path:
         problem = "a URL; nothing is fetched: download it first"
     elif isinstance(error, FileNotFoundError):
         problem = "a link to a file that is not there" if os.path.islink(path) else "no such file"
@@ -191,11 +181,6 @@ def unreadable(path: str, error: Exception) -> ImageError:
     else:
         problem = f"cannot be read: {_reason(error)}"
     return ImageError(path, problem)
-
-
-def _several(sources: Iterable[Any]) -> Iterable[Any]:
-    """Takes one file for a list of one: a string is iterable too, and would be read letter by letter."""
-    return [sources] if isinstance(sources, str | os.PathLike | Image.Image) else sources
 
 
 def _listed(path: str) -> list[Path]:
@@ -306,7 +291,11 @@ def load_all(
     """
     photographs: list[Photograph] = []
     errors: list[ImageError] = []
-    for number, source in enumerate(_several(sources), start=1):
+    if isinstance(
+        sources, str | os.PathLike | Image.Image
+    ):  # a string is iterable too, and would be read letter by letter
+        sources = [sources]
+    for number, source in enumerate(sources, start=1):
         try:
             photographs.append(_load(source, size, resize, f" {number}"))
         except ImageError as error:

@@ -158,7 +158,7 @@ def explainer_of(arguments: argparse.Namespace) -> Explainer:
 
 
 def photographs_of(
-    arguments: argparse.Namespace, explainer: Explainer, paths: Sequence[Path]
+    arguments: argparse.Namespace, explainer: Explainer, paths: Sequence[str | Path]
 ) -> tuple[list[Photograph], list[ImageError]]:
     """Photographs as the explainer reads them, and with `--skip-bad` the errors of those that cannot be read."""
     from torch_impl import images

@@ -57,7 +57,7 @@ def _faithfulness(arguments: argparse.Namespace) -> int:
 
     removals = Removals(arguments.shares, arguments.steps, arguments.seed)
     check_output(arguments.out, overwrite=arguments.overwrite)
-    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
+    paths = images.find(arguments.photographs)
     progress = Progress(quiet=arguments.quiet)
     try:
         classes = question.classes_for(arguments.classes, paths)
