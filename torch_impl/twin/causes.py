@@ -21,7 +21,7 @@ from torch_impl.twin.compute import NotComputedError, Tensors, computed
 from torch_impl.twin.given import without_border
 from torch_impl.twin.layouts import channels_first, layouts
 from torch_impl.twin.mistakes import Change, changes
-from torch_impl.twin.pairing import limit
+from torch_impl.twin.pairing import limit, relative
 from torch_impl.twin.tensors import named_tensors, rearrangements
 from torch_impl.twin.twin import Twin, outputs_of
 from torch_impl.twin.watch import Call, Watch
@@ -367,12 +367,6 @@ def _channels_words(factors: Tensor, offsets: Tensor) -> str:
 
 
 def _between(made: Tensor, theirs: Tensor) -> float:
-    """Relative L2; infinite for other shapes."""
-    if made.shape != theirs.shape:
-        made_flat = made.flatten(1) if made.ndim == 4 and made.shape[2:] == (1, 1) else made
-        theirs = theirs.flatten(1) if theirs.ndim == 4 and theirs.shape[2:] == (1, 1) else theirs
-        if made_flat.shape != theirs.shape:
-            return float("inf")
-        made = made_flat
-    scale, off = float(theirs.double().norm()), float((made.double() - theirs.double()).norm())
-    return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))
+    """Relative L2, whether or not axes of one place stand behind the channels; infinite for other shapes."""
+    made, theirs = (values.flatten(1) if values.shape[2:] == (1, 1) else values for values in (made, theirs))
+    return relative(made.double().numpy(), theirs.double().numpy()) if made.shape == theirs.shape else float("inf")

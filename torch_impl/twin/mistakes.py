@@ -16,7 +16,6 @@ from torch_impl.twin.compute import (
     WITH_ACTIVATION,
     NotComputedError,
     Tensors,
-    activated,
     computed,
     same_padding,
 )
@@ -140,16 +139,8 @@ def _transposed_paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensor
     (kernel, _), (stride, _) = _window(layer), _strides(layer)
     for padding in range(kernel):
         for extra in range(stride):
-
-            def other(
-                row: Layer, x: Sequence[Tensor], t: Tensors, padding: int = padding, extra: int = extra
-            ) -> Tensor:
-                return activated(
-                    row.config, F.conv_transpose2d(x[0], t["weight"], t.get("bias"), stride, padding, extra)
-                )
-
             words = f"padding: {padding} with output_padding {extra} in the port, {layer.config['padding']!r} in the reference"
-            yield Change(words, formula=other)
+            yield Change(words, {"padding": padding, "output_padding": extra})
 
 
 def _bias(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
@@ -231,18 +222,11 @@ def _pads(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[
 def _upsamplings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     own = layer.config.get("interpolation", "nearest")
     for mode in ("nearest", "bilinear", "bicubic"):
-        for corners in (False, True) if mode != "nearest" else (None,):
-            if mode == own and not corners:
-                continue
-
-            def other(
-                row: Layer, x: Sequence[Tensor], t: Tensors, mode: str = mode, corners: bool | None = corners
-            ) -> Tensor:
-                size = [n * s for n, s in zip(x[0].shape[2:], row.config["size"], strict=True)]
-                return F.interpolate(x[0], size, mode=mode, align_corners=corners)
-
-            grid = ", corner on corner (align_corners)" if corners else ""
-            yield Change(f"enlarged by {mode}{grid} in the port, by {own} in the reference", formula=other)
+        for corners in (False, True) if mode != "nearest" else (False,):
+            if mode != own or corners:
+                grid = ", corner on corner (align_corners)" if corners else ""
+                words = f"enlarged by {mode}{grid} in the port, by {own} in the reference"
+                yield Change(words, {"interpolation": mode, "align_corners": corners})
 
 
 def _scales(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:

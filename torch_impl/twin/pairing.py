@@ -121,7 +121,7 @@ class _Seen:
         for layer in self.layers.get(flat.numel(), ()):
             for layout in layouts(call.shape, layer.shape):
                 values = flat[places_in(call.shape, layout, layer.shape, self.places[layer.name])].double().numpy()
-                error = _relative(values, self.expected[layer.name])
+                error = relative(values, self.expected[layer.name])
                 self.errors.setdefault(layer.name, []).append((error, call, layout))
         return output.clone()  # what follows may work in place
 
@@ -152,7 +152,8 @@ class _Seen:
         return answer
 
 
-def _relative(values: np.ndarray, expected: np.ndarray) -> float:
+def relative(values: np.ndarray, expected: np.ndarray) -> float:
+    """Relative L2 between values and those expected; infinite where these are all 0."""
     scale, off = float(np.linalg.norm(expected)), float(np.linalg.norm(values - expected))
     return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))
 

@@ -26,13 +26,13 @@ class Tap:
 
     Attributes:
         layer: the reference's name.
-        layout: see `layouts`; "": another shape, handed on channels last.
-        shape: of the reference's output.
+        layout: see `layouts`; "": handed on channels last, of whatever shape.
+        shape: of the reference's output, for the other layouts.
     """
 
     layer: str
-    layout: str
-    shape: Shape
+    layout: str = ""
+    shape: Shape = ()
 
 
 def network_stages(

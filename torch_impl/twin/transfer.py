@@ -20,7 +20,7 @@ from parity.contract.layers import Layer
 from parity.contract.text import some
 from torch_impl.score import logits_of
 from torch_impl.twin.given import orders
-from torch_impl.twin.pairing import SAME
+from torch_impl.twin.pairing import SAME, relative
 from torch_impl.twin.watch import kind_of, tensors_in
 
 PASSES = 400
@@ -329,7 +329,7 @@ class Transfer:
         expected = self.reference.values("logits", "fp64")[row]
         if logits.shape != expected.shape:
             raise TransferError(f"the module gives {logits.size} logits, the reference {expected.size}")
-        return float(np.linalg.norm(logits - expected) / max(float(np.linalg.norm(expected)), 1e-300))
+        return relative(logits, expected)
 
     def _state(self) -> dict[str, Tensor]:
         """The filled copy's tensors, in the module's own formats."""

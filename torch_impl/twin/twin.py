@@ -136,9 +136,9 @@ class Twin:
     def remarks(self) -> list[str]:
         """A line for each tensor that is laid out otherwise; which tensors have no partner; what was not reached."""
         weights, lines = self.pairing.weights, []
-        for pair in weights.pairs.values():
+        for name, pair in weights.pairs.items():
             if pair.permutation:
-                lines.append(f"permutation: {pair.name} holds the values of {pair.reference}: {pair.permutation}")
+                lines.append(f"permutation: {pair.name} holds the values of {name}: {pair.permutation}")
         if weights.missing:
             lines.append(f"{len(weights.missing)} of the reference's tensors have no partner: {some(weights.missing)}")
         trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
