@@ -79,13 +79,10 @@ class Libraries(Capture):
             return tensor_of(output).detach().requires_grad_()
 
         handles = [layer.register_forward_hook(cut)]
-        engine = CapturingCAM(
-            self.model, [layer], uses_gradients=backward
-        )  # no `with` block: in one the library swallows an IndexError
+        # No `with` block: in one the library swallows an IndexError.
+        engine = CapturingCAM(self.model, [layer], uses_gradients=backward)
         engine.device = inputs.device
-        handles.append(
-            layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
-        )
+        handles.append(layer.register_forward_hook(lambda *given: in_place_of(wrapped[-1], given[2].clone())))
         # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
         handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:

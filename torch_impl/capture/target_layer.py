@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_impl.arrays import Images
-from torch_impl.capture.layout import LayerError, Told, layout_of
+from torch_impl.capture.layout import POOLS, LayerError, Told, layout_of
 from torch_impl.preserve import Double, failure, own_gradients, unwrapped
 
 NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
@@ -22,16 +22,7 @@ NO_GRADIENTS = (
     "behind that part, or take the no_grad or the checkpointing away"
 )
 
-_PASSIVE: tuple[type[nn.Module], ...] = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.dropout._DropoutNd,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-)
+_PASSIVE = (*POOLS, nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.Unflatten)
 """Layers that compute nothing a map could be read from: they pool, drop, pass on or reshape."""
 
 
