@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -168,9 +169,7 @@ def _global_pool(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
 
 def _merged(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Layer, Sequence[Tensor], Tensors], Tensor]:
     def formula(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
-        total = inputs[0]
-        for x in inputs[1:]:
-            total = combine(total, x)
+        total = reduce(combine, inputs)
         return total / len(inputs) if layer.kind == "average" else total
 
     return formula

@@ -72,18 +72,15 @@ def _sides_of(layer: Layer, x: Tensor) -> str:
 
 
 def _paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
-    own, window = _sides_of(layer, inputs[0]), _window(layer)
-    others = [*range(max(window) + 1), "same"]
-    for padding in others:
-        for counts in (
-            (False, True) if layer.config.get("pool") == "average" and padding not in (0, "valid") else (False,)
-        ):
-            changed = replace(layer, config={**layer.config, "padding": padding})
-            if _sides_of(changed, inputs[0]) == own and not counts:
-                continue
-            counted = ", and the average pool counts it (count_include_pad)" if counts else ""
-            words = f"padding: {_sides_of(changed, inputs[0])} in the port{counted}, {own} in the reference"
-            yield Change(words, {"padding": padding, "counts_padding": counts})
+    own, average = _sides_of(layer, inputs[0]), layer.config.get("pool") == "average"
+    for padding in (*range(max(_window(layer)) + 1), "same"):
+        sides = _sides_of(replace(layer, config={**layer.config, "padding": padding}), inputs[0])
+        if sides != own:
+            words = f"padding: {sides} in the port, {own} in the reference"
+            yield Change(words, {"padding": padding, "counts_padding": False})
+        if average and padding:
+            words = f"padding: {sides} in the port, and the average pool counts it (count_include_pad), {own} in the reference"
+            yield Change(words, {"padding": padding, "counts_padding": True})
     if layer.config["padding"] == "same":
         words = f"padding: the odd row and column before the picture in the port, behind it ({own}) in the reference"
         yield Change(words, formula=_padded_before)
@@ -210,13 +207,10 @@ def _merges(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterato
 def _pads(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     own = [list(side) for side in layer.config["sides"]]
     total = sum(own[0])
-    for before in range(total + 1):
-        sides = [[before, total - before]] * 2
-        if sides != own:
-            words = f"padding: {tuple(sides[0])} in the port, {tuple(own[0])} in the reference"
-            yield Change(words, {"sides": sides})
-    for n in (0, 1, 2, 3):
-        yield Change(f"padding: {(n, n)} in the port, {tuple(own[0])} in the reference", {"sides": [[n, n], [n, n]]})
+    for side in [*([before, total - before] for before in range(total + 1)), *([n, n] for n in range(4))]:
+        if [side, side] != own:
+            words = f"padding: {tuple(side)} in the port, {tuple(own[0])} in the reference"
+            yield Change(words, {"sides": [side, side]})
 
 
 def _upsamplings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:

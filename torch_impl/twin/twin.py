@@ -20,9 +20,9 @@ from torch_impl.capture.layout import FeatureLayout, LayerError
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.precision import choose_device, dtype_of, numerics
 from torch_impl.preserve import Double
-from torch_impl.score import logits_of
+from torch_impl.twin import causes
 from torch_impl.twin import pairing as pairings
-from torch_impl.twin.pairing import Pair, Pairing
+from torch_impl.twin.pairing import Pair, Pairing, outputs_of
 from torch_impl.twin.stages import Tap, as_array, channels_last, map_stages, network_stages
 from torch_impl.twin.tensors import TRAINED
 from torch_impl.twin.watch import Call
@@ -166,9 +166,7 @@ class Twin:
 
     def cause(self, stage: str, photograph: int) -> str:
         """The probable cause of the first forward stage that is off, or ""."""
-        from torch_impl.twin.causes import cause
-
-        return cause(self, stage, photograph)
+        return causes.cause(self, stage, photograph)
 
     def _check_runs(self) -> None:
         """Whether the module runs to its end; where not, the first layer that was wrong says why."""
@@ -180,9 +178,7 @@ class Twin:
 
     def _parts(self) -> str:
         """Where the module first parts from the reference, in brackets; or ""."""
-        from torch_impl.twin.causes import first_cause
-
-        return f" ({words})" if (words := first_cause(self)) else ""
+        return f" ({words})" if (words := causes.first_cause(self)) else ""
 
     def _check_logits(self) -> None:
         """Whether the module gives logits as the reference does."""
@@ -221,6 +217,7 @@ class Twin:
         table = self.reference.table
         pairs = [*self.pairing.pairs.values(), self.target]
         taps = {pair.call.key: Tap(pair.layer, pair.layout, table[pair.layer].shape) for pair in pairs}
+        layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
         with numerics(precision):
             model = self._prepared(where, dtype)
             explained, layer = self._with_target(where, dtype)
@@ -230,9 +227,12 @@ class Twin:
                 for stage, array in network_stages(model, taps, inputs, target, outputs).items():
                     yield i, stage, array
                 try:
-                    yield from self._maps(i, explained, layer, inputs, target, methods, engine)
+                    capture = opened(explained, layer, engine=engine, feature_layout=layout)
+                    drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
                 except LayerError as error:
                     raise TwinError(f"{error}{self._parts()}") from error
+                for stage, values in map_stages(drawn, (inputs.shape[-2], inputs.shape[-1])).items():
+                    yield i, stage, as_array(channels_last(values[0]))
 
     def _with_target(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """A double once more, and the one module in it whose output is the target layer's."""
@@ -243,22 +243,6 @@ class Twin:
         numbered = Numbered(copy.copy(layer), call.number, times)
         layer.__class__, layer.__dict__ = Numbered, numbered.__dict__  # in its place wherever the model holds it
         return model, numbered.tap
-
-    def _maps(
-        self,
-        row: int,
-        model: nn.Module,
-        layer: nn.Module,
-        inputs: Tensor,
-        target: Tensor,
-        methods: Sequence[str],
-        engine: str,
-    ) -> Iterator[Row]:
-        layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
-        capture = opened(model, layer, engine=engine, feature_layout=layout)
-        drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
-        for stage, values in map_stages(drawn, (inputs.shape[-2], inputs.shape[-1])).items():
-            yield row, stage, as_array(channels_last(values[0]))
 
     def _prepared(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The module's double, which takes the reference's inputs."""
@@ -290,7 +274,7 @@ class Twin:
             return pairings.paired(self.reference, self.double(), self.photograph(0), given).pairs[name]
         pairing = self.pairing
         if name in pairing.pairs:
-            calls = list(pairings.modules_of(pairing, name))
+            calls = list(pairings.modules_of(pairing, pairing.pairs[name]))
             return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
         raise TwinError(
@@ -300,16 +284,6 @@ class Twin:
 
     def _times(self, call: Call) -> int:
         return sum(other.name == call.name for other in self.pairing.calls)
-
-
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's logits, (1, classes).
-
-    Raises:
-        ModelError: its output is no logits.
-    """
-    with torch.no_grad():
-        return logits_of(model(inputs.clone()), len(inputs))
 
 
 def preprocessed(given: str | Callable[..., Any], pixels: np.ndarray) -> tuple[np.ndarray, bool]:
