@@ -222,7 +222,7 @@ class Explainer:
         logits, single, count = drawn[0].logits, drawn[0].single, len(drawn)
         assert logits is not None
         outputs = self._outputs(logits, single)
-        answers = [photograph_rows(read, at, self.labels, single=single, outputs=outputs) for at in drawn]
+        answers = [photograph_rows(read, at, self.labels, outputs) for at in drawn]
         said = manifest(self, captures, answers, names, seconds, options, outputs)
         origin = Origin(self, read * count, drawn[0].target.tolist() * count, options)
         shown = (logits[:, 1:] if single else logits).numpy()

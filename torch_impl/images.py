@@ -223,7 +223,7 @@ def check_length(path: str, length: int) -> None:
 # Loading
 
 
-def load(source: Source, *, size: Size = 224, resize: str = "lab") -> Photograph:
+def load(source: Source, *, size: Size = 224, resize: str = "lab", place: str = "") -> Photograph:
     """Reads one photograph as a viewer would show it, and resizes it for the network.
 
     Args:
@@ -231,6 +231,7 @@ def load(source: Source, *, size: Size = 224, resize: str = "lab") -> Photograph
             image, which is taken at its current frame.
         size: Of the result, in pixels: a square's side, or (height, width).
         resize: One of `framing.RESIZES`, or `AS_IT_IS`.
+        place: Of an array or a Pillow image among several, for its name.
 
     Returns:
         The photograph, its pixels (height, width, 3).
@@ -239,19 +240,29 @@ def load(source: Source, *, size: Size = 224, resize: str = "lab") -> Photograph
         ImageError: The picture cannot be used.
         ValueError: ``size`` or ``resize`` is wrong.
     """
-    return _load(source, size, resize, "")
+    _check_options(size, resize)
+    if isinstance(source, np.ndarray | Image.Image):
+        name = ("array" if isinstance(source, np.ndarray) else "image") + place
+        notes: list[str] = []
+        with _refusing(f"<{name}>"):
+            image = source if isinstance(source, Image.Image) else decoding.from_array(source, notes)
+            sha256 = hashlib.sha256(source.tobytes()).hexdigest()  # decodes an image, where that is still to be done
+            return replace(_photograph(image, name, None, sha256, size, resize, notes), source=source)
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(path, str):
+        raise ImageError(f"<{type(source).__name__}{place}>", "not a file, a NumPy array or a Pillow image")
+    # A name that is not UTF-8 holds lone surrogates, which no file or figure can be written with.
+    name = os.fsencode(os.path.basename(path)).decode("utf-8", "replace") or path
+    return load_bytes(read_file(path), name=name, path=path, size=size, resize=resize)
 
 
-def load_bytes(
-    data: bytes, *, name: str, path: str | None = None, sha256: str | None = None, size: Size = 224, resize: str = "lab"
-) -> Photograph:
+def load_bytes(data: bytes, *, name: str, path: str | None = None, size: Size = 224, resize: str = "lab") -> Photograph:
     """Reads one photograph out of bytes that somebody has read already; everything else is as in `load`.
 
     Args:
         data: What a photograph's file holds.
         name: For display.
         path: Where the bytes come from, for the result and for the error.
-        sha256: Of the bytes, where it is known already.
         size: Of the result, in pixels: a square's side, or (height, width).
         resize: One of `framing.RESIZES`, or `AS_IT_IS`.
 
@@ -265,7 +276,7 @@ def load_bytes(
     _check_options(size, resize)
     where = f"<{name}>" if path is None else path
     check_length(where, len(data))
-    sha256 = sha256 or hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()
     notes: list[str] = []
     with _refusing(where):
         return _photograph(decoding.decoded(data, notes), name, path, sha256, size, resize, notes)
@@ -297,7 +308,7 @@ def load_all(
         sources = [sources]
     for number, source in enumerate(sources, start=1):
         try:
-            photographs.append(_load(source, size, resize, f" {number}"))
+            photographs.append(load(source, size=size, resize=resize, place=f" {number}"))
         except ImageError as error:
             # Its traceback would keep each bad file's bytes and half-decoded pixels alive.
             error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -311,23 +322,6 @@ def _check_options(size: Size, resize: str) -> None:
     if resize not in (*RESIZES, AS_IT_IS):
         raise ValueError(f"resize is one of {', '.join(RESIZES)}, not {resize!r}")
     framing.sides(size)
-
-
-def _load(source: Source, size: Size, resize: str, place: str) -> Photograph:
-    _check_options(size, resize)
-    if isinstance(source, np.ndarray | Image.Image):
-        name = ("array" if isinstance(source, np.ndarray) else "image") + place
-        notes: list[str] = []
-        with _refusing(f"<{name}>"):
-            image = source if isinstance(source, Image.Image) else decoding.from_array(source, notes)
-            sha256 = hashlib.sha256(source.tobytes()).hexdigest()  # decodes an image, where that is still to be done
-            return replace(_photograph(image, name, None, sha256, size, resize, notes), source=source)
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-    if not isinstance(path, str):
-        raise ImageError(f"<{type(source).__name__}{place}>", "not a file, a NumPy array or a Pillow image")
-    # A name that is not UTF-8 holds lone surrogates, which no file or figure can be written with.
-    name = os.fsencode(os.path.basename(path)).decode("utf-8", "replace") or path
-    return load_bytes(read_file(path), name=name, path=path, size=size, resize=resize)
 
 
 def _photograph(

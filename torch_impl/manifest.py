@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def photograph_rows(
-    photographs: Sequence[Photograph], drawn: Drawn, labels: Sequence[str] | None, *, single: bool, outputs: str
+    photographs: Sequence[Photograph], drawn: Drawn, labels: Sequence[str] | None, outputs: str
 ) -> list[dict[str, Any]]:
     """A row for each map's photograph.
 
@@ -33,14 +33,13 @@ def photograph_rows(
         photographs: one for each row of the maps.
         drawn: with logits.
         labels: of the classes: see `classes.names_of`.
-        single: whether the network has one output.
         outputs: `logits`, `probabilities` or `score`.
     """
     assert drawn.logits is not None
     target, constant, count = drawn.target.tolist(), _constant(drawn), drawn.logits.shape[1]
     scored, logits = outputs == "score", drawn.logits.tolist()
     names = () if scored else imagenet.names_of(count, labels)
-    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs).tolist()
+    probabilities = None if scored else probabilities_of(drawn.logits, single=drawn.single, outputs=outputs).tolist()
     best = drawn.logits.topk(min(5, count)).indices.tolist()
     rows = []
     for i, photograph in enumerate(photographs):
