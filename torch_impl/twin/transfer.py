@@ -11,6 +11,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -114,7 +115,6 @@ class Transfer:
     ) -> None:
         self.reference, self.tensors, self.model, self.inputs = reference, tensors, model, inputs
         self.work = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(False)
-        self.names = {id(module): name for name, module in self.work.named_modules()}
         self.units = {layer.name: layer for layer in reference.table.layers if layer.tensors}
         self.best = _Attempt()
         self.passes = 0
@@ -158,8 +158,7 @@ class Transfer:
         self.passes += 1
         self._restore()
 
-        def fill(module: nn.Module, given: tuple[object, ...]) -> None:
-            name = self.names[id(module)]
+        def fill(name: str, module: nn.Module, given: tuple[object, ...]) -> None:
             attempt.ran.add(name)
             if name in attempt.layers or not _kind(module) or next(module.parameters(recurse=False), None) is None:
                 return
@@ -175,7 +174,8 @@ class Transfer:
             attempt.layers[name] = unit
             self._load(module, name, self.units[unit], values, attempt)
 
-        handles = [module.register_forward_pre_hook(fill) for module in self.work.modules()]
+        named = self.work.named_modules()
+        handles = [module.register_forward_pre_hook(partial(fill, name)) for name, module in named]
         try:
             with torch.no_grad():
                 output = self.work(self.inputs[:1])

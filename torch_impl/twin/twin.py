@@ -110,10 +110,10 @@ class Twin:
         self.layers = dict(layers or {})
         self.target_layer = target_layer
         self.inside = bool(inside)
-        self.pairing = self._paired()
+        self.pairing = self._paired(self.layers)
         if reference.settings.scale and inside is None and not self._begins_alike(self.pairing):
             self.inside = True
-            other = self._paired()
+            other = self._paired(self.layers)
             if self._begins_alike(other):
                 self.pairing = other
             else:
@@ -256,9 +256,9 @@ class Twin:
             double.model.register_forward_pre_hook(lambda module, given: ((given[0] - offset) / scale, *given[1:]))
         return double.model
 
-    def _paired(self) -> Pairing:
-        inputs = self.photograph(0)
-        return pairings.paired(self.reference, self.double(), inputs, self.layers)
+    def _paired(self, layers: Mapping[str, str]) -> Pairing:
+        """The layers and modules, where the user knows nothing better."""
+        return pairings.paired(self.reference, self.double(), self.photograph(0), layers)
 
     def _begins_alike(self, pairing: Pairing) -> bool:
         """Whether the first layer that can be compared is the same."""
@@ -270,8 +270,7 @@ class Twin:
         """The pair of the target layer: a module that runs once, or a container that returns just its output."""
         name = self.reference.table.target
         if self.target_layer:
-            given = {**self.layers, name: self.target_layer}
-            return pairings.paired(self.reference, self.double(), self.photograph(0), given).pairs[name]
+            return self._paired({**self.layers, name: self.target_layer}).pairs[name]
         pairing = self.pairing
         if name in pairing.pairs:
             calls = list(pairings.modules_of(pairing, pairing.pairs[name]))
