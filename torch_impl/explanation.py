@@ -135,13 +135,15 @@ class Explanation:
 
         if self.reread is not None:
             return self.reread(i)
-        if self.origin is not None:
-            return self.origin.photographs[i].again().pixels
         row = self.manifest["photographs"][i]
-        if row["path"] is None:
-            raise images.ImageError(f"<{row['name']}>", "an array is not kept with the maps: draw them again")
-        kept = images.Photograph(self.pixels[i], row["name"], row["path"], row["sha256"], row["size"], (), row["seen"])
-        return kept.again().pixels
+        given = row["path"] if self.origin is None else self.origin.photographs[i].source
+        name = row["path"] or f"<{row['name']}>"
+        if given is None:
+            raise images.ImageError(name, "an array is not kept with the maps: draw them again")
+        photograph = images.load(given, resize=framing.AS_IT_IS)
+        if photograph.sha256 != row["sha256"]:
+            raise images.ImageError(name, "has changed since its maps were drawn: draw them again")
+        return photograph.pixels
 
     def at_photograph(self, i: int, method: str, shape: tuple[int, int] | None = None) -> np.ndarray:
         """Map `i` at its photograph's own size and shape, pixel for pixel: (H, W) in [0, 1]; NaN where a crop left it out.

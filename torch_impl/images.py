@@ -87,7 +87,7 @@ class Photograph:
         original_size: (width, height) as a viewer shows it, that is after the EXIF turn.
         notes: What was done on purpose that Keras's ``load_img`` would not do; empty for a plain photograph.
         seen: Which part of it `pixels` show, in pixels of ``original_size``.
-        source: The array or Pillow image that it was given as; None for files.
+        source: The file, array or Pillow image that it was given as; None for mere bytes.
     """
 
     pixels: NDArray[np.uint8]
@@ -98,20 +98,6 @@ class Photograph:
     notes: tuple[str, ...]
     seen: Box
     source: Source | None = field(default=None, repr=False)
-
-    def again(self) -> Photograph:
-        """The same photograph at its own size.
-
-        Raises:
-            ImageError: It cannot be read any more, or is another one by now.
-        """
-        given = self.path if self.source is None else self.source
-        if given is None:
-            raise ImageError(f"<{self.name}>", "was read from bytes, which are not kept: give its file")
-        photograph = load(given, resize=AS_IT_IS)
-        if photograph.sha256 != self.sha256:
-            raise ImageError(self.path or f"<{self.name}>", "has changed since its maps were drawn: draw them again")
-        return photograph
 
 
 # Which files
@@ -332,7 +318,7 @@ def _photograph(
     height_and_width = framing.sides(size)
     pixels = np.array(framing.resized(image, height_and_width, resize))
     seen = framing.seen(image.size, height_and_width, resize)
-    return Photograph(pixels, name, path, sha256, image.size, tuple(notes), seen)
+    return Photograph(pixels, name, path, sha256, image.size, tuple(notes), seen, source=path)
 
 
 @contextlib.contextmanager
