@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -154,16 +155,13 @@ def _explain(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     figure.Style(arguments.colormap)
     earlier = check_output(arguments.out, overwrite=arguments.overwrite)
-    progress = Progress(quiet=arguments.quiet)
-    try:
+    with contextlib.closing(Progress(quiet=arguments.quiet)) as progress:
         explainer, photographs, classes, refused = options.asked_of(arguments)
         if arguments.at == "photograph" and not isinstance(explainer.preprocess, str):
             raise framing.FramingError(framing.UNKNOWN)
         with question.said_of_folders(arguments.classes):
             map_settings = vars(options_of(arguments))
             maps = explainer(photographs, classes, arguments.methods, **map_settings, progress=progress)
-    finally:
-        progress.close()
     if earlier and not arguments.quiet:
         print(f"{PROGRAM}: replacing the earlier result in {printable(arguments.out)}", file=sys.stderr)
     written = maps.save(arguments.out, overwrite=arguments.overwrite, **options.figures_of(arguments))

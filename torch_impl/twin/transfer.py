@@ -134,7 +134,10 @@ class Transfer:
             choices = Counter({i: choices[i] for i in range(more[-1])} | {more[-1]: choices[more[-1]] + 1})
             attempt = self._forward(choices)
         if attempt.stopped:
-            self._forward_again(self.best)
+            chosen = enumerate(zip(self.best.fitting, self.best.layers.values(), strict=False))
+            self._forward(
+                Counter({i: fits.index(name) for i, (fits, name) in chosen})
+            )  # as the best attempt left the copy
             raise TransferError(self.best.stopped)
         self._check_told_apart(attempt, choices)
         kept = self._complete(attempt)
@@ -146,11 +149,6 @@ class Transfer:
                     f"the first photograph's logits agree, but those of photograph {i + 1} differ by {off:.1e}"
                 )
         return Filled(self._state(), attempt.layers, self.passes, kept, error)
-
-    def _forward_again(self, attempt: _Attempt) -> None:
-        """Bring the copy back to where the best attempt left it."""
-        chosen = zip(attempt.fitting, attempt.layers.values(), strict=False)
-        self._forward(Counter({i: fits.index(name) for i, (fits, name) in enumerate(chosen)}))
 
     def _forward(self, choices: Counter[int]) -> _Attempt:
         """One pass, which takes of the layers that fit a module the one of this number: the first where none is chosen."""
