@@ -84,9 +84,15 @@ def patched(*patches: Any) -> Injection:
 
 def reading(step: int) -> Injection:
     """The target layer is read at a module that many places further on than the golden network's own."""
-    right, target = port.find_layer, 15
-    names = {f"features.{target}": f"features.{target + step}"}
-    return patched((port, "find_layer", lambda model, name: right(model, names.get(name, name))))
+    right, of_network, target = port.find_layer, port.network_stages, 15
+    here, there = f"features.{target}", f"features.{target + step}"
+    other = {here: there, there: here}
+
+    def wrong_stages(model: nn.Module, taps: Mapping[str, stages.Tap], *more: Any) -> dict[str, np.ndarray]:
+        return of_network(model, {other.get(key, key): tap for key, tap in taps.items()}, *more)
+
+    layer = lambda model, name: right(model, other.get(name, name))  # noqa: E731
+    return patched((port, "find_layer", layer), (port, "network_stages", wrong_stages))
 
 
 def wrong_upsample(how: Callable[..., Tensor], *, drawn_only: bool = False) -> Injection:

@@ -13,8 +13,8 @@ from torch import nn
 from parity.contract.methods import DEFAULT, REFERENCE
 from parity.contract.stages import PRECISIONS
 from torch_impl import Explainer, convolutions
-from torch_impl.convolutions import Convolution, by_input_gradient, convolved, quicken, turned
-from torch_impl.network import build, prepared
+from torch_impl.convolutions import Convolution, by_input_gradient, convolved, turned
+from torch_impl.network import build, prepared, quicken
 from torch_impl.precision import numerics
 
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -139,7 +139,7 @@ def test_a_model_that_was_handed_in_is_left_alone(tiny, photographs, calls):
 def test_it_stays_out_of_the_way(calls):
     """Trainable weights get their gradient; other types, functional transforms and other devices go PyTorch's way."""
     layer = usual((3, 4), dtype=torch.float32)
-    quicken(layer)
+    quicken(layer, nn.Conv2d, Convolution)
     assert type(layer) is Convolution
     x = pictures(3, (5, 5), dtype=torch.float32)
     layer(x)

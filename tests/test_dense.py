@@ -11,7 +11,8 @@ from tolerances import FLOAT32
 from torch import nn
 
 from torch_impl import dense, network
-from torch_impl.dense import Dense, quicken
+from torch_impl.dense import Dense
+from torch_impl.network import quicken
 
 pytestmark = pytest.mark.skipif(not dense._available(), reason="this PyTorch has no oneDNN")
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(not dense._available(), reason="this PyTorch has
 def quick_linear(inputs=300, outputs=70, **options):
     torch.manual_seed(0)
     layer = nn.Linear(inputs, outputs, **options).requires_grad_(False)
-    quicken(layer)
+    quicken(layer, nn.Linear, Dense)
     assert type(layer) is Dense
     return layer
 
@@ -80,7 +81,7 @@ def test_second_derivatives_and_functional_transforms():
     torch.manual_seed(1)
     plain = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1)).requires_grad_(False)
     quick = copy.deepcopy(plain)
-    quicken(quick)
+    quicken(quick, nn.Linear, Dense)
     x = torch.arange(12.0).reshape(2, 6).div(6).requires_grad_()
     second = []
     for model in (plain, quick):

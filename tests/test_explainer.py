@@ -267,7 +267,7 @@ def test_errors_name_what_is_wrong(tiny, pictures, explanation):
         (lambda: explainer(pictures, n_samples=0), ValueError, "n_samples"),
         (lambda: explainer(pictures, methods="vanilla")["gradcam"], KeyError, "gradcam was not drawn"),
         (lambda: Explainer(explainer.model, preprocess="tf"), ValueError, "preprocessing 'tf' is unknown"),
-        (lambda: Explainer(explainer.model, preprocess=5), ValueError, "preprocess is 5: give"),
+        (lambda: Explainer(explainer.model, preprocess=5), ValueError, "preprocessing 5 is unknown"),
         (lambda: Explainer(explainer.model, outputs="odds"), ValueError, "outputs 'odds' is unknown; known: logits"),
         (lambda: explainer_of(tiny, resize="crop"), ValueError, "resize 'crop' is unknown"),
         (lambda: explainer_of(tiny, engine="fast"), ValueError, "engine 'fast' is unknown; known: library, shared"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -147,29 +148,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from torch_impl import figure, framing, images, question
+    from torch_impl import figure, framing, question
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
-    from torch_impl.stock import check_narrow
 
     started = time.perf_counter()
-    check_narrow(arguments.methods, arguments.precision)
     figure.Style(arguments.colormap)
     earlier = check_output(arguments.out, overwrite=arguments.overwrite)
-    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
-    progress = Progress(quiet=arguments.quiet)
-    try:
-        classes = question.classes_for(arguments.classes, paths)
-        explainer = options.explainer_of(arguments)
+    with contextlib.closing(Progress(quiet=arguments.quiet)) as progress:
+        explainer, photographs, classes, refused = options.asked_of(arguments)
         if arguments.at == "photograph" and not isinstance(explainer.preprocess, str):
             raise framing.FramingError(framing.UNKNOWN)
-        photographs, refused = options.photographs_of(arguments, explainer, paths)
-        classes = question.without(classes, paths, refused)
         with question.said_of_folders(arguments.classes):
             map_settings = vars(options_of(arguments))
             maps = explainer(photographs, classes, arguments.methods, **map_settings, progress=progress)
-    finally:
-        progress.close()
     if earlier and not arguments.quiet:
         print(f"{PROGRAM}: replacing the earlier result in {printable(arguments.out)}", file=sys.stderr)
     written = maps.save(arguments.out, overwrite=arguments.overwrite, **options.figures_of(arguments))

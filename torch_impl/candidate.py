@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,13 +12,12 @@ from parity.candidate import Job
 from parity.contract.network import Network
 from torch_impl import images, ladder, maps, weights  # noqa: F401  (maps fills the registry)
 from torch_impl.capture.draw import Drawn, draw, of_outputs, opened
-from torch_impl.capture.passes import scaled_score
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.network import layout_of, prepared
-from torch_impl.precision import SCORE_SCALE, choose_device, dtype_of, numerics
+from torch_impl.precision import choose_device, dtype_of, numerics
 from torch_impl.preprocess import preprocess
-from torch_impl.preserve import Double, own_gradients
-from torch_impl.twin.stages import as_array, channels_last, map_stages
+from torch_impl.preserve import Double
+from torch_impl.twin.stages import Tap, as_array, channels_last, map_stages, network_stages
 
 Row = tuple[int, str, np.ndarray]
 """(photograph, stage, array): what a candidate gives."""
@@ -43,8 +42,7 @@ def one_pass(job: Job) -> Iterator[Row]:
 
 def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> list[images.Photograph]:
     """Photographs as `explain` reads them; see `parity.port`."""
-    files = images.find(paths, skip_bad=True) if paths else images.defaults()
-    return images.load_all(files, size=size, resize=resize)[0]
+    return images.load_all(images.find(paths), size=size, resize=resize)[0]
 
 
 def load_weights(source: str, input: str | None) -> Network:
@@ -90,32 +88,10 @@ def _stages(job: Job, engine: str) -> Iterator[Row]:
         model, inputs, target = _prepared(job)
         drawn = _drawn(job, engine, model, inputs, target)
         stages = map_stages(drawn, (inputs.shape[-2], inputs.shape[-1]))
+        taps = {job.table.modules[layer.name]: Tap(layer.name) for layer in job.table.hidden}
+        own = target + int(job.table.classes == 1)  # an only output is class 1, see `score.Classifier`
         for i in range(len(inputs)):
             yield from ((i, stage, as_array(channels_last(values[i]))) for stage, values in stages.items())
-            for stage, array in _network_stages(job, model, inputs[i : i + 1], target[i : i + 1]).items():
-                yield i, stage, array
-
-
-def _network_stages(job: Job, model: nn.Module, inputs: Tensor, target: Tensor) -> dict[str, np.ndarray]:
-    """Inputs, activations, logits, score and gradients of one photograph."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(layer: str) -> Callable[[nn.Module, object, Tensor], Tensor]:
-        def hook(module: nn.Module, args: object, output: Tensor) -> Tensor:
-            outputs[layer] = output
-            return output.clone()  # what follows may work in place
-
-        return hook
-
-    double = Double(model)
-    for layer in job.table.hidden:
-        double.of(find_layer(model, job.table.modules[layer.name])).register_forward_hook(keep(layer.name))
-    with own_gradients():
-        leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-        logits = double.model(leaf)
-        slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *outputs.values()])
-    stages = {"inputs": inputs[0], "logits": logits[0], "score": logits[0, target[0]]}
-    stages |= {f"activations/{layer}": output[0] for layer, output in outputs.items()}
-    stages |= {f"gradients/{layer}": slope[0] for layer, slope in zip(("inputs", *outputs), slopes, strict=True)}
-    arrays = {name: as_array(channels_last(values)) for name, values in stages.items()}
-    return {name: array / SCORE_SCALE if name.startswith("gradients/") else array for name, array in arrays.items()}
+            at = slice(i, i + 1)
+            shared = network_stages(Double(model).model, taps, inputs[at], own[at], job.table.classes)
+            yield from ((i, stage, array) for stage, array in shared.items())

@@ -31,13 +31,6 @@ class Convolution(nn.Conv2d):
         return super().forward(input)
 
 
-def quicken(model: nn.Module) -> None:
-    """Make every 3×3 `nn.Conv2d` of a VGG that is ours a `Convolution`: same parameters, same names, same result up to rounding."""
-    for module in model.modules():
-        if type(module) is nn.Conv2d:
-            module.__class__ = Convolution
-
-
 def convolved(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
     """`x` convolved with `kernel`, stride 1, padding 1; with a gradient to `x`, any number of times, and none to the others.
 

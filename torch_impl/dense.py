@@ -32,13 +32,6 @@ class Dense(nn.Linear):
         return F.linear(input, self.weight, self.bias)
 
 
-def quicken(model: nn.Module) -> None:
-    """Make every `nn.Linear` of a model that is ours a `Dense`: same parameters, same names, same result up to rounding."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Dense
-
-
 def _available() -> bool:
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return built and hasattr(torch.ops.mkldnn, "_linear_pointwise")

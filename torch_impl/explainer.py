@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.contract.methods import DEFAULT, Options, canonical_names
+from parity.contract.methods import DEFAULT, METHODS, Options, canonical_names
 from parity.contract.network import Network
 from torch_impl import framing, images, maps, several  # noqa: F401  (maps fills the registry)
-from torch_impl.arrays import Images, Target
+from torch_impl.arrays import Images, Logits, Target
 from torch_impl.batching import BatchSize
 from torch_impl.capture import check_compile
 from torch_impl.capture.draw import ChooseRows, Drawn, draw, groups, opened
@@ -114,8 +114,8 @@ class Explainer:
             double = Double(model, device=self.device, dtype=self.dtype)
             model, layers = double.model, [double.of(layer) for layer in layers]
         self.model = model
-        names: list[str | None] = [name_of(model, layer) for layer in layers]
-        self.target_layer, self.more_layers = (names or [None])[0], names[1:]
+        names = [name_of(model, layer) for layer in layers]
+        self.target_layer, self.more_layers = names[0] if names else None, names[1:]
         self.preprocess, self.size, self.resize = preprocess, framing.checked_size(size), resize
         self.batch_size, self.engine, self.compile, self.weights = batch_size, engine, compile, weights
         self.score, self.outputs, self.feature_layout = score, outputs, checked_layout(feature_layout)
@@ -129,14 +129,10 @@ class Explainer:
         *,
         input: str | None = None,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
-        resize: str | None = None,
         device: str | torch.device = "auto",
         precision: str = "fp32",
-        batch_size: BatchSize = "auto",
-        engine: str = "library",
-        compile: bool = False,
-        labels: str | Sequence[str] | None = None,
         progress: bool = False,
+        **settings: Any,
     ) -> Explainer:
         """torchvision's VGG16.
 
@@ -144,34 +140,28 @@ class Explainer:
             weights: `auto`, `imagenet`, `keras`, `offline`, `offline-random:N`, `seeded:N`, a path, or a `Network`.
             input: `caffe` or `torchvision`; None: the preprocessing that these weights were trained with.
             target_layer: by Keras's name or torchvision's; None: the last convolution's ReLU. See `Explainer`.
-            resize: `lab` or `torchvision`; see `Explainer`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`.
             precision: see `Explainer`.
-            batch_size: images in one pass; "auto" or a number.
-            engine: `library` or `shared`; see `Explainer`.
-            compile: see `Explainer`.
-            labels: see `Explainer`.
             progress: show a download's bar.
+            settings: `resize`, `batch_size`, `engine`, `compile`, `labels`, `score`, …: see `Explainer`.
 
         Raises:
             WeightsError, DeviceError: the weights cannot be had or used; there is no such device.
             ValueError: unknown preprocessing, resize, precision or engine.
         """
+        from torch_impl.weights import load_network
+
         where = choose_device(device)
         check_precision(precision, where)  # before the weights, which may be a long download
-        network = _network(weights, input, progress)
+        network = weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
         return cls(
             prepared(network, where, precision),
             several.torchvision_names(network.table, target_layer),
             preprocess=input or network.input,
             size=network.table.size[0],
-            resize=resize,
             precision=precision,
-            batch_size=batch_size,
-            engine=engine,
-            compile=compile,
-            labels=labels,
             weights=network,
+            **settings,
         )
 
     def __call__(
@@ -211,47 +201,39 @@ class Explainer:
         """
         names, options = canonical_names(methods), Options(n_samples, noise_level, seed, channels, relu)
         check_narrow(names, self.precision)
-        if self.more_layers:
-            return several.explanation(self, photographs, classes, names, options, progress)
-        return self._on_one_layer(photographs, classes, names, options, progress)
-
-    def _on_one_layer(
-        self, photographs: Any, classes: Classes, names: Sequence[str], options: Options, progress: Report | None
-    ) -> Explanation:
-        """A call, with its arguments checked, of an explainer that has one target layer."""
+        if self.more_layers and not any(METHODS[name].overlay for name in names):
+            first = several.on_layers(self, self.target_layer)
+            return first(photographs, classes, names, **vars(options), progress=progress)
         photographs = listed_photographs(photographs)
-        rows, wanted = expanded(photographs, None if self.score else classes)
+        rows, wanted = expanded(len(photographs), None if self.score else classes)
         seconds: dict[str, float] = {}
         with numerics(self.precision):
             with _timed(seconds, "photographs"):
                 read, pixels, inputs = self.prepared(photographs)
             if rows != list(range(len(read))):
                 read, pixels, inputs = [read[row] for row in rows], pixels[rows], inputs[rows]
-            capture, chosen = self._opened(inputs), choose(wanted, len(rows), self.labels)
-            drawn = self._draw(capture, inputs, chosen, names, options, seconds, progress)
+            chosen = choose(wanted, len(rows), self.labels)
+            captures, drawn = self._drawn(inputs, chosen, names, options, seconds, progress)
             with _timed(seconds, "finish"):  # all maps on the device, before the first of them is waited for
                 size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
-                there = {name: finish(drawn.raw[name], size) for name in names}
+                there = {name: torch.cat([finish(at.raw[name], size) for at in drawn]) for name in names}
                 finished = {name: maps.cpu().numpy() for name, maps in there.items()}
-        drawn = drawn.answers_on_host()
-        assert drawn.logits is not None
-        outputs = self._outputs(drawn)
-        answers = photograph_rows(read, drawn, self.labels, single=drawn.single, outputs=outputs)
-        logits = drawn.logits[:, 1:] if drawn.single else drawn.logits
-        said = manifest(self, capture, answers, names, seconds, options, outputs)
-        origin = Origin(self, read, drawn.target.tolist(), options)
-        return Explanation(finished, pixels, logits.numpy(), said, origin)
+        drawn = [at.answers_on_host() for at in drawn]
+        logits, single, count = drawn[0].logits, drawn[0].single, len(drawn)
+        assert logits is not None
+        outputs = self._outputs(logits, single)
+        answers = [photograph_rows(read, at, self.labels, outputs) for at in drawn]
+        said = manifest(self, captures, answers, names, seconds, options, outputs)
+        origin = Origin(self, read * count, drawn[0].target.tolist() * count, options)
+        shown = (logits[:, 1:] if single else logits).numpy()
+        return Explanation(finished, np.concatenate([pixels] * count), np.concatenate([shown] * count), said, origin)
 
     def compute(
         self,
         pixels: np.ndarray,
         target: Sequence[int | None] | None = None,
         methods: str | Sequence[str] = DEFAULT,
-        *,
-        n_samples: int = 20,
-        noise_level: float = 0.2,
-        seed: int = 0,
-        channels: int | None = None,
+        **options: Any,
     ) -> Drawn:
         """Logits and raw maps of decoded photographs: for those who finish and keep them themselves.
 
@@ -259,10 +241,7 @@ class Explainer:
             pixels: uint8 (N, H, W, 3), RGB, of the network's size.
             target: the class of each; None: its top-1.
             methods: as of a call; none: logits alone.
-            n_samples: SmoothGrad's noisy copies.
-            noise_level: SmoothGrad's σ as a fraction of each image's range.
-            seed: of SmoothGrad's noise.
-            channels: feature maps that Faster-ScoreCAM takes.
+            options: as of a call: `n_samples`, `noise_level`, `seed`, `channels`, `relu`.
 
         Returns:
             Tensors on the device; `methods.finish(raw, (H, W))` makes a raw map one in [0, 1] of the photograph's size.
@@ -273,61 +252,62 @@ class Explainer:
             MapError: a value is not finite.
         """
         names = canonical_names(methods) if len(methods) else ()
-        options = Options(n_samples, noise_level, seed, channels)
         several.check_one(self)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
-            inputs = self._inputs(pixels)
+            inputs = self._inputs(list(pixels), range(len(pixels)))
             chosen = choose(target, len(pixels), self.labels)
-            return self._draw(self._opened(inputs), inputs, chosen, names, options, {}, None)
+            return self._drawn(inputs, chosen, names, Options(**options), {}, None)[1][0]
 
-    def _opened(self, inputs: Images) -> Capture:
-        """A double of the model, to be looked into; the target layer is found, if there is none yet."""
-        if self.target_layer is None:
-            self.target_layer = name_of(self.model, found_layer(self.model, inputs[:1]))
-        return opened(
-            self.model,
-            find_layer(self.model, self.target_layer),
-            engine=self.engine,
-            compile=self.compile,
-            batch_size=self.batch_size,
-            score=self.score,
-            feature_layout=self.feature_layout,
-        )
-
-    def _draw(
+    def _drawn(
         self,
-        capture: Capture,
         inputs: Images,
-        chosen: ChooseRows,
+        target: Target | ChooseRows,
         names: Sequence[str],
         options: Options,
         seconds: dict[str, float],
         progress: Report | None,
-    ) -> Drawn:
-        """Every map; what each part took is noted down in `seconds`."""
-        target: Target | ChooseRows = chosen
-        logits: Tensor | None = None
+    ) -> tuple[list[Capture], list[Drawn]]:
+        """The maps at each target layer, and of what; saliency is drawn with the first one's, and stands at each.
+
+        What each part took is noted down in `seconds`. The target layer is found, if there is none yet.
+        """
+        if self.target_layer is None:
+            self.target_layer = name_of(self.model, found_layer(self.model, inputs[:1]))
+        captures: list[Capture] = []
+        drawn: list[Drawn] = []
+        logits: Logits | None = None
         raw: dict[str, Tensor] = {}
         no_gradient: dict[str, Tensor] = {}
-        for what, group in groups(names, capture.one_by_one):
-            report = partial(progress, what) if progress else None
-            with _timed(seconds, what):  # which ends with a question to the device: see `check_finite`
-                drawn = draw(capture, inputs, target, group, options, progress=report)
-            target, logits = drawn.target, drawn.logits if logits is None else logits
-            raw |= drawn.raw
-            no_gradient |= drawn.no_gradient
-        assert isinstance(target, Tensor)
-        return Drawn(target, raw, no_gradient, logits, single=bool(capture.model.single))
+        for layer in (self.target_layer, *self.more_layers):
+            capture = opened(
+                self.model,
+                find_layer(self.model, layer),
+                engine=self.engine,
+                compile=self.compile,
+                batch_size=self.batch_size,
+                score=self.score,
+                feature_layout=self.feature_layout,
+            )
+            if drawn:
+                names = [name for name in names if METHODS[name].overlay]
+            for what, group in groups(names, capture.one_by_one):
+                report = partial(progress, f"{what}, {layer}" if drawn else what) if progress else None
+                with _timed(seconds, what):  # which ends with a question to the device: see `check_finite`
+                    found = draw(capture, inputs, target, group, options, progress=report)
+                target, logits = found.target, found.logits if logits is None else logits
+                raw, no_gradient = {**raw, **found.raw}, {**no_gradient, **found.no_gradient}
+            drawn.append(Drawn(found.target, raw, no_gradient, logits, single=found.single))
+            captures.append(capture)
+        return captures, drawn
 
-    def _outputs(self, drawn: Drawn) -> str:
+    def _outputs(self, logits: Logits, single: bool) -> str:
         """What the model's outputs are: `score`, `logits` or `probabilities`; a warning where the last was not said."""
         if self.score is not None:
             return "score"
-        assert drawn.logits is not None
-        if self.outputs is None and not drawn.single and are_probabilities(drawn.logits):
-            warnings.warn(PROBABILITIES, stacklevel=4)
+        if self.outputs is None and not single and are_probabilities(logits):
+            warnings.warn(PROBABILITIES, stacklevel=3)
             return "probabilities"
         return self.outputs or "logits"
 
@@ -341,29 +321,18 @@ class Explainer:
         fresh = [p for p in photographs if not isinstance(p, images.Photograph)]
         loaded = iter(images.load_all(fresh, size=self.size, resize=self.reads_with)[0] if fresh else [])
         read = [p if isinstance(p, images.Photograph) else next(loaded) for p in photographs]
-        if isinstance(self.preprocess, str):
-            pixels = np.stack([p.pixels for p in read])
-            return read, pixels, self._inputs(pixels)
-        inputs = transformed(self.preprocess, [p.pixels for p in read], [p.name for p in read])
-        check_pictures(inputs)
-        inputs = inputs.to(self.device, self.dtype).contiguous(memory_format=self._layout)
-        return read, visible(inputs), inputs
+        inputs = self._inputs([p.pixels for p in read], [p.name for p in read])
+        return read, np.stack([p.pixels for p in read]) if isinstance(self.preprocess, str) else visible(inputs), inputs
 
-    def _inputs(self, pixels: np.ndarray) -> Images:
-        """Decoded photographs uint8 (N, H, W, 3) → (N, C, H, W) on the device."""
+    def _inputs(self, pixels: Sequence[np.ndarray], names: Iterable[object]) -> Images:
+        """Decoded photographs uint8 (H, W, 3) → (N, C, H, W) on the device."""
         if isinstance(self.preprocess, str):
-            inputs = preprocess(pixels, input=self.preprocess, dtype=self.dtype, device=self.device)
+            inputs = preprocess(np.stack(pixels), input=self.preprocess, dtype=self.dtype, device=self.device)
         else:
-            inputs = transformed(self.preprocess, pixels, [str(i) for i in range(len(pixels))])
+            inputs = transformed(self.preprocess, pixels, names)
+            check_pictures(inputs)
             inputs = inputs.to(self.device, self.dtype)
         return inputs.contiguous(memory_format=self._layout)
-
-
-def _network(weights: str | Network, input: str | None, progress: bool) -> Network:
-    """Weights as `Explainer.vgg16` takes them."""
-    from torch_impl.weights import load_network
-
-    return weights if isinstance(weights, Network) else load_network(weights, input=input, progress=progress)
 
 
 @contextlib.contextmanager
@@ -371,4 +340,4 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     """Note down what the block takes."""
     clock = time.perf_counter()
     yield
-    seconds[what] = time.perf_counter() - clock
+    seconds[what] = seconds.get(what, 0.0) + time.perf_counter() - clock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -41,15 +41,11 @@ def sides(size: Any) -> tuple[int, int]:
     Raises:
         ValueError: it is neither a number of pixels nor two of them, or too large.
     """
-    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
-    if not _is_side(height) or not _is_side(width):
+    pair = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in pair)
+    if not whole or not 1 <= min(pair) <= max(pair) <= LARGEST:
         raise ValueError(f"size is a number of pixels from 1 to {LARGEST}, or (height, width), not {size!r}")
-    return int(height), int(width)
-
-
-def _is_side(value: Any) -> TypeGuard[int]:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and 1 <= int(value) <= LARGEST
+    return int(pair[0]), int(pair[1])
 
 
 def checked_size(size: Any) -> Size:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pytorch_grad_cam
 import torch
 from captum.attr import Saliency
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from parity.contract.methods import Options
@@ -102,11 +99,8 @@ def _smoothgrad(method: str, s: Subject) -> list[Step]:
         sigmas = standard_deviations(s.inputs, level).tolist()
         drawn = []
         with stock.seeded(s.options.seed, s.inputs.device):
-            for i, sigma in enumerate(sigmas):
-                one = slice(i, i + 1)
-                drawn.append(
-                    stock.noise_tunnel(s.model, s.inputs[one], s.target[one], sigma=sigma, n_samples=n_samples)
-                )
+            for image, category, sigma in zip(torch.split(s.inputs, 1), torch.split(s.target, 1), sigmas, strict=True):
+                drawn.append(stock.noise_tunnel(s.model, image, category, sigma=sigma, n_samples=n_samples))
         return torch.cat(drawn)
 
     def signed() -> Tensor:
@@ -145,23 +139,12 @@ def _cam(method: str, s: Subject) -> list[Step]:
 
 def _library_weights(method: str, s: Subject) -> Tensor:
     """A library's own channel weights, without its resize and its two min–max steps."""
-    drawn = []
-    engine: Any = getattr(pytorch_grad_cam, stock.CLASSES[method])(
-        model=s.model, target_layers=[find_layer(s.model, s.layer)]
-    )
-    captured = engine.activations_and_grads
-    try:
-        for i in range(len(s.inputs)):
-            leaf = s.inputs[i : i + 1].detach().requires_grad_()
-            targets = [ClassifierOutputTarget(int(s.target[i]))]
-            engine(input_tensor=leaf, targets=targets)
-            a = captured.activations[0].numpy()
-            g = captured.gradients[0].numpy() if captured.gradients else None
-            weights = engine.get_cam_weights(leaf, None, targets, a, g)
-            drawn.append(np.maximum(np.einsum("nkhw,nk->nhw", a, np.asarray(weights)), 0))
-    finally:
-        captured.release()
-    return torch.from_numpy(np.concatenate(drawn))
+    with stock.called(method, s.model, s.inputs, s.target, find_layer(s.model, s.layer)) as (cam, _, leaf, targets):
+        captured = cam.activations_and_grads
+        a = captured.activations[0].numpy()
+        g = captured.gradients[0].numpy() if captured.gradients else None
+        weights = np.asarray(cam.get_cam_weights(leaf, None, targets, a, g))
+    return torch.from_numpy(np.maximum(np.einsum("nkhw,nk->nhw", a, weights), 0))
 
 
 LADDERS = {"vanilla": _vanilla, "smoothgrad": _smoothgrad, **dict.fromkeys(stock.CLASSES, _cam)}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def photograph_rows(
-    photographs: Sequence[Photograph], drawn: Drawn, labels: Sequence[str] | None, *, single: bool, outputs: str
+    photographs: Sequence[Photograph], drawn: Drawn, labels: Sequence[str] | None, outputs: str
 ) -> list[dict[str, Any]]:
     """A row for each map's photograph.
 
@@ -33,14 +33,13 @@ def photograph_rows(
         photographs: one for each row of the maps.
         drawn: with logits.
         labels: of the classes: see `classes.names_of`.
-        single: whether the network has one output.
         outputs: `logits`, `probabilities` or `score`.
     """
     assert drawn.logits is not None
     target, constant, count = drawn.target.tolist(), _constant(drawn), drawn.logits.shape[1]
     scored, logits = outputs == "score", drawn.logits.tolist()
     names = () if scored else imagenet.names_of(count, labels)
-    probabilities = None if scored else probabilities_of(drawn.logits, single=single, outputs=outputs).tolist()
+    probabilities = None if scored else probabilities_of(drawn.logits, single=drawn.single, outputs=outputs).tolist()
     best = drawn.logits.topk(min(5, count)).indices.tolist()
     rows = []
     for i, photograph in enumerate(photographs):
@@ -93,8 +92,8 @@ def _constant(drawn: Drawn) -> dict[str, list[str]]:
 
 def manifest(
     explainer: Explainer,
-    capture: Capture,
-    photographs: list[dict[str, Any]],
+    captures: Sequence[Capture],
+    answers: Sequence[list[dict[str, Any]]],
     methods: Sequence[str],
     seconds: dict[str, float],
     options: Options,
@@ -104,8 +103,8 @@ def manifest(
 
     Args:
         explainer: whose settings they are.
-        capture: of the model that ran.
-        photographs: see `photograph_rows`.
+        captures: of the model that ran, one for each target layer.
+        answers: at each of them, see `photograph_rows`.
         methods: names.
         seconds: what each part took.
         options: of the maps.
@@ -113,15 +112,23 @@ def manifest(
     """
     network, device = explainer.weights, explainer.device
     named = isinstance(explainer.preprocess, str)
+    layers = [explainer.target_layer, *explainer.more_layers]
+    layouts = [at.layout if isinstance(at.layout, (str, tuple)) else None for at in captures]
+    several, more = len(layers) > 1, {} if named else {"seen": None}
+    photographs = [
+        {**row, **more, **({"layer": layer} if several else {})}
+        for layer, rows in zip(layers, answers, strict=True)
+        for row in rows
+    ]
     return {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "photographs": photographs if named else [{**row, "seen": None} for row in photographs],
+        "photographs": photographs,
         "methods": list(methods),
         "model": type(explainer.model).__name__,
-        "target_layer": explainer.target_layer,
-        "feature_layout": capture.layout if isinstance(capture.layout, (str, tuple)) else None,
-        "outputs": "one output: class 1 is it, class 0 its negative" if capture.model.single else outputs,
+        "target_layer": layers if several else layers[0],
+        "feature_layout": layouts if several else layouts[0],
+        "outputs": "one output: class 1 is it, class 0 its negative" if captures[0].model.single else outputs,
         "weights": {
             "source": network.source if network else "the model that was handed in",
             "remark": network.remark if network else "",
@@ -135,7 +142,7 @@ def manifest(
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),
         "precision": explainer.precision,
-        "model_computes_in": sorted(capture.formats - {str(explainer.dtype).removeprefix("torch.")}),
+        "model_computes_in": sorted(captures[0].formats - {str(explainer.dtype).removeprefix("torch.")}),
         "versions": program_versions(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }

@@ -14,20 +14,21 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from parity.contract.classes import ClassError
 from parity.contract.methods import METHODS, REFERENCE, Options, canonical_name
 from torch_impl import maps  # noqa: F401  (fills the registry)
 from torch_impl.arrays import Images, Maps
 from torch_impl.batching import BatchSize
-from torch_impl.capture.draw import ChooseRows, draw, opened
+from torch_impl.capture.draw import draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
-from torch_impl.score import PROBABILITIES, Score, are_probabilities, checked_inputs, checked_target, within
+from torch_impl.question import choose, expanded
+from torch_impl.score import PROBABILITIES, Score, are_probabilities, checked_inputs
 
 __all__ = ["finish", "raw_maps"]
 
@@ -40,7 +41,7 @@ def raw_maps(
     method: str,
     model: nn.Module,
     inputs: Images | Sequence[Tensor],
-    target: Any,
+    target: Any = None,
     *,
     target_layer: str | nn.Module | None = None,
     score: Score | None = None,
@@ -56,7 +57,7 @@ def raw_maps(
         model: gives logits (N, classes), an object with `.logits`, or a dict of one entry; anything else with `score`. A
             network with one output has the classes 1 (score: the output) and 0 (score: its negative). Stays as it is.
         inputs: preprocessed (N, C, H, W); or a tuple of a model's inputs, the picture first.
-        target: class indices: one for all, or one for each photograph; not used with `score`.
+        target: class indices: one for all, or one for each photograph; None: each one's top-1; not used with `score`.
         target_layer: of the class activation maps: a module of the model, or its name.
         score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
         feature_layout: of the target layer's output, where it cannot be told: see `capture.layout.FeatureLayout`.
@@ -80,24 +81,16 @@ def raw_maps(
     capture = opened(
         model, layer, engine=engine, batch_size=batch_size, score=score, feature_layout=checked_layout(feature_layout)
     )
-    chosen = chooser(target, len(pictures), score)
+    rows, classes = expanded(len(pictures), None if score else target)
+    if rows != list(range(len(pictures))):
+        raise ClassError(
+            f"several classes of a photograph: give one class index, or one for each of the {len(pictures)}"
+        )
     with numerics(name_of(pictures.dtype)):
-        drawn = draw(capture, pictures, chosen, [name], Options(**options), others=others)
+        drawn = draw(capture, pictures, choose(classes, len(rows), ()), [name], Options(**options), others=others)
     if score is None and drawn.logits is not None and are_probabilities(drawn.logits):
         warnings.warn(PROBABILITIES, stacklevel=3)
     return drawn.raw[name]
-
-
-def chooser(target: Any, count: int, score: Score | None) -> ChooseRows:
-    """How a target as people write it becomes a class for each photograph, once the logits say how many there are.
-
-    Raises:
-        ClassError: not one class for all, or one for each.
-    """
-    if score is not None:
-        return lambda logits, rows: torch.zeros(len(rows), dtype=torch.long, device=logits.device)
-    indices = checked_target(target, count)
-    return lambda logits, rows: within([indices[row] for row in rows], logits)
 
 
 @lru_cache

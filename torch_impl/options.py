@@ -27,8 +27,8 @@ REPLACED = ("weights", "input", "resize", "device", "precision", "batch_size", "
 """What `--explainer` says by itself."""
 
 
-def weights_option(command: argparse.ArgumentParser) -> None:
-    """Add `--weights`."""
+def model_options(command: argparse.ArgumentParser) -> None:
+    """Add `--weights`, `--explainer` and `--labels`."""
     command.add_argument(
         "--weights",
         default="auto",
@@ -36,10 +36,6 @@ def weights_option(command: argparse.ArgumentParser) -> None:
         help="auto (default: imagenet where it is cached, else offline), imagenet (torchvision's), keras (the lab's own), "
         "offline (embedded), offline-random:N, seeded:N, or a file: .pt, .pth, .safetensors, .h5, .weights.h5, .keras",
     )
-
-
-def explainer_option(command: argparse.ArgumentParser) -> None:
-    """Add `--explainer` and `--labels`."""
     command.add_argument(
         "--explainer",
         metavar="MODULE:NAME",
@@ -55,8 +51,7 @@ def explainer_option(command: argparse.ArgumentParser) -> None:
 
 def network_options(command: argparse.ArgumentParser) -> None:
     """Add `--weights`, `--explainer` and what else says which network is run and how."""
-    weights_option(command)
-    explainer_option(command)
+    model_options(command)
     add = command.add_argument
     add("--input", choices=INPUTS, help="preprocessing; default: the weights' own")
     resize_option(command)
@@ -157,13 +152,19 @@ def explainer_of(arguments: argparse.Namespace) -> Explainer:
     return on_layers(explainer, arguments.target_layer)
 
 
-def photographs_of(
-    arguments: argparse.Namespace, explainer: Explainer, paths: Sequence[Path]
-) -> tuple[list[Photograph], list[ImageError]]:
-    """Photographs as the explainer reads them, and with `--skip-bad` the errors of those that cannot be read."""
-    from torch_impl import images
+def asked_of(
+    arguments: argparse.Namespace,
+) -> tuple[Explainer, list[Photograph], list[str] | None, list[ImageError]]:
+    """The explainer, the photographs as it reads them, their classes; with `--skip-bad` the errors of those that cannot be read."""
+    from torch_impl import images, question
 
-    return images.load_all(paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad)
+    paths = images.find(arguments.photographs)
+    classes = question.classes_for(arguments.classes, paths)
+    explainer = explainer_of(arguments)
+    photographs, refused = images.load_all(
+        paths, size=explainer.size, resize=explainer.reads_with, skip_bad=arguments.skip_bad
+    )
+    return explainer, photographs, question.without(classes, paths, refused), refused
 
 
 def make(name: str | None, labels: Sequence[str] | None, **settings: Any) -> Explainer:

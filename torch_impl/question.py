@@ -52,20 +52,20 @@ def listed_photographs(photographs: Any) -> list[Any]:
     return photographs
 
 
-def expanded(photographs: list[Any], classes: Classes) -> tuple[list[int], list[int | str] | None]:
+def expanded(count: int, classes: Classes) -> tuple[list[int], list[int | str] | None]:
     """Which photograph each map is of, and the class of each map; several classes of a photograph are several maps.
 
     Args:
-        photographs: as a list.
+        count: of photographs.
         classes: as the user gave them.
 
     Returns:
-        Rows of `photographs`, and a class for all, one for each of these rows, or None.
+        Rows of the photographs, and a class for all, one for each of these rows, or None.
 
     Raises:
         ClassError: a class that is neither an index nor a label, or not one for all or for each photograph.
     """
-    rows = list(range(len(photographs)))
+    rows = list(range(count))
     if isinstance(classes, (Tensor, np.ndarray)):
         classes = classes.tolist()
     if classes is None:
@@ -78,9 +78,9 @@ def expanded(photographs: list[Any], classes: Classes) -> tuple[list[int], list[
     if all(len(group) == 1 for group in several):
         return rows, [_class(group[0]) for group in several]
     if len(several) == 1:
-        several *= len(photographs)
-    if len(several) != len(photographs):
-        raise ClassError(f"{len(several)} lists of classes for {len(photographs)} photographs: give one for each")
+        several *= count
+    if len(several) != count:
+        raise ClassError(f"{len(several)} lists of classes for {count} photographs: give one for each")
     pairs = [(row, _class(value)) for row, group in enumerate(several) for value in group]
     return [row for row, _ in pairs], [value for _, value in pairs]
 
@@ -93,7 +93,7 @@ def _class(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
 
 
-def classes_for(option: list[str] | None, paths: Sequence[Path]) -> list[str] | None:
+def classes_for(option: list[str] | None, paths: Sequence[str | Path]) -> list[str] | None:
     """The option `--classes`: one class for all photographs, or one for each; None: their top-1.
 
     Args:
@@ -129,7 +129,7 @@ def folder_of(path: str | os.PathLike[str]) -> str:
     return os.path.basename(os.path.dirname(os.path.abspath(path)))
 
 
-def without(classes: list[str] | None, paths: Sequence[Path], refused: Sequence[ImageError]) -> list[str] | None:
+def without(classes: list[str] | None, paths: Sequence[str | Path], refused: Sequence[ImageError]) -> list[str] | None:
     """Classes of the photographs that are left where some were refused."""
     if classes is None or len(classes) == 1:
         return classes
@@ -200,11 +200,9 @@ def names_for(labels: str | Sequence[str] | None, weights: Network | None) -> Se
     if labels is None:
         known = weights is not None and weights.source.partition(":")[0] in IMAGENET_SOURCES
         return imagenet.labels() if known else ()
-    if isinstance(labels, str):
-        if labels != "imagenet":
-            raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')
+    if labels == "imagenet":
         return imagenet.labels()
-    if not isinstance(labels, Sequence):
+    if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')
     return tuple(map(str, labels))
 
@@ -248,13 +246,11 @@ def check_words(engine: str, outputs: str | None, preprocess: str | Transform, r
     Raises:
         ValueError: the message says what is known.
     """
-    own = callable(preprocess)
-    if not own and not isinstance(preprocess, str):
+    if not callable(preprocess) and preprocess not in INPUTS:
+        names = ", ".join(INPUTS)
         raise ValueError(
-            f"preprocess is {preprocess!r}: give {', '.join(INPUTS)}, or a function from a picture to (C, H, W)"
+            f"preprocessing {preprocess!r} is unknown; give {names}, or a function from a picture to (C, H, W)"
         )
-    if not own and preprocess not in INPUTS:
-        raise ValueError(f"preprocessing {preprocess!r} is unknown; give {', '.join(INPUTS)} or a function")
     for what, given, known in (
         ("engine", engine, ENGINES),
         ("outputs", OUTPUTS[0] if outputs is None else outputs, OUTPUTS),

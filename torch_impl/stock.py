@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parity.contract.methods import METHODS
 from torch_impl.arrays import Images, Maps, Target
@@ -53,18 +55,28 @@ def pytorch_grad_cam_map(method: str, model: nn.Module, inputs: Images, target: 
     Returns:
         In [0, 1], by the library's own min–max, half-pixel `cv2.resize`, and min–max again. float32.
     """
+    with called(method, model, inputs, target, layer) as (_, maps, _, _):
+        return torch.from_numpy(maps).to(inputs.device)
+
+
+@contextlib.contextmanager
+def called(
+    method: str, model: nn.Module, inputs: Images, target: Target, layer: nn.Module
+) -> Iterator[tuple[Any, np.ndarray, Tensor, list[Any]]]:
+    """pytorch-grad-cam's engine, while its hooks are on the layer; its maps, and the inputs and targets that it was called with."""
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     cam = getattr(pytorch_grad_cam, CLASSES[method])(model=model, target_layers=[layer])
+    targets = [ClassifierOutputTarget(category) for category in target.tolist()]
     try:
         leaf = inputs.detach().clone(memory_format=torch.preserve_format)
         leaf.requires_grad_()  # a frozen network needs it to have any gradient at all
         with contextlib.redirect_stderr(io.StringIO()):  # ScoreCAM's own progress bar, one for each photograph
-            maps = cam(input_tensor=leaf, targets=[ClassifierOutputTarget(category) for category in target.tolist()])
+            maps = cam(input_tensor=leaf, targets=targets)
+        yield cam, maps, leaf, targets
     finally:
         cam.activations_and_grads.release()
-    return torch.from_numpy(maps).to(inputs.device)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ Transform = Callable[["Image"], Tensor]
 """A picture → one input (C, H, W), as torchvision's transforms are."""
 
 
-def transformed(transform: Transform, pictures: Iterable[np.ndarray], names: Sequence[str]) -> Images:
+def transformed(transform: Transform, pictures: Iterable[np.ndarray], names: Iterable[object]) -> Images:
     """Pictures uint8 (H, W, 3), each by the function, stacked to inputs (N, C, H, W).
 
     Raises:

@@ -44,8 +44,7 @@ def register(commands: Any) -> None:
     )
     batch.add_argument("inputs", nargs="+", metavar="INPUT", help="what to explain")
     _options_of_the_rows(batch)
-    options.weights_option(batch)
-    options.explainer_option(batch)
+    options.model_options(batch)
     options.pass_options(batch, engine="shared")  # the passes are the cost of a large set
     _options_of_the_machine(batch.add_argument)
     batch.set_defaults(run=_batch)

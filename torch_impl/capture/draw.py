@@ -95,7 +95,9 @@ def opened(
     else:
         from torch_impl.capture.libraries import Libraries as Engine  # type: ignore[assignment]
     capture = Engine(classifier, layer, batch_size, feature_layout)
-    capture.double, capture.compiled = double, torch.compile(classifier, dynamic=False) if compile else None
+    capture.double = double
+    if compile:
+        capture.compiled = torch.compile(classifier, dynamic=False)
     return capture
 
 
@@ -146,7 +148,10 @@ def draw(
         auto = first_size(inputs, gradients="input_gradients" in needs)
         with _in_one_line(capture, inputs):
             micro_batches(range(count), capture.batch_size, one_piece, device=inputs.device, auto=auto, count=count)
-        drawn = results.drawn(names, chosen=callable(target), single=bool(capture.model.single))
+        answers = results.whole("pass")
+        logits = answers["logits"] if callable(target) else None  # where the classes are chosen by them
+        kinds = {kind: results.whole(kind) for kind in ("raw", "no_gradient", "stages")}
+        drawn = Drawn(answers["target"], logits=logits, single=bool(capture.model.single), **kinds)
         check_finite(drawn, inputs)
         return drawn
 
@@ -183,33 +188,28 @@ class _Told:
 
 
 class _Results:
-    """What the passes of `count` photographs give, put together."""
+    """What the passes of `count` photographs give, put together: one block for each `kind` of result of each map."""
 
     def __init__(self, count: int) -> None:
-        self._logits, self._target = Pieces(count), Pieces(count)
-        self._raw, self._no_gradient, self._stages = (defaultdict[str, Pieces](lambda: Pieces(count)) for _ in range(3))
+        self._pieces: dict[str, dict[str, Pieces]] = defaultdict(lambda: defaultdict(lambda: Pieces(count)))
 
     def put(self, rows: list[int], p: Pass, raw: Mapping[str, Tensor], own: Mapping[str, Pass]) -> None:
         """What one pass gave, the raw maps of it, and the passes in which each map's own stages are noted."""
-        self._target.put(rows, p.target)
+        of = self._pieces
+        of["pass"]["target"].put(rows, p.target)
         if p.logits is not None:
             p.capture.formats.add(str(p.logits.dtype).removeprefix("torch."))
-            self._logits.put(rows, p.logits.to(at_least_fp32(p.inputs.dtype)))
+            of["pass"]["logits"].put(rows, p.logits.to(at_least_fp32(p.inputs.dtype)))
         for name, maps in raw.items():
-            self._raw[name].put(rows, maps)
+            of["raw"][name].put(rows, maps)
             if DRAWN[name].needs & GRADIENTS:
-                self._no_gradient[name].put(rows, _all_zero(p, name))
+                of["no_gradient"][name].put(rows, _all_zero(p, name))
             for quantity, values in (own[name].stages or {}).items():
-                self._stages[f"{name}/{quantity}"].put(rows, values)
+                of["stages"][f"{name}/{quantity}"].put(rows, values)
 
-    def drawn(self, names: Sequence[str], *, chosen: bool, single: bool) -> Drawn:
-        """All of it; the logits where they were asked for, since the classes are chosen by them."""
-        logits = self._logits.whole if chosen else None
-        raw, flags, stages = (
-            {name: pieces.whole for name, pieces in results.items()}
-            for results in (self._raw, self._no_gradient, self._stages)
-        )
-        return Drawn(self._target.whole, {name: raw[name] for name in names}, flags, logits, stages, single)
+    def whole(self, kind: str) -> dict[str, Tensor]:
+        """All rows of each result of a kind."""
+        return {name: pieces.whole for name, pieces in self._pieces[kind].items()}
 
 
 CHECKPOINTED = (
@@ -226,14 +226,14 @@ def _in_one_line(capture: Capture, inputs: Images) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except RuntimeError as error:
-        capture.check_unchanged()
+        capture.double.check_unchanged()
         if capture.compiled is not None and isinstance(error, torch._dynamo.exc.TorchDynamoException):
             why = one_line(str(error).partition("\n\n")[0])
             raise ModelError(f"the model cannot be compiled here: leave compile out ({why})") from error
         if "checkpoint" in str(error).lower() and ".grad()" in str(error):
             raise ModelError(CHECKPOINTED) from error
         raise failure(error, inputs, capture.model) from error
-    capture.check_unchanged()
+    capture.double.check_unchanged()
 
 
 def _all_zero(p: Pass, name: str) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import batchnorm, conv, pooling
 
 from parity.contract.text import one_line
 from torch_impl.arrays import FeatureMaps
@@ -15,15 +16,9 @@ FeatureLayout = str | tuple[int, int] | Callable[[Tensor], Tensor] | None
 
 LAYOUTS = ("nchw", "nhwc", "tokens")
 
-_CHANNELS_FIRST: tuple[type[nn.Module], ...] = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-)
+POOLS = (pooling._MaxPoolNd, pooling._AdaptiveMaxPoolNd, pooling._AvgPoolNd, pooling._AdaptiveAvgPoolNd)
+
+_CHANNELS_FIRST = (conv._ConvNd, batchnorm._NormBase, nn.GroupNorm, nn.LocalResponseNorm, *POOLS)
 _CHANNELS_LAST = (nn.Linear,)
 
 ADVICE = 'say how with feature_layout="nchw", "nhwc", "tokens", or a function to (N, K, h, w)'

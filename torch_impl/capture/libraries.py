@@ -6,6 +6,7 @@ Import this file where it is needed only: the libraries take seconds.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from captum.attr import Saliency
@@ -78,17 +79,14 @@ class Libraries(Capture):
             return tensor_of(output).detach().requires_grad_()
 
         handles = [layer.register_forward_hook(cut)]
-        engine = CapturingCAM(
-            self.model, [layer], uses_gradients=backward
-        )  # no `with` block: in one the library swallows an IndexError
+        # No `with` block: in one the library swallows an IndexError.
+        engine = CapturingCAM(self.model, [layer], uses_gradients=backward)
         engine.device = inputs.device
-        handles.append(
-            layer.register_forward_hook(lambda module, args, output: in_place_of(wrapped[-1], output.clone()))
-        )
+        handles.append(layer.register_forward_hook(lambda *given: in_place_of(wrapped[-1], given[2].clone())))
         # Counted on the way there: where a part is checkpointed, it runs once more on the way back.
         handles.append(self.model.register_forward_hook(lambda *_: check_runs(len(wrapped))))
         try:
-            activations, gradients = engine(inputs, [_Score(category) for category in target.tolist()])
+            activations, gradients = engine(inputs, [partial(_score, category) for category in target.tolist()])
         finally:
             engine.activations_and_grads.release()
             for handle in handles:
@@ -96,16 +94,11 @@ class Libraries(Capture):
         return activations, gradients
 
 
-class _Score:
-    """A pytorch-grad-cam target: one class's logit, scaled."""
-
-    def __init__(self, category: int) -> None:
-        self.category = category
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        if not logits.requires_grad:
-            raise LayerError(NOT_ON_THE_WAY)
-        return logits[self.category].to(at_least_fp32(logits.dtype)) * SCORE_SCALE
+def _score(category: int, logits: Tensor) -> Tensor:
+    """What pytorch-grad-cam calls a target: one class's logit, scaled."""
+    if not logits.requires_grad:
+        raise LayerError(NOT_ON_THE_WAY)
+    return logits[category].to(at_least_fp32(logits.dtype)) * SCORE_SCALE
 
 
 class CapturingCAM(BaseCAM):  # type: ignore[misc]  # pytorch-grad-cam has no type information

@@ -70,9 +70,8 @@ class OnePass(Capture):
             return in_place_of(output, activations.clone())  # what follows may work in place
 
         handles = [self.layer.register_forward_hook(capture)]
-        handles.append(
-            self.model.register_forward_pre_hook(lambda *_: captured.clear())
-        )  # see `logits_alone`'s second try
+        # See `logits_alone`'s second try.
+        handles.append(self.model.register_forward_pre_hook(lambda *_: captured.clear()))
         try:
             with contextlib.nullcontext() if at_input else cut_off(self.layer):
                 yield

@@ -84,11 +84,12 @@ class Capture(ABC):
 
     Attributes:
         others: the model's further inputs, a row for each photograph of the pass.
-        double: of the model, where it is one: it knows whether its weights are still the same.
+        double: of the model: it knows whether its weights are still the same. Set by `draw.opened`.
         compiled: the model, for the passes of `input_gradients`; None: they are run as they are written.
         formats: number formats in which the model gave feature maps and logits: its own autocast shows here.
     """
 
+    double: Double
     one_by_one = False
     """Whether each map is drawn by a call of its own."""
 
@@ -100,7 +101,6 @@ class Capture(ABC):
         self.progress: Progress | None = None
         self.others: tuple[Tensor, ...] = ()
         self.formats: set[str] = set()
-        self.double: Double | None = None
         self.compiled: Callable[[Images], Logits] | None = None
         self._told, self._told_at_layer, self._sure = Told(), "", True
         if layer is not None and layout is None:
@@ -140,11 +140,6 @@ class Capture(ABC):
 
         Source: arXiv:1312.6034, Section 3.
         """
-
-    def check_unchanged(self) -> None:
-        """See `preserve.Double.check_unchanged`."""
-        if self.double is not None:
-            self.double.check_unchanged()
 
     def logits_alone(self, inputs: Images) -> Logits:
         """A forward pass without gradients; with them, where the model itself asks for some (a hook on a tensor)."""

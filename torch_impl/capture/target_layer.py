@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_impl.arrays import Images
-from torch_impl.capture.layout import LayerError, Told, layout_of
+from torch_impl.capture.layout import POOLS, LayerError, Told, layout_of
 from torch_impl.preserve import Double, failure, own_gradients, unwrapped
 
 NOT_ON_THE_WAY = "the target layer does not lie on the way to the logits: choose one that does"
@@ -22,16 +22,7 @@ NO_GRADIENTS = (
     "behind that part, or take the no_grad or the checkpointing away"
 )
 
-_PASSIVE: tuple[type[nn.Module], ...] = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.modules.dropout._DropoutNd,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
-)
+_PASSIVE = (*POOLS, nn.modules.dropout._DropoutNd, nn.Identity, nn.Flatten, nn.Unflatten)
 """Layers that compute nothing a map could be read from: they pool, drop, pass on or reshape."""
 
 
@@ -40,17 +31,13 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
 
     Args:
         model: the network.
-        target_layer: a module, its name as in `named_modules` (any of its names), or a list of one of these.
+        target_layer: a module, or its name as in `named_modules` (any of its names).
 
     Raises:
         LayerError: no such layer; the message lists the nearest names.
         ModelError: a model that cannot be explained.
     """
     inner = unwrapped(model)
-    if isinstance(target_layer, (list, tuple)):
-        if len(target_layer) != 1:
-            raise LayerError(f"target_layer holds {len(target_layer)} layers: give one")
-        target_layer = target_layer[0]
     if isinstance(target_layer, nn.Module):
         if target_layer in (model, inner):
             raise LayerError("the target layer is the whole model: give one of its parts")

@@ -50,25 +50,21 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 def _faithfulness(arguments: argparse.Namespace) -> int:
-    from torch_impl import images, question, several
+    from torch_impl import question, several
     from torch_impl.faithfulness.measure import cost
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
 
     removals = Removals(arguments.shares, arguments.steps, arguments.seed)
     check_output(arguments.out, overwrite=arguments.overwrite)
-    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
     progress = Progress(quiet=arguments.quiet)
     try:
-        classes = question.classes_for(arguments.classes, paths)
-        explainer = options.explainer_of(arguments)
+        explainer, photographs, classes, refused = options.asked_of(arguments)
         several.check_one(explainer)
-        photographs, refused = options.photographs_of(arguments, explainer, paths)
         if not arguments.quiet:
             said = cost(len(photographs), len(arguments.methods), removals, arguments.random)
             print(f"attention-maps: {said}", file=sys.stderr, flush=True)
         map_settings = vars(options_of(arguments))
-        classes = question.without(classes, paths, refused)
         with question.said_of_folders(arguments.classes):
             maps = explainer(photographs, classes, arguments.methods, **map_settings, progress=progress)
         result = maps.faithfulness(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,10 +22,12 @@ from torch_impl.twin.compute import NotComputedError, Tensors, computed
 from torch_impl.twin.given import without_border
 from torch_impl.twin.layouts import channels_first, layouts
 from torch_impl.twin.mistakes import Change, changes
-from torch_impl.twin.pairing import limit
+from torch_impl.twin.pairing import limit, outputs_of, relative
 from torch_impl.twin.tensors import named_tensors, rearrangements
-from torch_impl.twin.twin import Twin, outputs_of
 from torch_impl.twin.watch import Call, Watch
+
+if TYPE_CHECKING:
+    from torch_impl.twin.twin import Twin
 
 EXPLAINS = 1e-6
 """Relative L2 in float64 between a module's values and those of a mistake that explains them: weights went through float32."""
@@ -185,30 +188,22 @@ class _Layer:
     @cached_property
     def _captured(self) -> tuple[dict[str, Tensor], Tensor]:
         """The module's values: those that the section reads, and those of the layer itself; channels first."""
-        table = self.twin.reference.table
-        wanted = {self._right[name].key: name for name in self._sources if name in self._right}
-        pair = self.twin.pairing.pairs.get(self.layer.name)
-        kept: dict[str, Tensor] = {}
-
-        def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if call.key in wanted:
-                name = wanted[call.key]
-                layout = self.twin.pairing.pairs[name].layout
-                kept[name] = channels_first(output.clone(), layout, table[name].shape)
-            if pair is not None and call.key == pair.call.key:
-                fitting = layouts(call.shape, self.layer.shape)
-                kept[""] = channels_first(output.clone(), fitting[0], self.layer.shape) if fitting else output.clone()
-            return output.clone()
-
-        inputs = self.twin.photograph(self.row)
-        watch = Watch(self.model)
-        logits = torch.empty(0)
-        with watch.watching(see), suppress(RuntimeError):  # a wrong shape may end the pass behind the layer
+        table, pairs = self.twin.reference.table, self.twin.pairing.pairs
+        read = [pairs[name] for name in self._sources if name in self._right]
+        own = pairs.get(self.layer.name)
+        inputs, logits = self.twin.photograph(self.row), torch.empty(0)
+        keys = [pair.call.key for pair in (*read, *filter(None, [own]))]
+        # A wrong shape may end the pass behind the layer.
+        with Watch(self.model).keeping(keys) as kept, suppress(RuntimeError):
             logits = outputs_of(self.model, inputs)
-        kept[self._input] = inputs
-        theirs = kept.pop("", None) if self.given is None else self.given
-        kept.pop("", None)
-        return kept, logits if theirs is None else theirs
+        had = [pair for pair in read if pair.call.key in kept]
+        values = {p.layer: channels_first(kept[p.call.key], p.layout, table[p.layer].shape) for p in had}
+        theirs = self.given
+        if theirs is None and own is not None and own.call.key in kept:
+            theirs = kept[own.call.key]
+            fitting = layouts(own.call.shape, self.layer.shape)
+            theirs = channels_first(theirs, fitting[0], self.layer.shape) if fitting else theirs
+        return {**values, self._input: inputs}, logits if theirs is None else theirs
 
     @cached_property
     def model(self) -> nn.Module:
@@ -272,12 +267,15 @@ class _Layer:
                     return f"permutation: {pair.name} holds {row.name}'s values in another order: {pair.permutation}"
         return ""
 
+    @property
+    def _norms_behind(self) -> list[Layer]:
+        rows = self.twin.reference.table.layers
+        return [row for row in rows if row.kind == "batchnorm" and row.inbound == (self.layer.name,)]
+
     def _folded(self) -> str:
         """A batch norm folded into the layer before it: off here, and the batch norm's values are had here already."""
         reference = self.twin.reference
-        for row in reference.table.layers:
-            if row.kind != "batchnorm" or row.inbound != (self.layer.name,) or row.shape != self.layer.shape:
-                continue
+        for row in self._norms_behind:
             stage = reference.stage(f"activations/{row.name}")
             theirs = self._captured[1]
             last = theirs.movedim(1, -1) if theirs.ndim == 4 else theirs
@@ -290,11 +288,9 @@ class _Layer:
 
     def _right_again(self) -> str:
         """The batch norm behind the layer, where the module has that right."""
-        for row in self.twin.reference.table.layers:
-            pair = self.twin.pairing.pairs.get(row.name)
-            if row.kind == "batchnorm" and row.inbound == (self.layer.name,) and pair and pair.error < RIGHT_AGAIN:
-                return row.name
-        return ""
+        pairs = self.twin.pairing.pairs
+        again = (row.name for row in self._norms_behind if row.name in pairs and pairs[row.name].error < RIGHT_AGAIN)
+        return next(again, "")
 
     def _epsilon(self) -> str:
         """Of a batch norm: the one epsilon that explains every channel's factor."""
@@ -316,31 +312,17 @@ class _Layer:
         return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
 
     def _normalized_again(self) -> str:
-        """Whether the module scales, shifts or exchanges the channels of its inputs first: told by least squares."""
-        captured, theirs = self._captured
-        x = captured[self._input]
-        linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
+        """What the module does to the channels of its inputs, told by what the modules in it are given."""
+        said: list[str] = []
 
-        def of(inputs: Tensor) -> Tensor:
-            values = self._values(self.layer.name if linear else "", linear, {**captured, self._input: inputs})
-            return values[self.layer.name].flatten()
+        def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if given and not said:
+                said.extend(filter(None, [_channels_between(given[0], self.twin)]))
+            return output.clone()
 
-        open_places = (theirs > 0 if linear else torch.ones_like(theirs, dtype=torch.bool)).flatten()
-        nothing = of(torch.zeros_like(x))
-        if nothing.shape != open_places.shape:
-            return ""
-        columns = []
-        for channel in range(x.shape[1]):
-            for values in (*x[0], torch.ones_like(x[0, 0])):
-                alone = torch.zeros_like(x)
-                alone[:, channel] = values
-                columns.append((of(alone) - nothing)[open_places])
-        matrix, wanted = torch.stack(columns, 1), (theirs.flatten() - nothing)[open_places]
-        solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
-        if _between(matrix @ solution, wanted) > EXPLAINS:
-            return ""
-        mixed = solution.reshape(x.shape[1], -1)
-        return _channels_words(mixed[:, :-1], mixed[:, -1])
+        with suppress(RuntimeError):  # as in `_captured`
+            Watch(self.model).run(self.twin.photograph(0), see)
+        return "".join(said)
 
 
 def _channels_words(factors: Tensor, offsets: Tensor) -> str:
@@ -367,12 +349,6 @@ def _channels_words(factors: Tensor, offsets: Tensor) -> str:
 
 
 def _between(made: Tensor, theirs: Tensor) -> float:
-    """Relative L2; infinite for other shapes."""
-    if made.shape != theirs.shape:
-        made_flat = made.flatten(1) if made.ndim == 4 and made.shape[2:] == (1, 1) else made
-        theirs = theirs.flatten(1) if theirs.ndim == 4 and theirs.shape[2:] == (1, 1) else theirs
-        if made_flat.shape != theirs.shape:
-            return float("inf")
-        made = made_flat
-    scale, off = float(theirs.double().norm()), float((made.double() - theirs.double()).norm())
-    return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))
+    """Relative L2, whether or not axes of one place stand behind the channels; infinite for other shapes."""
+    made, theirs = (values.flatten(1) if values.shape[2:] == (1, 1) else values for values in (made, theirs))
+    return relative(made.double().numpy(), theirs.double().numpy()) if made.shape == theirs.shape else float("inf")

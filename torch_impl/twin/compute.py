@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -113,8 +114,9 @@ def _convolution(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
 def _transposed(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
     """Keras crops a full transposed convolution to stride · size (`same`), the odd one behind."""
     config, weight, x = layer.config, t["weight"], inputs[0]
-    full = F.conv_transpose2d(x, weight, t.get("bias"), config["strides"])
-    if config["padding"] == "valid":
+    padding = config["padding"] if isinstance(config["padding"], int) else 0  # a number: as PyTorch does it
+    full = F.conv_transpose2d(x, weight, t.get("bias"), config["strides"], padding, config.get("output_padding", 0))
+    if config["padding"] != "same":
         return full
     sizes = [n * s for n, s in zip(x.shape[2:], config["strides"], strict=True)]
     starts = [max(k - s, 0) // 2 for k, s in zip(weight.shape[2:], config["strides"], strict=True)]
@@ -167,9 +169,7 @@ def _global_pool(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
 
 def _merged(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Layer, Sequence[Tensor], Tensors], Tensor]:
     def formula(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
-        total = inputs[0]
-        for x in inputs[1:]:
-            total = combine(total, x)
+        total = reduce(combine, inputs)
         return total / len(inputs) if layer.kind == "average" else total
 
     return formula
@@ -190,7 +190,8 @@ def _reshape(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
 def _upsample(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:
     mode = layer.config.get("interpolation", "nearest")
     size = [n * s for n, s in zip(inputs[0].shape[2:], layer.config["size"], strict=True)]
-    return F.interpolate(inputs[0], size, mode=mode, **({"align_corners": False} if mode == "bilinear" else {}))
+    corners = None if mode == "nearest" else bool(layer.config.get("align_corners"))
+    return F.interpolate(inputs[0], size, mode=mode, align_corners=corners)
 
 
 def _flatten(layer: Layer, inputs: Sequence[Tensor], t: Tensors) -> Tensor:

@@ -16,7 +16,6 @@ from torch_impl.twin.compute import (
     WITH_ACTIVATION,
     NotComputedError,
     Tensors,
-    activated,
     computed,
     same_padding,
 )
@@ -73,18 +72,15 @@ def _sides_of(layer: Layer, x: Tensor) -> str:
 
 
 def _paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
-    own, window = _sides_of(layer, inputs[0]), _window(layer)
-    others = [*range(max(window) + 1), "same"]
-    for padding in others:
-        for counts in (
-            (False, True) if layer.config.get("pool") == "average" and padding not in (0, "valid") else (False,)
-        ):
-            changed = replace(layer, config={**layer.config, "padding": padding})
-            if _sides_of(changed, inputs[0]) == own and not counts:
-                continue
-            counted = ", and the average pool counts it (count_include_pad)" if counts else ""
-            words = f"padding: {_sides_of(changed, inputs[0])} in the port{counted}, {own} in the reference"
-            yield Change(words, {"padding": padding, "counts_padding": counts})
+    own, average = _sides_of(layer, inputs[0]), layer.config.get("pool") == "average"
+    for padding in (*range(max(_window(layer)) + 1), "same"):
+        sides = _sides_of(replace(layer, config={**layer.config, "padding": padding}), inputs[0])
+        if sides != own:
+            words = f"padding: {sides} in the port, {own} in the reference"
+            yield Change(words, {"padding": padding, "counts_padding": False})
+        if average and padding:
+            words = f"padding: {sides} in the port, and the average pool counts it (count_include_pad), {own} in the reference"
+            yield Change(words, {"padding": padding, "counts_padding": True})
     if layer.config["padding"] == "same":
         words = f"padding: the odd row and column before the picture in the port, behind it ({own}) in the reference"
         yield Change(words, formula=_padded_before)
@@ -140,16 +136,8 @@ def _transposed_paddings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensor
     (kernel, _), (stride, _) = _window(layer), _strides(layer)
     for padding in range(kernel):
         for extra in range(stride):
-
-            def other(
-                row: Layer, x: Sequence[Tensor], t: Tensors, padding: int = padding, extra: int = extra
-            ) -> Tensor:
-                return activated(
-                    row.config, F.conv_transpose2d(x[0], t["weight"], t.get("bias"), stride, padding, extra)
-                )
-
             words = f"padding: {padding} with output_padding {extra} in the port, {layer.config['padding']!r} in the reference"
-            yield Change(words, formula=other)
+            yield Change(words, {"padding": padding, "output_padding": extra})
 
 
 def _bias(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
@@ -219,30 +207,20 @@ def _merges(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterato
 def _pads(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     own = [list(side) for side in layer.config["sides"]]
     total = sum(own[0])
-    for before in range(total + 1):
-        sides = [[before, total - before]] * 2
-        if sides != own:
-            words = f"padding: {tuple(sides[0])} in the port, {tuple(own[0])} in the reference"
-            yield Change(words, {"sides": sides})
-    for n in (0, 1, 2, 3):
-        yield Change(f"padding: {(n, n)} in the port, {tuple(own[0])} in the reference", {"sides": [[n, n], [n, n]]})
+    for side in [*([before, total - before] for before in range(total + 1)), *([n, n] for n in range(4))]:
+        if [side, side] != own:
+            words = f"padding: {tuple(side)} in the port, {tuple(own[0])} in the reference"
+            yield Change(words, {"sides": [side, side]})
 
 
 def _upsamplings(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:
     own = layer.config.get("interpolation", "nearest")
     for mode in ("nearest", "bilinear", "bicubic"):
-        for corners in (False, True) if mode != "nearest" else (None,):
-            if mode == own and not corners:
-                continue
-
-            def other(
-                row: Layer, x: Sequence[Tensor], t: Tensors, mode: str = mode, corners: bool | None = corners
-            ) -> Tensor:
-                size = [n * s for n, s in zip(x[0].shape[2:], row.config["size"], strict=True)]
-                return F.interpolate(x[0], size, mode=mode, align_corners=corners)
-
-            grid = ", corner on corner (align_corners)" if corners else ""
-            yield Change(f"enlarged by {mode}{grid} in the port, by {own} in the reference", formula=other)
+        for corners in (False, True) if mode != "nearest" else (False,):
+            if mode != own or corners:
+                grid = ", corner on corner (align_corners)" if corners else ""
+                words = f"enlarged by {mode}{grid} in the port, by {own} in the reference"
+                yield Change(words, {"interpolation": mode, "align_corners": corners})
 
 
 def _scales(layer: Layer, inputs: Sequence[Tensor], tensors: Tensors) -> Iterator[Change]:

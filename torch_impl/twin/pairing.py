@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer
 from parity.contract.text import one_line
+from torch_impl.score import logits_of
 from torch_impl.twin.layouts import layouts, places_in
 from torch_impl.twin.tensors import Weighted, paired_tensors
 from torch_impl.twin.watch import Call, Watch
@@ -85,7 +88,7 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
     except RuntimeError as error:  # two shapes that do not go together, say
         failure = one_line(error)
     calls = tuple(watch.calls)
-    pairs = {name: pair for name, pair in seen.best(watch).items() if pair.error <= limit(reference, name)}
+    pairs = {name: pair for name, pair in seen.best(calls).items() if pair.error <= limit(reference, name)}
     unpaired = [layer for layer in table.hidden if layer.name not in pairs]
     for layer in unpaired:
         if (call := _by_weights(layer, weights, calls, table.layers)) is not None:
@@ -95,7 +98,13 @@ def paired(reference: Artifact, model: nn.Module, inputs: Tensor, given: Mapping
         if not pair.layout and (_cut_later(table[name], pair.call) or _right_again(name, table.layers, pairs)):
             del pairs[name]
     for name, key in (given or {}).items():
-        pairs[name] = seen.pair(_layer(table.layers, name), _call(calls, key), GIVEN)
+        known = next((layer for layer in table.layers if layer.name == name), None)
+        call = next((call for call in calls if key in (call.key, f"{call.name}:{call.number}")), None)
+        if known is None:
+            raise ValueError(f"layers: the reference has no layer {name!r}: see python -m parity match")
+        if call is None:
+            raise ValueError(f"layers: no module {key!r} ran in the network: see python -m parity match")
+        pairs[name] = seen.pair(known, call, GIVEN)
     return Pairing(pairs, weights, calls, seen.near(), failure)
 
 
@@ -121,17 +130,17 @@ class _Seen:
         for layer in self.layers.get(flat.numel(), ()):
             for layout in layouts(call.shape, layer.shape):
                 values = flat[places_in(call.shape, layout, layer.shape, self.places[layer.name])].double().numpy()
-                error = _relative(values, self.expected[layer.name])
+                error = relative(values, self.expected[layer.name])
                 self.errors.setdefault(layer.name, []).append((error, call, layout))
         return output.clone()  # what follows may work in place
 
-    def best(self, watch: Watch) -> dict[str, Pair]:
+    def best(self, calls: Sequence[Call]) -> dict[str, Pair]:
         """Of each layer the nearest output; of equally near ones a module that runs once, then the first."""
-        pairs = {}
+        pairs, times = {}, Counter(call.name for call in calls)
         for name, rows in self.errors.items():
             nearest = min(error for error, *_ in rows)
             same = [row for row in rows if row[0] <= max(SAME, nearest)]
-            error, call, layout = min(same, key=lambda row: (not watch.once(row[1].name), row[1].place))
+            error, call, layout = min(same, key=lambda row: (times[row[1].name] > 1, row[1].place))
             pairs[name] = Pair(name, call, layout, VALUES, error)
         return pairs
 
@@ -152,7 +161,8 @@ class _Seen:
         return answer
 
 
-def _relative(values: np.ndarray, expected: np.ndarray) -> float:
+def relative(values: np.ndarray, expected: np.ndarray) -> float:
+    """Relative L2 between values and those expected; infinite where these are all 0."""
     scale, off = float(np.linalg.norm(expected)), float(np.linalg.norm(values - expected))
     return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))
 
@@ -222,25 +232,8 @@ def _right_again(name: str, layers: Sequence[Layer], pairs: Mapping[str, Pair]) 
     return bool(following) and all(following)
 
 
-def _layer(layers: Sequence[Layer], name: str) -> Layer:
-    for layer in layers:
-        if layer.name == name:
-            return layer
-    raise ValueError(f"layers: the reference has no layer {name!r}: see python -m parity match")
-
-
-def _call(calls: Sequence[Call], key: str) -> Call:
-    for call in calls:
-        if key in (call.key, f"{call.name}:{call.number}"):
-            return call
-    raise ValueError(f"layers: no module {key!r} ran in the network: see python -m parity match")
-
-
-def modules_of(pairing: Pairing, layer: str) -> Iterator[Call]:
+def modules_of(pairing: Pairing, pair: Pair) -> Iterator[Call]:
     """Calls whose output is a layer's: its pair's, and containers that return the same."""
-    pair = pairing.pairs.get(layer)
-    if pair is None:
-        return
     yield pair.call
     inner = pair.call
     for call in pairing.calls[pair.call.place + 1 :]:
@@ -248,3 +241,13 @@ def modules_of(pairing: Pairing, layer: str) -> Iterator[Call]:
             return
         inner = call
         yield call
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The network's logits, (1, classes).
+
+    Raises:
+        ModelError: its output is no logits.
+    """
+    with torch.no_grad():
+        return logits_of(model(inputs.clone()), len(inputs))

@@ -17,7 +17,7 @@ from torch_impl.precision import SCORE_SCALE
 from torch_impl.preserve import own_gradients
 from torch_impl.score import Classifier
 from torch_impl.twin.layouts import Shape, arranged
-from torch_impl.twin.watch import Call, Watch
+from torch_impl.twin.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Tap:
 
     Attributes:
         layer: the reference's name.
-        layout: see `layouts`; "": another shape, handed on channels last.
-        shape: of the reference's output.
+        layout: see `layouts`; "": handed on channels last, of whatever shape.
+        shape: of the reference's output, for the other layouts.
     """
 
     layer: str
-    layout: str
-    shape: Shape
+    layout: str = ""
+    shape: Shape = ()
 
 
 def network_stages(
@@ -50,16 +50,8 @@ def network_stages(
     Returns:
         Stage → values of the photograph, channels last.
     """
-    kept: dict[str, Tensor] = {}
-
-    def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if call.key not in taps:
-            return None
-        kept[call.key] = output
-        return output.clone()  # what follows may work in place
-
     classifier = Classifier(model)
-    with own_gradients(), Watch(model).watching(see):
+    with own_gradients(), Watch(model).keeping(taps) as kept:
         leaf = inputs.detach().clone(memory_format=torch.preserve_format).requires_grad_()
         logits = classifier(leaf)
         slopes = torch.autograd.grad(scaled_score(logits, target), [leaf, *kept.values()], allow_unused=True)

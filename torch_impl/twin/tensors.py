@@ -16,15 +16,13 @@ TRAINED = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass(frozen=True)
 class TensorPair:
-    """A tensor of the reference and the module's own.
+    """The module's own tensor for one of the reference.
 
     Attributes:
-        reference: its canonical name.
         name: in the module.
         permutation: in which other order the module has the same values; "" for the right one.
     """
 
-    reference: str
     name: str
     permutation: str = ""
 
@@ -85,7 +83,7 @@ def paired_tensors(table: LayerTable, prints: Mapping[str, Fingerprint], model: 
                 continue
             name = ordered[0]
             del free[name]
-            pairs[ours] = TensorPair(ours, name, _permutation(layer, ours, prints[ours], tensors[name]))
+            pairs[ours] = TensorPair(name, _permutation(layer, ours, prints[ours], tensors[name]))
         if owner is not None:
             modules[layer.name] = owner
     missing = tuple(name for name in table.tensors if name not in pairs)

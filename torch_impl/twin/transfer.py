@@ -8,8 +8,10 @@ goes on. So a finished transfer is a proof, and an unfinished one names the plac
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from parity.contract.layers import Layer
 from parity.contract.text import some
 from torch_impl.score import logits_of
 from torch_impl.twin.given import orders
-from torch_impl.twin.pairing import SAME
+from torch_impl.twin.pairing import SAME, relative
 from torch_impl.twin.watch import kind_of, tensors_in
 
 PASSES = 400
@@ -113,7 +115,6 @@ class Transfer:
     ) -> None:
         self.reference, self.tensors, self.model, self.inputs = reference, tensors, model, inputs
         self.work = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(False)
-        self.names = {id(module): name for name, module in self.work.named_modules()}
         self.units = {layer.name: layer for layer in reference.table.layers if layer.tensors}
         self.best = _Attempt()
         self.passes = 0
@@ -124,18 +125,19 @@ class Transfer:
         Raises:
             TransferError: it cannot be done; nothing was changed.
         """
-        choices: list[int] = []
+        choices: Counter[int] = Counter()
         attempt = self._forward(choices)
         while attempt.stopped and self.passes < PASSES:
-            last = max(
-                (i for i, fits in enumerate(attempt.fitting) if _chosen(choices, i) + 1 < len(fits)), default=None
-            )
-            if last is None:
+            more = [i for i, fits in enumerate(attempt.fitting) if choices[i] + 1 < len(fits)]
+            if not more:
                 break
-            choices = [_chosen(choices, i) for i in range(last)] + [_chosen(choices, last) + 1]
+            choices = Counter({i: choices[i] for i in range(more[-1])} | {more[-1]: choices[more[-1]] + 1})
             attempt = self._forward(choices)
         if attempt.stopped:
-            self._forward_again(self.best)
+            chosen = enumerate(zip(self.best.fitting, self.best.layers.values(), strict=False))
+            self._forward(
+                Counter({i: fits.index(name) for i, (fits, name) in chosen})
+            )  # as the best attempt left the copy
             raise TransferError(self.best.stopped)
         self._check_told_apart(attempt, choices)
         kept = self._complete(attempt)
@@ -148,18 +150,13 @@ class Transfer:
                 )
         return Filled(self._state(), attempt.layers, self.passes, kept, error)
 
-    def _forward_again(self, attempt: _Attempt) -> None:
-        """Bring the copy back to where the best attempt left it."""
-        choices = [fits.index(name) for fits, name in zip(attempt.fitting, attempt.layers.values(), strict=False)]
-        self._forward(choices)
-
-    def _forward(self, choices: Sequence[int]) -> _Attempt:
+    def _forward(self, choices: Counter[int]) -> _Attempt:
+        """One pass, which takes of the layers that fit a module the one of this number: the first where none is chosen."""
         attempt = _Attempt()
         self.passes += 1
         self._restore()
 
-        def fill(module: nn.Module, given: tuple[object, ...]) -> None:
-            name = self.names[id(module)]
+        def fill(name: str, module: nn.Module, given: tuple[object, ...]) -> None:
             attempt.ran.add(name)
             if name in attempt.layers or not _kind(module) or next(module.parameters(recurse=False), None) is None:
                 return
@@ -170,12 +167,13 @@ class Transfer:
             if not fits:
                 attempt.stopped, attempt.stopped_at = self._where(name, attempt), (name, values)
                 raise _DeadEndError
-            unit = fits[min(_chosen(choices, len(attempt.fitting)), len(fits) - 1)]
+            unit = fits[min(choices[len(attempt.fitting)], len(fits) - 1)]
             attempt.fitting.append(fits)
             attempt.layers[name] = unit
             self._load(module, name, self.units[unit], values, attempt)
 
-        handles = [module.register_forward_pre_hook(fill) for module in self.work.modules()]
+        named = self.work.named_modules()
+        handles = [module.register_forward_pre_hook(partial(fill, name)) for name, module in named]
         try:
             with torch.no_grad():
                 output = self.work(self.inputs[:1])
@@ -207,52 +205,43 @@ class Transfer:
         """The layers without a place that a module could hold, in the order of the computation, whatever it reads."""
         module = self.work.get_submodule(name)
         for unit, layer in self.units.items():
-            if unit not in self.best.placed and _kind(module) in FITTING.get(layer.kind, ()) and _fits(module, layer):
+            if unit not in self.best.placed and _fits(module, layer):
                 yield layer
 
     def _is_of(self, module: nn.Module, values: Tensor, unit: str) -> bool:
         layer = self.units[unit]
-        if _kind(module) not in FITTING.get(layer.kind, ()) or not _fits(module, layer):
-            return False
-        return any(True for _ in orders(self.reference, values, layer, self._limit))
+        return _fits(module, layer) and any(True for _ in orders(self.reference, values, layer, self._limit))
 
     def _limit(self, stage: str) -> float:
         return max(SAME, MOVES * self.reference.moves.get(stage, 0.0))
 
     def _load(self, module: nn.Module, name: str, layer: Layer, values: Tensor, attempt: _Attempt) -> None:
         by_role = {full.rpartition(".")[2]: full for full in layer.tensors}
+        names = {role: role for role in DEFAULTS}
         if layer.kind == SCALE:
-            ((own, parameter),) = module.named_parameters(recurse=False)
-            parameter.data.copy_(torch.from_numpy(self.tensors[by_role["weight"]]).reshape(parameter.shape))
-            attempt.filled.add(f"{name}.{own}")
-            by_role = {}
-        for role, default in DEFAULTS.items() if by_role else ():
-            current = getattr(module, role, None)
-            full = by_role.get(role)
-            if full is None:
-                if isinstance(current, Tensor):
-                    current.data.fill_(default)
-                    attempt.filled.add(f"{name}.{role}")
-                continue
-            tensor = torch.from_numpy(np.array(self.tensors[full], np.float64))
-            if (
-                role == "weight"
-                and layer.config.get("flattened")
-                and next(orders(self.reference, values, layer, self._limit), "") == "same"
-            ):
-                height, width, channels = layer.config["flattened"]
-                tensor = tensor.reshape(-1, channels, height, width).permute(0, 2, 3, 1).reshape(tensor.shape)
-            if not isinstance(current, Tensor):
+            ((own, _),) = module.named_parameters(recurse=False)
+            names = {"weight": own}
+        for role, own in names.items():
+            current, full = getattr(module, own, None), by_role.get(role)
+            if isinstance(current, Tensor):
+                tensor = torch.tensor(DEFAULTS[role]) if full is None else self._tensor(full, layer, values)
+                current.data.copy_(tensor.reshape(current.shape) if tensor.ndim else tensor)
+                attempt.filled.add(f"{name}.{own}")
+            elif full is not None:  # lent, to come farther, and name all of them
                 attempt.homeless.append(full)
-                setattr(
-                    module, role, nn.Parameter(tensor, requires_grad=False)
-                )  # to come farther, and name all of them
+                setattr(module, role, nn.Parameter(self._tensor(full, layer, values), requires_grad=False))
                 module.__dict__.setdefault("lent", []).append(role)
-                continue
-            current.data.copy_(tensor.reshape(current.shape))
-            attempt.filled.add(f"{name}.{role}")
         attempt.placed.add(layer.name)
         self._load_following(name, layer, attempt)
+
+    def _tensor(self, full: str, layer: Layer, values: Tensor) -> Tensor:
+        """One of the reference's; a dense kernel in the order in which the module flattens the `values` it is given."""
+        tensor = torch.from_numpy(np.array(self.tensors[full], np.float64))
+        flattened = layer.config.get("flattened") if tensor.ndim == 2 else None
+        if flattened and next(orders(self.reference, values, layer, self._limit), "") == "same":
+            height, width, channels = flattened
+            tensor = tensor.reshape(-1, channels, height, width).permute(0, 2, 3, 1).reshape(tensor.shape)
+        return tensor
 
     def _load_following(self, name: str, layer: Layer, attempt: _Attempt) -> None:
         """A scale that follows (ConvNeXt's) is a parameter of some module around this one, without a module of its own."""
@@ -277,12 +266,12 @@ class Transfer:
         after = f"after {before[0][1]} ({before[0][0]})" if before else "at the first layer"
         return f"stopped {after}: no layer that is left has the input and the tensors of {name}"
 
-    def _check_told_apart(self, attempt: _Attempt, choices: Sequence[int]) -> None:
+    def _check_told_apart(self, attempt: _Attempt, choices: Counter[int]) -> None:
         """Two layers of which either gives the reference's logits, though other inputs would tell them apart: no guess is made."""
         names, passes, usual = list(attempt.layers.values()), self.passes, self._answers()
         for i, fits in enumerate(attempt.fitting):
-            for other in range(_chosen(choices, i) + 1, len(fits)):
-                again = self._forward([*(_chosen(choices, k) for k in range(i)), other])
+            for other in range(choices[i] + 1, len(fits)):
+                again = self._forward(Counter({k: choices[k] for k in range(i)} | {i: other}))
                 if not again.stopped and not torch.allclose(self._answers(), usual, rtol=SAME, atol=0):
                     raise TransferError(
                         f"{names[i]} and {fits[other]} cannot be told apart by this photograph, as either gives the same "
@@ -317,8 +306,7 @@ class Transfer:
         for name, tensor in (*self.work.named_parameters(), *self.work.named_buffers()):
             if name in attempt.filled or name in lent:
                 continue
-            owner = name.rpartition(".")[0]
-            idle = not any(ran == owner for ran in attempt.ran)
+            idle = name.rpartition(".")[0] not in attempt.ran
             (kept if idle or not tensor.is_floating_point() else unfilled).append(name)
         if unfilled:
             raise TransferError(f"nothing fills {len(unfilled)} of the module's tensors ({some(unfilled)})")
@@ -329,7 +317,7 @@ class Transfer:
         expected = self.reference.values("logits", "fp64")[row]
         if logits.shape != expected.shape:
             raise TransferError(f"the module gives {logits.size} logits, the reference {expected.size}")
-        return float(np.linalg.norm(logits - expected) / max(float(np.linalg.norm(expected)), 1e-300))
+        return relative(logits, expected)
 
     def _state(self) -> dict[str, Tensor]:
         """The filled copy's tensors, in the module's own formats."""
@@ -346,7 +334,9 @@ def _kind(module: nn.Module) -> str:
 
 
 def _fits(module: nn.Module, layer: Layer) -> bool:
-    """Whether a module's weight has a layer's shape, but for axes of length 1."""
+    """Whether a module's kind may hold a layer, and its weight has the layer's shape, but for axes of length 1."""
+    if _kind(module) not in FITTING.get(layer.kind, ()):
+        return False
     shapes = {name.rpartition(".")[2]: shape for name, shape in layer.tensors.items()}
     weight = getattr(module, "weight", None)
     if layer.kind == "batchnorm":
@@ -357,7 +347,3 @@ def _fits(module: nn.Module, layer: Layer) -> bool:
         return False
     ours, theirs = tuple(shapes["weight"]), tuple(weight.shape)
     return ours == theirs or tuple(n for n in ours if n > 1) == tuple(n for n in theirs if n > 1)
-
-
-def _chosen(choices: Sequence[int], place: int) -> int:
-    return choices[place] if place < len(choices) else 0

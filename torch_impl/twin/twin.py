@@ -20,9 +20,9 @@ from torch_impl.capture.layout import FeatureLayout, LayerError
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.precision import choose_device, dtype_of, numerics
 from torch_impl.preserve import Double
-from torch_impl.score import logits_of
+from torch_impl.twin import causes
 from torch_impl.twin import pairing as pairings
-from torch_impl.twin.pairing import Pair, Pairing
+from torch_impl.twin.pairing import Pair, Pairing, outputs_of
 from torch_impl.twin.stages import Tap, as_array, channels_last, map_stages, network_stages
 from torch_impl.twin.tensors import TRAINED
 from torch_impl.twin.watch import Call
@@ -110,10 +110,10 @@ class Twin:
         self.layers = dict(layers or {})
         self.target_layer = target_layer
         self.inside = bool(inside)
-        self.pairing = self._paired()
+        self.pairing = self._paired(self.layers)
         if reference.settings.scale and inside is None and not self._begins_alike(self.pairing):
             self.inside = True
-            other = self._paired()
+            other = self._paired(self.layers)
             if self._begins_alike(other):
                 self.pairing = other
             else:
@@ -136,9 +136,9 @@ class Twin:
     def remarks(self) -> list[str]:
         """A line for each tensor that is laid out otherwise; which tensors have no partner; what was not reached."""
         weights, lines = self.pairing.weights, []
-        for pair in weights.pairs.values():
+        for name, pair in weights.pairs.items():
             if pair.permutation:
-                lines.append(f"permutation: {pair.name} holds the values of {pair.reference}: {pair.permutation}")
+                lines.append(f"permutation: {pair.name} holds the values of {name}: {pair.permutation}")
         if weights.missing:
             lines.append(f"{len(weights.missing)} of the reference's tensors have no partner: {some(weights.missing)}")
         trained = [name for name in weights.left if name.rpartition(".")[2] in TRAINED]
@@ -166,9 +166,7 @@ class Twin:
 
     def cause(self, stage: str, photograph: int) -> str:
         """The probable cause of the first forward stage that is off, or ""."""
-        from torch_impl.twin.causes import cause
-
-        return cause(self, stage, photograph)
+        return causes.cause(self, stage, photograph)
 
     def _check_runs(self) -> None:
         """Whether the module runs to its end; where not, the first layer that was wrong says why."""
@@ -180,9 +178,7 @@ class Twin:
 
     def _parts(self) -> str:
         """Where the module first parts from the reference, in brackets; or ""."""
-        from torch_impl.twin.causes import first_cause
-
-        return f" ({words})" if (words := first_cause(self)) else ""
+        return f" ({words})" if (words := causes.first_cause(self)) else ""
 
     def _check_logits(self) -> None:
         """Whether the module gives logits as the reference does."""
@@ -221,6 +217,7 @@ class Twin:
         table = self.reference.table
         pairs = [*self.pairing.pairs.values(), self.target]
         taps = {pair.call.key: Tap(pair.layer, pair.layout, table[pair.layer].shape) for pair in pairs}
+        layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
         with numerics(precision):
             model = self._prepared(where, dtype)
             explained, layer = self._with_target(where, dtype)
@@ -230,9 +227,12 @@ class Twin:
                 for stage, array in network_stages(model, taps, inputs, target, outputs).items():
                     yield i, stage, array
                 try:
-                    yield from self._maps(i, explained, layer, inputs, target, methods, engine)
+                    capture = opened(explained, layer, engine=engine, feature_layout=layout)
+                    drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
                 except LayerError as error:
                     raise TwinError(f"{error}{self._parts()}") from error
+                for stage, values in map_stages(drawn, (inputs.shape[-2], inputs.shape[-1])).items():
+                    yield i, stage, as_array(channels_last(values[0]))
 
     def _with_target(self, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
         """A double once more, and the one module in it whose output is the target layer's."""
@@ -243,22 +243,6 @@ class Twin:
         numbered = Numbered(copy.copy(layer), call.number, times)
         layer.__class__, layer.__dict__ = Numbered, numbered.__dict__  # in its place wherever the model holds it
         return model, numbered.tap
-
-    def _maps(
-        self,
-        row: int,
-        model: nn.Module,
-        layer: nn.Module,
-        inputs: Tensor,
-        target: Tensor,
-        methods: Sequence[str],
-        engine: str,
-    ) -> Iterator[Row]:
-        layout: FeatureLayout = {"nchw": "nchw", "same": "nhwc"}.get(self.target.layout)
-        capture = opened(model, layer, engine=engine, feature_layout=layout)
-        drawn = draw(capture, inputs, target, methods, self.reference.settings.options, with_stages=True)
-        for stage, values in map_stages(drawn, (inputs.shape[-2], inputs.shape[-1])).items():
-            yield row, stage, as_array(channels_last(values[0]))
 
     def _prepared(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The module's double, which takes the reference's inputs."""
@@ -272,9 +256,9 @@ class Twin:
             double.model.register_forward_pre_hook(lambda module, given: ((given[0] - offset) / scale, *given[1:]))
         return double.model
 
-    def _paired(self) -> Pairing:
-        inputs = self.photograph(0)
-        return pairings.paired(self.reference, self.double(), inputs, self.layers)
+    def _paired(self, layers: Mapping[str, str]) -> Pairing:
+        """The layers and modules, where the user knows nothing better."""
+        return pairings.paired(self.reference, self.double(), self.photograph(0), layers)
 
     def _begins_alike(self, pairing: Pairing) -> bool:
         """Whether the first layer that can be compared is the same."""
@@ -286,11 +270,10 @@ class Twin:
         """The pair of the target layer: a module that runs once, or a container that returns just its output."""
         name = self.reference.table.target
         if self.target_layer:
-            given = {**self.layers, name: self.target_layer}
-            return pairings.paired(self.reference, self.double(), self.photograph(0), given).pairs[name]
+            return self._paired({**self.layers, name: self.target_layer}).pairs[name]
         pairing = self.pairing
         if name in pairing.pairs:
-            calls = list(pairings.modules_of(pairing, name))
+            calls = list(pairings.modules_of(pairing, pairing.pairs[name]))
             return replace(pairing.pairs[name], call=next((c for c in calls if self._times(c) == 1), calls[0]))
         near = ", ".join(f"{key} ({error:.1e} off)" for key, error in pairing.near.get(name, ())) or "none of its shape"
         raise TwinError(
@@ -300,16 +283,6 @@ class Twin:
 
     def _times(self, call: Call) -> int:
         return sum(other.name == call.name for other in self.pairing.calls)
-
-
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """The network's logits, (1, classes).
-
-    Raises:
-        ModelError: its output is no logits.
-    """
-    with torch.no_grad():
-        return logits_of(model(inputs.clone()), len(inputs))
 
 
 def preprocessed(given: str | Callable[..., Any], pixels: np.ndarray) -> tuple[np.ndarray, bool]:

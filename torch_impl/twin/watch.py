@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -125,11 +125,21 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def keeping(self, keys: Container[str]) -> Iterator[dict[str, Tensor]]:
+        """Within, the outputs of the calls of these keys are kept, and stay what they are where what follows works in place."""
+        kept: dict[str, Tensor] = {}
+
+        def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if call.key not in keys:
+                return None
+            kept[call.key] = output
+            return output.clone()
+
+        with self.watching(see):
+            yield kept
+
     def run(self, inputs: Tensor, see: See) -> object:
         """The model's output for inputs, without gradients."""
         with self.watching(see), torch.no_grad():
             return self.model(inputs.clone())
-
-    def once(self, name: str) -> bool:
-        """Whether a module ran a single time."""
-        return sum(call.name == name for call in self.calls) == 1
