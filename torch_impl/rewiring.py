@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 _CONTAINERS = (dict, list, tuple, set, deque)
 
+_USUAL = frozenset((dict, list, set, deque, OrderedDict))
+
 _PLAIN = frozenset((type(None), bool, int, float, str))
+
+_REGISTRIES = frozenset(vars(nn.Module()))
+"""What PyTorch keeps in every module. Most of it is empty, and none of it another module's too."""
 
 _OWN_COPYING = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__del__")
 """An object whose class has one of these says itself how it is copied, or ends something when it goes: it is shared."""
@@ -60,45 +65,54 @@ class Rewiring:
         attributes = dict(module.__dict__)  # all at once: another thread may be adding one
         attributes.pop("_compiled_call_impl", None)  # module.compile()
         for key, value in attributes.items():
-            if key.endswith("_hooks") and isinstance(value, dict):  # what a hook notes down is its owner's
-                double.__dict__[key] = self._container(value, self._one_step, new=True)
-            else:  # what a module remembers is its own
-                double.__dict__[key] = self._led(value, own=2)
+            kind = type(value)
+            if kind in _USUAL and not value and key in _REGISTRIES:
+                value = value.copy()
+            elif key.endswith("_hooks") and isinstance(value, dict):  # what a hook notes down is its owner's
+                value = self._container(value, self._one_step, new=True)
+            elif kind not in _PLAIN:  # what a module remembers is its own
+                value = self._own(value)
+            double.__dict__[key] = value
         return double
 
     def _note(self, original: Any, double: Any) -> Any:
         self._made[id(original)] = (original, double)
         return double
 
+    def _own(self, value: Any, objects: bool = True) -> Any:
+        """An attribute of a double: containers and tensors are copies, and so is an object that is one step away."""
+        if type(value) in _PLAIN:
+            return value
+        if id(value) in self._made:
+            return self._made[id(value)][1]
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, torch.Generator):
+            return value.clone_state()
+        if type(value) not in weakref.ProxyTypes and isinstance(value, _CONTAINERS):
+            self._note(value, value)  # it may hold itself
+            return self._note(value, self._container(value, functools.partial(self._own, objects=objects), new=True))
+        if objects and _is_plain(value):
+            return self._object(value, functools.partial(self._own, objects=False), new=True)
+        return self._led(value)
+
     def _one_step(self, value: Any) -> Any:
         """As `_led`; also through the attributes of an object, but not of those that it leads to."""
         return self._object(value, self._led) if id(value) not in self._made and _is_plain(value) else self._led(value)
 
-    def _led(self, value: Any, own: int = 0) -> Any:
-        """The same value, led to doubles; a copy only where it holds a module, or a parameter.
-
-        Args:
-            value: what was come upon.
-            own: 2 for an attribute of a double: containers and tensors are copies, and so is an object; 1 for what such an
-                object holds: other objects are not.
-        """
-        if type(value) in _PLAIN:
-            return value
+    def _led(self, value: Any) -> Any:
+        """The same value, led to doubles; a copy only where it holds a module, or a parameter."""
         if id(value) in self._made:
             return self._made[id(value)][1]
         if type(value) in weakref.ProxyTypes:
             return weakref.proxy(self._led(value.__repr__.__self__))
         if isinstance(value, nn.Module):
             return self.module(value)
-        if isinstance(value, Tensor):
-            return self._tensor(value) if own or isinstance(value, nn.Parameter) else value
-        if isinstance(value, torch.Generator):
-            return value.clone_state() if own else value
+        if isinstance(value, nn.Parameter):
+            return self._tensor(value)
         if isinstance(value, _CONTAINERS):
             self._note(value, value)  # it may hold itself
-            return self._note(value, self._container(value, functools.partial(self._led, own=own), new=own > 0))
-        if own == 2 and _is_plain(value):
-            return self._object(value, functools.partial(self._led, own=1), new=True)
+            return self._note(value, self._container(value, self._led))
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.MethodType):
@@ -128,6 +142,8 @@ class Rewiring:
 
     def _container(self, value: Any, change: Callable[[Any], Any], *, new: bool = False) -> Any:
         """A container with its entries changed; itself if that leaves them all, and no `new` one is wanted."""
+        if new and not value and type(value) in _USUAL:  # as most of a module's are: a tenth of the time
+            return value.copy()
         flat = [x for pair in dict(value).items() for x in pair] if isinstance(value, dict) else list(value)
         keys = slice(0, None, 2) if isinstance(value, dict) else slice(0)
         changed = [*map(change, flat)]
