@@ -352,6 +352,15 @@ def test_one_target_for_all_and_none(target):
     assert torch.equal(methods.raw_maps("gradcam", model, x, target, target_layer=LAYER), right)
 
 
+def test_a_list_of_one_layer():
+    """As pytorch-grad-cam takes its `target_layers`."""
+    model, x = net(), pictures()
+    right = methods.raw_maps("gradcam", model, x, 1, target_layer=LAYER)
+    assert torch.equal(methods.raw_maps("gradcam", model, x, 1, target_layer=[LAYER]), right)
+    with pytest.raises(LayerError, match="target_layer holds 2 layers: give one"):
+        methods.raw_maps("gradcam", model, x, 1, target_layer=[LAYER, LAYER])
+
+
 @every_engine
 def test_a_model_without_parameters(engine):
     model, x = nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten()), pictures().abs()

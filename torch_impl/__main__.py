@@ -151,8 +151,10 @@ def _explain(arguments: argparse.Namespace) -> int:
     from torch_impl import figure, framing, question
     from torch_impl.output import check_output
     from torch_impl.progress import Progress
+    from torch_impl.stock import check_narrow
 
     started = time.perf_counter()
+    check_narrow(arguments.methods, arguments.precision)  # before the weights, which may be a long download
     figure.Style(arguments.colormap)
     earlier = check_output(arguments.out, overwrite=arguments.overwrite)
     with contextlib.closing(Progress(quiet=arguments.quiet)) as progress:

@@ -38,13 +38,15 @@ def preprocess(
         [-2.1, 2.7].
 
     Raises:
-        ValueError: ``pixels`` is not uint8 (N, H, W, 3), or ``input`` is wrong.
+        ValueError: ``pixels`` is not uint8 (N, H, W, 3), or ``input`` or ``dtype`` is wrong.
 
     Matches: keras.applications.vgg16.preprocess_input, in float32 and in float64 (``floatx``), bit for bit;
         torchvision's ToTensor and Normalize in float32, bit for bit.
     """
     if input not in INPUTS:
         raise ValueError(f"input is one of {', '.join(INPUTS)}, not {input!r}")
+    if not dtype.is_floating_point:
+        raise ValueError(f"inputs are floating-point numbers, not {dtype}")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
         raise ValueError(f"pixels are uint8 (N, H, W, 3), not {pixels.dtype} {pixels.shape}")
     values = torch.from_numpy(np.array(pixels, order="C"))  # a copy: torch takes no read-only array

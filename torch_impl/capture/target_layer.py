@@ -31,13 +31,18 @@ def find_layer(model: nn.Module, target_layer: Any) -> nn.Module:
 
     Args:
         model: the network.
-        target_layer: a module, or its name as in `named_modules` (any of its names).
+        target_layer: a module, its name as in `named_modules` (any of its names), or a list of one of these, as
+            pytorch-grad-cam takes them.
 
     Raises:
         LayerError: no such layer; the message lists the nearest names.
         ModelError: a model that cannot be explained.
     """
     inner = unwrapped(model)
+    if isinstance(target_layer, (list, tuple)):
+        if len(target_layer) != 1:
+            raise LayerError(f"target_layer holds {len(target_layer)} layers: give one")
+        target_layer = target_layer[0]
     if isinstance(target_layer, nn.Module):
         if target_layer in (model, inner):
             raise LayerError("the target layer is the whole model: give one of its parts")
