@@ -43,7 +43,7 @@ def raw_maps(
     inputs: Images | Sequence[Tensor],
     target: Any = None,
     *,
-    target_layer: str | nn.Module | None = None,
+    target_layer: Any = None,
     score: Score | None = None,
     feature_layout: FeatureLayout = None,
     batch_size: BatchSize = "auto",
@@ -58,7 +58,7 @@ def raw_maps(
             network with one output has the classes 1 (score: the output) and 0 (score: its negative). Stays as it is.
         inputs: preprocessed (N, C, H, W); or a tuple of a model's inputs, the picture first.
         target: class indices: one for all, or one for each photograph; None: each one's top-1; not used with `score`.
-        target_layer: of the class activation maps: a module of the model, or its name.
+        target_layer: of the class activation maps: a module of the model, its name, or a list of one of these.
         score: what is explained instead of a class's logit: the model's whole output → one number a photograph.
         feature_layout: of the target layer's output, where it cannot be told: see `capture.layout.FeatureLayout`.
         batch_size: images, or noisy copies, in one pass; "auto" or a number.
