@@ -165,7 +165,8 @@ def _check_candidate(options: argparse.Namespace) -> None:
 def _judged(
     options: argparse.Namespace, module: Module | None, reference: Artifact, path: Path, rows: list[PixelsRow]
 ) -> ParityReport:
-    from parity.child import answer, answer_of_module, in_child
+    from parity import twins
+    from parity.child import answer, in_child
     from parity.comparison import compare
 
     if options.candidate and Path(options.candidate).is_file():
@@ -179,8 +180,8 @@ def _judged(
         wanted = ["context"] if options.no_ladder else ["context", "ladder"]
         how = {"precision": precision, "device": options.device, "methods": methods.in_order(options.methods)}
         if module is not None:
-            of_module = partial(answer_of_module, path, module, engine=options.engine, **how)
-            answers[precision], _ = in_child(of_module, quiet=options.quiet)
+            of_module = partial(twins.answer, path, module, engine=options.engine, **how)
+            answers[precision] = in_child(of_module, quiet=options.quiet)
             continue
         task = partial(
             answer,

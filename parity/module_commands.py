@@ -44,7 +44,8 @@ def module_of(options: argparse.Namespace) -> Module:
 
 def match(options: argparse.Namespace) -> int:
     """Print how the layers pair, and write it down."""
-    from parity.child import in_child, matched
+    from parity.child import in_child
+    from parity.twins import matched
 
     out = Path(options.out)
     _check_folder(out)

@@ -13,10 +13,9 @@ import safetensors
 from safetensors.numpy import load_file
 
 from parity import criterion, formulas, port
-from parity.candidate import CAUSE, Answer, CandidateError, methods_of
+from parity.candidate import CAUSE, CandidateError, methods_of, recorded
 from parity.contract.artifact import Artifact
 from parity.contract.files import whole
-from parity.contract.stages import Stage
 from parity.contract.text import aligned, one_line
 from parity.similarity import relative_l2
 
@@ -51,7 +50,7 @@ class Module:
 
 
 def answer(
-    reference: Artifact,
+    reference: Artifact | str | os.PathLike[str],
     module: Module,
     *,
     precision: str,
@@ -62,7 +61,7 @@ def answer(
     """The module's stages and maps, and why the first wrong one is wrong.
 
     Args:
-        reference: with float64.
+        reference: with float64; or its path.
         module: what is compared.
         precision: of the module.
         device: likewise.
@@ -72,19 +71,21 @@ def answer(
     Raises:
         CandidateError: it cannot be compared; one line.
     """
+    reference = Artifact.of(reference)
     wanted = methods_of(reference, methods)
     check_general(reference)
     given = _given(reference, module)
     twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
-    made = Answer(
+    made = recorded(
+        reference,
+        twin.rows(wanted, precision, device, engine),
+        lambda shape, stage: shape != stage.shape,  # then its output is another
         program=module.name,
         weights=replace(reference.weights, tensors={}, prints={}),
-        settings=replace(reference.settings, methods=wanted),
-        pixels=reference.pixels,
-        photographs=reference.photographs,
+        methods=wanted,
         precision=precision,
         device=device,
-    ).recorded(lambda: twin.rows(wanted, precision, device, engine.partition(" ")[0]), _another_shape)
+    )
     warnings = [*twin.remarks(), *([given.remark] if given.remark else [])]
     return replace(
         made,
@@ -105,11 +106,6 @@ def check_general(reference: Artifact) -> None:
         )
     if "fp64" not in reference.precisions:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
-
-
-def _another_shape(shape: tuple[int, ...], stage: Stage) -> bool:
-    """Another shape of a module's output is a difference."""
-    return shape != stage.shape
 
 
 @dataclass(frozen=True)
@@ -267,12 +263,13 @@ class Matched:
     toml: str
 
 
-def matched(reference: Artifact, module: Module) -> Matched:
-    """Pair the layers of a reference with a module's.
+def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> Matched:
+    """Pair the layers of a reference, or of the one at a path, with a module's.
 
     Raises:
         CandidateError: it cannot be compared.
     """
+    reference = Artifact.of(reference)
     check_general(reference)
     given = _given(reference, module)
     twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
@@ -343,8 +340,7 @@ def transfer(
         TransferStoppedError: they do not go into it. Nothing is written.
         ValueError: it could not be tried.
     """
-    if not isinstance(reference, Artifact):
-        reference = Artifact.read(reference)
+    reference = Artifact.of(reference)
     check_general(reference)
     tensors = read_tensors(reference, weights)
     filled = port.filled(reference, tensors, module, formulas.all_inputs(reference))

@@ -166,6 +166,11 @@ class Artifact:
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: not as this program writes it ({one_line(error)}): write it again") from None
 
+    @classmethod
+    def of(cls, artifact: Artifact | str | os.PathLike[str]) -> Artifact:
+        """An artifact as it is, or the one at a path; errors as of `read`."""
+        return artifact if isinstance(artifact, Artifact) else cls.read(artifact)
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all.
 
