@@ -229,8 +229,8 @@ def recorded(
             if given[f"{method}/raw"] < len(reference.pixels):
                 raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
         return recorder.artifact(
+            reference.photographs,
             program=program,
-            photographs=reference.photographs,
             versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
             flags=flags,
             seconds={precision: time.perf_counter() - started},

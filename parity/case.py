@@ -124,6 +124,19 @@ class Case:
         """The class whose score it is."""
         return self.reference.classes[self.photograph]
 
+    def both(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """What is kept of a stage by the candidate and by the reference; None where one of them did not give it."""
+        if not self.candidate.has(name, self.precision) or not self.reference.has(name, "fp64"):
+            return None
+        theirs, ours = self.candidate.values(name, self.precision), self.reference.values(name, "fp64")
+        return theirs[self.photograph], ours[self.photograph]
+
+    @property
+    def of_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """The stage's kept values on every photograph, the candidate's and the reference's: float64 (N, kept)."""
+        theirs = self.candidate.values(self.stage.name, self.precision).astype(np.float64)
+        return theirs, self.reference.values(self.stage.name, "fp64")
+
     def ours(self, name: str) -> np.ndarray | None:
         """One of the reference's stages, float64, whole; None where it is not given whole."""
         return _whole(self.reference, name, "fp64", self.photograph)

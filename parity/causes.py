@@ -81,26 +81,18 @@ def _is_negative(case: Case) -> bool:
 
 def _before_relu(case: Case) -> str:
     """Where the layers after it are right, only the tensor was taken at another place; else the network itself is another."""
-    following = _layer_after(case)
-    name = f"activations/{following}"
-    if following and case.candidate.has(name, case.precision):
-        theirs, ours = case.candidate.values(name, case.precision), case.reference.values(name, "fp64")
-        if relative_l2(theirs[case.photograph], ours[case.photograph]) < CONSTANT:
-            return _BEFORE_RELU
+    readers = (layer.name for layer in case.reference.table.hidden if case.stage.layer in layer.inbound)
+    following = case.both(f"activations/{next(readers, '')}")
+    if following and relative_l2(*following) < CONSTANT:
+        return _BEFORE_RELU
     negative, positive = case.actual[case.actual < 0], case.actual[case.actual > 0]
     leaks = positive.size > 0 and np.square(negative).mean() < LEAK**2 * np.square(positive).mean()
     return _LEAKY if leaks else _NO_RELU
 
 
-def _layer_after(case: Case) -> str:
-    """The name of the hidden layer that reads this one, whose activations are compared; "" where there is none."""
-    return next((layer.name for layer in case.reference.table.hidden if case.stage.layer in layer.inbound), "")
-
-
 def _is_offset_by_bias(case: Case) -> bool:
     """Whether each channel (or unit: then over all photographs) is off by a constant wherever the ReLU is open."""
-    theirs = case.candidate.values(case.stage.name, case.precision).astype(np.float64)
-    ours = case.reference.values(case.stage.name, "fp64")
+    theirs, ours = case.of_all
     if len(case.stage.shape) == 3:
         channels = case.stage.places() % case.stage.shape[-1]
         theirs, ours = theirs[case.photograph], ours[case.photograph]
@@ -132,13 +124,11 @@ def _is_dropped(case: Case) -> bool:
 
 def _is_dropped_before(case: Case) -> bool:
     """Whether the score's gradient is 0 at units of the dense layer before, where the reference's is not."""
-    name, table = f"gradients/{case.before}", case.reference.table
-    if not case.before or table[case.before].kind != "dense":
+    gradients = case.both(f"gradients/{case.before}")
+    if gradients is None or case.reference.table[case.before].kind != "dense":
         return False
-    if not case.candidate.has(name, case.precision) or not case.reference.has(name, "fp64"):
-        return False
-    alive = case.reference.values(name, "fp64")[case.photograph] != 0
-    zero = case.candidate.values(name, case.precision)[case.photograph][alive] == 0
+    theirs, ours = gradients
+    zero = theirs[ours != 0] == 0
     return zero.size >= 4 and 0.1 < float(zero.mean()) < 0.9
 
 
@@ -171,9 +161,7 @@ def _is_reordered(case: Case) -> bool:
 def _noise(case: Case) -> str:
     """σ from the factor on the reference's noise, where it is the reference's noise."""
     reference = case.reference
-    theirs = case.candidate.values(case.stage.name, case.precision).astype(np.float64)
-    ours = reference.values(case.stage.name, "fp64")
-    factors = np.array([factor_between(a, b) for a, b in zip(theirs, ours, strict=True)])
+    factors = np.array([factor_between(a, b) for a, b in zip(*case.of_all, strict=True)])
     i = case.photograph
     if not np.isfinite(factors[i]):
         return "other noise: another generator, seed, or order of drawing (NumPy's RandomState, channels last, per photograph)"
@@ -229,11 +217,8 @@ def _late_absolute(case: Case) -> str:
 
 def _gradient_is_right(case: Case) -> bool:
     """Whether the candidate gave the gradient without noise, or its map, and it is the reference's."""
-    for name in ("gradients/inputs", "vanilla/raw"):
-        if case.candidate.has(name, case.precision) and case.reference.has(name, "fp64"):
-            theirs = case.candidate.values(name, case.precision)[case.photograph]
-            return relative_l2(theirs, case.reference.values(name, "fp64")[case.photograph]) < CONSTANT
-    return False
+    given = case.both("gradients/inputs") or case.both("vanilla/raw")
+    return given is not None and relative_l2(*given) < CONSTANT
 
 
 def _is_signed(case: Case) -> bool:

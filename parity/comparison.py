@@ -17,7 +17,7 @@ from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from parity.port import Preprocess
-from parity.report import Conditioning, ContextRow, MapFigures, ParityReport, Pictures, PixelsRow, Rung, provenance
+from parity.report import Conditioning, MapFigures, OtherMap, ParityReport, Pictures, PixelsRow, provenance
 from parity.similarity import error_of_range, overlap, pearson, relative_l2, shift, spearman, ssim
 
 MEASURES = (pearson, spearman, ssim, relative_l2, error_of_range, overlap, shift)
@@ -29,8 +29,8 @@ def compare(
     answers: Mapping[str, Artifact],
     *,
     pixels_rows: Iterable[PixelsRow] = (),
-    ladder: Iterable[Rung] = (),
-    context: Iterable[ContextRow] = (),
+    ladder: Iterable[OtherMap] = (),
+    context: Iterable[OtherMap] = (),
     conditioning: Iterable[Conditioning] = (),
 ) -> ParityReport:
     """Judge candidates by the reference.

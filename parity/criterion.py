@@ -90,6 +90,11 @@ class Figure:
         """What is held against the limit: of the range in float64, relative L2 otherwise."""
         return self.max_error if self.precision == "fp64" else self.relative_l2
 
+    @property
+    def floor(self) -> float:
+        """The reference's own float32 in the same unit."""
+        return self.floor_max if self.precision == "fp64" else self.floor_l2
+
 
 @dataclass(frozen=True)
 class Divergence:

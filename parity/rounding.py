@@ -17,6 +17,7 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 from parity import formulas
+from parity.contract import vgg
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.methods import METHODS
@@ -157,24 +158,12 @@ def ties(reference: Artifact, photograph: int) -> np.ndarray:
 
 
 def blocks_of(table: LayerTable) -> tuple[int, ...] | None:
-    """Number of 3×3 convolutions in each block that a 2×2 max-pool closes; None where the network is no such chain."""
-    blocks, count = [], 0
-    for before, layer in itertools.pairwise(table.layers):
-        if layer.inbound != (before.name,):
-            return None
-        if _is_conv(layer):
-            count += 1
-        elif is_max_pool(layer):
-            blocks.append(count)
-            count = 0
-        elif layer.kind in ("conv", "pool"):
-            return None
-    return None if any(side % 2 ** len(blocks) for side in table.size) else tuple(blocks)
-
-
-def _is_conv(layer: Layer) -> bool:
-    wanted = {"kernel": [3, 3], "strides": [1, 1], "padding": "same"}
-    return layer.kind == "conv" and wanted.items() <= dict(layer.config).items()
+    """Number of 3×3 convolutions in each block that a 2×2 max-pool closes; None where the network is no such VGG."""
+    try:
+        blocks = tuple(map(len, vgg.blocks_of(table)))
+    except ValueError:
+        return None
+    return None if any(side % 2 ** len(blocks) for side in table.size) else blocks
 
 
 def is_max_pool(layer: Layer) -> bool:

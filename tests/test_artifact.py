@@ -59,8 +59,8 @@ def made(
             for i, row in enumerate(array):
                 recorder.add(precision, i, stage, row)
     flags: dict[str, str | int | bool] = {"tf32": False, "threads": 2, "device": "cpu"}
-    said = {"program": "test", "versions": {"numpy": "2"}, "flags": flags, "warnings": ["exp(score) left float32"]}
-    return recorder.artifact(photographs=photographs, **{**said, **more})
+    said = {"program": "test", "versions": {"numpy": "2"}, "flags": flags, "warnings": ("exp(score) left float32",)}
+    return recorder.artifact(photographs, **{**said, **more})
 
 
 def same(one: Artifact, other: Artifact) -> bool:

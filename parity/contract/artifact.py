@@ -128,6 +128,8 @@ class Artifact:
         photographs: one for each row of every array.
         weights: whose maps they are.
         settings: what was asked for.
+        stages: every stage that the settings call for, in the order of the computation.
+        arrays: name in the file → array; the methods below are the way in.
         versions: of Python, the libraries and the platform.
         flags: whatever may change rounding: TF32, oneDNN, threads, device.
         warnings: one line each, for a reader of the comparison.
@@ -135,20 +137,18 @@ class Artifact:
         moves: stage → how far the reference's own float64 is off or moves there, of the stage's range: see `criterion`.
         draws: stage → how far gradients and maps of the reference's own float32 move with inputs that are moved by 1e-5, relative
             L2, the worst of several: ReLUs and max-pools flip there, and may in another program.
-        stages: every stage that the settings call for, in the order of the computation.
-        arrays: name in the file → array; the methods below are the way in.
     """
 
     program: str
     photographs: tuple[Photograph, ...]
     weights: Weights
     settings: JobSettings
-    versions: Mapping[str, str]
-    flags: Mapping[str, str | int | bool]
-    warnings: tuple[str, ...]
-    seconds: Mapping[str, float]
     stages: tuple[Stage, ...]
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    versions: Mapping[str, str]
+    flags: Mapping[str, str | int | bool]
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
     moves: Mapping[str, float] = field(default_factory=dict, repr=False)
     draws: Mapping[str, float] = field(default_factory=dict, repr=False)
 
@@ -283,21 +283,19 @@ def _checksum(manifest: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+SAID = ("program", "versions", "flags", "warnings", "seconds", "moves", "draws")
+"""What the manifest has of an artifact as it is."""
+
+
 def _manifest(artifact: Artifact) -> dict[str, Any]:
     w = artifact.weights
     return {
-        "program": artifact.program,
+        **{name: getattr(artifact, name) for name in SAID},
         "photographs": [asdict(photograph) for photograph in artifact.photographs],
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
         "prints": {name: asdict(print_) for name, print_ in w.prints.items()},
         "table": w.table.as_json(),
         "settings": asdict(artifact.settings),
-        "versions": dict(artifact.versions),
-        "flags": dict(artifact.flags),
-        "warnings": list(artifact.warnings),
-        "seconds": dict(artifact.seconds),
-        "moves": dict(artifact.moves),
-        "draws": dict(artifact.draws),
         "stages": [asdict(stage) for stage in artifact.stages],
     }
 
@@ -347,19 +345,14 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
     prints = {
         n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()
     }
+    said = {name: manifest[name] for name in SAID if name in manifest}  # the first files say nothing of some
     artifact = Artifact(
-        manifest["program"],
-        tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
-        Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors, prints),
-        settings,
-        manifest["versions"],
-        manifest["flags"],
-        tuple(manifest["warnings"]),
-        manifest["seconds"],
-        tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
-        arrays,
-        manifest.get("moves", {}),
-        manifest.get("draws", {}),
+        photographs=tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
+        weights=Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors, prints),
+        settings=settings,
+        stages=tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
+        arrays=arrays,
+        **{**said, "warnings": tuple(manifest["warnings"])},
     )
     check_parts(artifact)
     return artifact
