@@ -118,15 +118,7 @@ def gradcam(p: Pass) -> Stages:
     raw, final = _cams(Gradcam(p.models.linear), p)
     weights = tf.reduce_mean(p.gradients, (0, 1)).numpy()  # NumPy adds in another order
     cam = np.maximum((p.activations * weights).sum(-1), 0)
-    agree("gradcam/raw", cam, raw[0])
-    upsampled = _upsampled(raw, p.inputs)
-    agree("gradcam/final", _normalized(upsampled), final)
-    return {
-        "gradcam/weights": weights,
-        "gradcam/raw": raw[0],
-        "gradcam/upsampled": upsampled[0],
-        "gradcam/final": final[0],
-    }
+    return {"gradcam/weights": weights, **_agreed("gradcam", p, cam, raw, final)}
 
 
 @drawn("gradcam_plus_plus")
@@ -183,10 +175,7 @@ def layercam(p: Pass) -> Stages:
 
     raw, final = _cams(Layercam(p.models.linear), p)
     cam = np.maximum((p.activations * np.maximum(p.gradients, 0)).sum(-1), 0)
-    agree("layercam/raw", cam, raw[0])
-    upsampled = _upsampled(raw, p.inputs)
-    agree("layercam/final", _normalized(upsampled), final)
-    return {"layercam/raw": raw[0], "layercam/upsampled": upsampled[0], "layercam/final": final[0]}
+    return _agreed("layercam", p, cam, raw, final)
 
 
 @drawn("scorecam")
@@ -336,6 +325,14 @@ def _cams(library: Callable[..., Any], p: Pass) -> tuple[np.ndarray, np.ndarray]
     """The raw map (1, h, w), and the final one (1, H, W) by the lab's own call."""
     raw = library(p.score, p.inputs, **p.models.cam_options, expand_cam=False, normalize_cam=False)
     return np.asarray(raw), np.asarray(library(p.score, p.inputs, **p.models.cam_options))
+
+
+def _agreed(name: str, p: Pass, cam: np.ndarray, raw: np.ndarray, final: np.ndarray) -> Stages:
+    """The map's stages, once the library's are seen to be the recomputed ones."""
+    agree(f"{name}/raw", cam, raw[0])
+    upsampled = _upsampled(raw, p.inputs)
+    agree(f"{name}/final", _normalized(upsampled), final)
+    return {f"{name}/raw": raw[0], f"{name}/upsampled": upsampled[0], f"{name}/final": final[0]}
 
 
 def _upsampled(cam: np.ndarray, inputs: np.ndarray) -> np.ndarray:

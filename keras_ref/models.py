@@ -11,11 +11,10 @@ import numpy as np
 
 from keras_ref import KerasRefError
 from keras_ref.graph import as_function
+from parity.contract.keras_files import SUFFIXES
 from parity.contract.lookup import lookup
 from parity.contract.text import one_line
 from parity.contract.vgg import STANDARD_SIZE
-
-SUFFIXES = (".keras", ".h5", ".hdf5")
 
 APPLICATIONS = "keras.applications:"
 

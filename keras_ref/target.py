@@ -65,17 +65,13 @@ def _last_convolution(model: Any) -> Any:
 
 def _passed_by_all(layers: Sequence[Layer]) -> list[Layer]:
     """The layers through which every path from the input to the output goes: no edge leads past them."""
-    place = {layer.name: i for i, layer in enumerate(layers)}
+    last_reader = {name: i for i, layer in enumerate(layers) for name in layer.inbound}
     furthest = 0  # place up to which an edge from before leads
     passed = []
-    readers: dict[str, int] = {}
-    for i, layer in enumerate(layers):
-        for name in layer.inbound:
-            readers[name] = i
     for i, layer in enumerate(layers):
         if furthest <= i:
             passed.append(layer)
-        furthest = max(furthest, readers.get(layer.name, place[layer.name]))
+        furthest = max(furthest, last_reader.get(layer.name, i))
     return passed
 
 

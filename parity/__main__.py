@@ -23,6 +23,7 @@ from parity import module_commands
 from parity.contract import command, methods, network
 from parity.contract.artifact import Artifact
 from parity.contract.classes import per_photograph
+from parity.contract.keras_files import SUFFIXES
 from parity.contract.stages import PRECISIONS
 from parity.contract.vgg import VGG16
 from parity.module_commands import DIFFERS, HOLDS
@@ -37,9 +38,6 @@ _PROGRAM = "attention-parity"
 
 SAMPLES = 4
 """SmoothGrad's samples where none are asked for: a fifth of the lab's 20, so that the proof takes minutes on two cores."""
-
-KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
-"""Weights that the reference reads by itself."""
 
 
 def parser() -> command.Parser:
@@ -278,7 +276,7 @@ def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, t
 
     source = options.weights
     by_name = re.fullmatch(r"offline|(offline-random|seeded):.*", source)
-    if by_name or (os.path.isfile(source) and source.endswith(KERAS_SUFFIXES)):
+    if by_name or (os.path.isfile(source) and source.endswith(SUFFIXES)):
         return source, VGG16.size
     if (canonical := network.from_source(source)) is not None:
         return source, canonical.table.size

@@ -16,11 +16,9 @@ from parity import criterion, formulas, port
 from parity.candidate import CAUSE, CandidateError, methods_of, recorded
 from parity.contract.artifact import Artifact
 from parity.contract.files import whole
+from parity.contract.network import EXPORT
 from parity.contract.text import aligned, one_line
 from parity.similarity import relative_l2
-
-TENSORS = "attention-maps tensors 1"
-"""What a file of a network's weights says of itself; `python -m keras_ref --export` writes it."""
 
 FLOAT32 = 1e-6
 """Relative L2 that a preprocessing computed in float32 may be off."""
@@ -311,7 +309,7 @@ def read_tensors(reference: Artifact, path: str | os.PathLike[str]) -> dict[str,
         tensors = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CandidateError(f"{where}: cannot be read ({one_line(error)})") from None
-    if metadata.get("format") != TENSORS:
+    if metadata.get("format") != EXPORT:
         raise CandidateError(f"{where}: another kind of file: write it with python -m keras_ref --export")
     if metadata.get("fingerprint") != reference.weights.fingerprint or set(tensors) != set(reference.table.tensors):
         raise CandidateError(f"{where}: not the weights of the reference: write both with one python -m keras_ref")

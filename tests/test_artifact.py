@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from parity.contract import artifact as contract
-from parity.contract import stages
+from parity.contract import files, stages
 from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.methods import DEFAULT, Options
@@ -294,7 +294,7 @@ def test_a_failed_write_leaves_what_was_there(artifact: Artifact, tmp_path: Path
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(contract, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         artifact.write(path)
     assert path.read_bytes() == b"before"

@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
-from parity.contract.files import whole as whole_file
+from parity.contract.files import save_tensors
 from parity.contract.fingerprints import Fingerprint
 from parity.contract.layers import LayerTable
 from parity.contract.methods import DEFAULT, METHODS, Options
@@ -180,11 +179,7 @@ class Artifact:
         manifest = json.dumps(_manifest(self), ensure_ascii=False, allow_nan=False)
         checksum = _checksum(manifest, self.arrays)
         metadata = {"format": FORMAT, "version": VERSION, "manifest": manifest, "sha256": checksum}
-        with whole_file(path) as temporary:
-            try:
-                save_file(dict(self.arrays), temporary, metadata)
-            except safetensors.SafetensorError as error:
-                raise OSError(one_line(error)) from None
+        save_tensors(self.arrays, path, metadata)
 
     @property
     def table(self) -> LayerTable:
@@ -294,7 +289,7 @@ def _manifest(artifact: Artifact) -> dict[str, Any]:
         "photographs": [asdict(photograph) for photograph in artifact.photographs],
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
         "prints": {name: asdict(print_) for name, print_ in w.prints.items()},
-        "table": w.table.as_json(),
+        "table": asdict(w.table),
         "settings": asdict(artifact.settings),
         "stages": [asdict(stage) for stage in artifact.stages],
     }

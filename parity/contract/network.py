@@ -13,9 +13,9 @@ from importlib import resources
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
-from parity.contract.files import whole
+from parity.contract.files import save_tensors
 from parity.contract.layers import LayerTable
 from parity.contract.text import one_line
 from parity.contract.vgg import BLOCKS, VGG16, blocks_of, vgg_of
@@ -31,6 +31,9 @@ OWN_INPUT = "own"
 
 FORMAT = "attention-maps network 1"
 """What a canonical safetensors file says of itself."""
+
+EXPORT = "attention-maps tensors 1"
+"""What a file of any network's tensors says of itself; `python -m keras_ref --export` writes it."""
 
 SMALLEST = 32
 """Height and width of the smallest picture that VGG16 leaves anything of, pixels."""
@@ -283,23 +286,12 @@ def write(network: Network, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: as the file system says; then nothing is left at `path`.
     """
-    metadata = {"format": FORMAT, **network.about}
-    with whole(path) as temporary:
-        try:
-            save_file({name: np.ascontiguousarray(a) for name, a in network.tensors.items()}, temporary, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(one_line(error)) from None
+    save_tensors(network.tensors, path, {"format": FORMAT, **network.about})
 
 
 def _embedded() -> dict[str, np.ndarray]:
     with resources.as_file(resources.files("parity.contract").joinpath("data/vgg16_offline.safetensors")) as path:
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"the embedded weights are damaged ({one_line(error)}): install the package again"
-            ) from None
+        return load_file(path)
 
 
 def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
