@@ -115,11 +115,6 @@ class Case:
         return factor if math.isfinite(factor) and factor != 0 and abs(factor - 1) >= CONSTANT else math.nan
 
     @property
-    def pixels(self) -> np.ndarray:
-        """uint8 (H, W, 3)."""
-        return np.asarray(self.reference.pixels[self.photograph])
-
-    @property
     def explained(self) -> int:
         """The class whose score it is."""
         return self.reference.classes[self.photograph]
@@ -175,11 +170,6 @@ class Case:
         """The feature maps that this method takes: (m,) of Faster-ScoreCAM, else all of them."""
         given = self.ours(f"{self.stage.method}/channels")
         return np.arange(self.activations.shape[-1]) if given is None else given.astype(int)
-
-    @cached_property
-    def union(self) -> np.ndarray:
-        """Faster-ScoreCAM's feature maps of all photographs together."""
-        return np.unique(self.reference.whole("faster_scorecam/channels", "fp64")).astype(int)
 
     def whole(self, name: str) -> np.ndarray:
         """One of the reference's stages that are kept whole, float64."""

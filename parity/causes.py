@@ -59,7 +59,7 @@ class Sign:
 
     about: str
     quantities: str
-    test: Callable[[Case], bool]
+    test: Callable[[Case], bool | np.bool_]
     words: str | Callable[[Case], str]
 
 
@@ -73,10 +73,6 @@ def _is_scaled(case: Case) -> bool:
 
 def _is_half(case: Case) -> bool:
     return HALF[0] < case.off < HALF[1]
-
-
-def _is_negative(case: Case) -> bool:
-    return bool((case.actual < 0).any() and not (case.expected < 0).any())
 
 
 def _before_relu(case: Case) -> str:
@@ -150,14 +146,6 @@ def _is_probability(case: Case) -> bool:
     return bool(abs(case.actual[0] - probability) < 1e-4)
 
 
-def _are_no_probabilities(case: Case) -> bool:
-    return bool(case.actual.min() < 0 or case.actual.max() > 1)
-
-
-def _is_reordered(case: Case) -> bool:
-    return bool(np.array_equal(np.sort(case.actual), np.sort(case.expected)))
-
-
 def _noise(case: Case) -> str:
     """σ from the factor on the reference's noise, where it is the reference's noise."""
     reference = case.reference
@@ -205,10 +193,6 @@ def _is_squared(case: Case) -> bool:
     return bool(positive.any() and squares.min() >= 1 - 1e-6 and squares.max() <= copies * (1 + 1e-6))
 
 
-def _is_late_absolute(case: Case) -> bool:
-    return _is_smaller(case) and float(_shares(case).min()) >= 0
-
-
 def _late_absolute(case: Case) -> str:
     """|mean| is never above mean of |·|, but other mistakes make a map smaller too: the plain gradient must be right."""
     order = "absolute value after the mean over samples: it belongs before"
@@ -219,10 +203,6 @@ def _gradient_is_right(case: Case) -> bool:
     """Whether the candidate gave the gradient without noise, or its map, and it is the reference's."""
     given = case.both("gradients/inputs") or case.both("vanilla/raw")
     return given is not None and relative_l2(*given) < CONSTANT
-
-
-def _is_signed(case: Case) -> bool:
-    return _is_smaller(case) and float(_shares(case).min()) < 0
 
 
 _DROPOUT = "dropout is on: some units are 0, the others larger (call eval())"
@@ -253,7 +233,7 @@ _LAST_BIAS = "the last layer's bias is missing, or another: each logit is off by
 _OWN = "alpha weights raw upsampled final"
 
 SIGNS = (
-    Sign("", "activations", _is_negative, _before_relu),
+    Sign("", "activations", lambda c: (c.actual < 0).any() and not (c.expected < 0).any(), _before_relu),
     Sign("", "activations", _is_offset_by_bias, "a missing or another bias: each channel is off by a constant of its own"),
     Sign("dense", "activations", _is_dropped, _DROPOUT),
     Sign("dense", "activations", _is_dropped_before, _DROPOUT),
@@ -298,8 +278,8 @@ SIGNS = (
     Sign("", f"inputs scores {_OWN}", _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
     Sign("smoothgrad", "raw", _is_squared, hypotheses.SQUARED),
     Sign("at the input", "raw", _is_mean_over_channels, "mean over the colour channels for their maximum"),
-    Sign("smoothgrad", "raw", _is_late_absolute, _late_absolute),
-    Sign("at the input", "raw", _is_signed, "no absolute value: the gradient itself"),
+    Sign("smoothgrad", "raw", lambda c: _is_smaller(c) and _shares(c).min() >= 0, _late_absolute),
+    Sign("at the input", "raw", lambda c: _is_smaller(c) and _shares(c).min() < 0, "no absolute value: the gradient itself"),
     Sign("at the input", "raw", _is_smaller, _SMALLER),
     Sign("at the input", "raw", _is_sum_over_channels, "sum over the colour channels for their maximum"),
     Sign(
@@ -308,10 +288,10 @@ SIGNS = (
         _always,
         "look for the score (class, softmax), the order of |·|, mean and maximum, or the noise",
     ),
-    Sign("faster_scorecam", "channels", _is_reordered, _SAME_CHANNELS),
+    Sign("faster_scorecam", "channels", lambda c: sorted(c.actual) == sorted(c.expected), _SAME_CHANNELS),
     Sign("faster_scorecam", "channels", _always, _CHANNELS),
     Sign("by scores", "scores", _is_constant_added, hypotheses.BASELINE),
-    Sign("by scores", "scores", _are_no_probabilities, _LOGITS),
+    Sign("by scores", "scores", lambda c: c.actual.min() < 0 or c.actual.max() > 1, _LOGITS),
     Sign("at a layer", "alpha scores weights raw upsampled", _is_half, _HALF_WORDS),
     Sign("by scores", "scores", _always, _MASKS),
     Sign("by scores", "weights", _always, "look for what stands between scores and weights: a rounding to float32 alone"),

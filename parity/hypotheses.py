@@ -51,7 +51,7 @@ MEAN, STD = np.array(formulas.TORCHVISION_MEAN), np.array(formulas.TORCHVISION_S
 
 
 def _rgb(case: Case) -> np.ndarray:
-    return case.pixels.astype(np.float64)
+    return np.asarray(case.reference.pixels[case.photograph], np.float64)
 
 
 def _bgr(case: Case) -> np.ndarray:
@@ -302,6 +302,10 @@ def _of_channels(case: Case, channels: np.ndarray) -> np.ndarray | None:
     return formulas.class_activation_map(case.activations[..., channels], case.whole("scorecam/weights")[channels])
 
 
+def _of_all_photographs(case: Case) -> np.ndarray:
+    return np.unique(case.reference.whole("faster_scorecam/channels", "fp64")).astype(int)
+
+
 def _wrong_channels(words: str, spread: Callable[..., np.ndarray]) -> tuple[Mistake, Mistake]:
     """Channels that are largest in something else, and the map that is made of them."""
 
@@ -321,7 +325,7 @@ _SCORE_CAMS = (
     Mistake("by scores", "scores", "log-softmax over the classes for softmax", lambda c: np.log(_scores(c))),
     *_wrong_score_weights("softmax over the channels", _over_channels),
     *_wrong_score_weights("not rounded to float32, as the library rounds its weights, in float64 too", _scores),
-    Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, c.union)),
+    Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, _of_all_photographs(c))),
     *_wrong_channels("the channels of the largest maxima, not of the largest deviation", np.max),
     *_wrong_channels("the channels of the largest means, not of the largest deviation", np.mean),
 )

@@ -71,9 +71,7 @@ def answer(
     """
     reference = Artifact.of(reference)
     wanted = methods_of(reference, methods)
-    check_general(reference)
-    given = _given(reference, module)
-    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
+    twin, given = _paired(reference, module)
     made = recorded(
         reference,
         twin.rows(wanted, precision, device, engine),
@@ -119,6 +117,14 @@ class _Given:
     inputs: np.ndarray
     inside: bool | None = None
     remark: str = ""
+
+
+def _paired(reference: Artifact, module: Module) -> tuple[port.Twin, _Given]:
+    """The module beside the reference, and what both are given."""
+    check_general(reference)
+    given = _given(reference, module)
+    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
+    return twin, given
 
 
 def _given(reference: Artifact, module: Module) -> _Given:
@@ -268,9 +274,7 @@ def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> Mat
         CandidateError: it cannot be compared.
     """
     reference = Artifact.of(reference)
-    check_general(reference)
-    given = _given(reference, module)
-    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
+    twin, _ = _paired(reference, module)
     pairing = twin.pairing
     rows = [("layer", "kind", "module", "told by", "error (float64)")]
     toml = [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]
