@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,12 +20,9 @@ import numpy as np
 
 from keras_ref import KerasRefError
 from keras_ref.passes import Pass, Stages, agree
+from parity.contract.exponent import is_lost
 from parity.contract.methods import FASTER_CHANNELS, Options
 from parity.contract.noise import unit_noise
-
-SIGNIFICANT = 1e-3
-"""Gradients below this fraction of the largest do not show in a map, and may vanish in e·G³ unnoticed."""
-
 
 Map = Callable[[Pass], Stages]
 
@@ -145,8 +141,8 @@ def gradcam_plus_plus(p: Pass) -> Stages:
     agree("gradcam_plus_plus/raw", cam, raw[0])
     agree("gradcam_plus_plus/final", _normalized(_upsampled(raw, p.inputs)), final)
     divided, weights = _divided(raw, exp_score), _divided(weights, exp_score)
-    if out_of_range(p.gradients, exp_score):
-        kind = p.inputs.dtype.name
+    kind = p.inputs.dtype.name
+    if is_lost(p.gradients, float(p.shared["score"]), kind):
         p.remarks.append(
             f"exp(score) is out of {kind}'s range (score {float(p.shared['score']):.1f}), the reference's own "
             f"Grad-CAM++ in {kind} is unusable there"
@@ -294,20 +290,6 @@ def plus_plus(
     weights = tf.reduce_sum(tf.nn.relu(first) * alpha, (0, 1), keepdims=True)
     cam = tf.nn.relu(tf.reduce_sum(weights * a, -1))
     return alpha.numpy(), weights.numpy()[0, 0], cam.numpy()
-
-
-def out_of_range(gradients: np.ndarray, exp_score: np.floating[Any]) -> bool:
-    """Whether e·G, e·G² or e·G³ overflows, or loses digits to underflow, at a gradient that matters."""
-    limits = np.finfo(gradients.dtype)
-    magnitudes = np.abs(gradients.astype(np.float64))
-    significant = magnitudes[(magnitudes > SIGNIFICANT * magnitudes.max()) & (magnitudes > 0)]
-    if significant.size == 0:
-        return False
-    if not 0 < exp_score < math.inf:
-        return True
-    logs = np.log([significant.min(), significant.max()])
-    spans = [math.log(exp_score) + k * logs for k in (0, 1, 2, 3)]  # logarithms: the products would leave float64 too
-    return bool(min(s[0] for s in spans) < math.log(limits.tiny) or max(s[1] for s in spans) > math.log(limits.max))
 
 
 @contextlib.contextmanager

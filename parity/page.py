@@ -26,6 +26,7 @@ from parity.criterion import (
     SAME_ROUNDING,
     Divergence,
     float64_limit,
+    origin_of,
 )
 from parity.report import ANOTHER_CLASS, ANOTHER_SEED, ILL_CONDITIONED, RANDOM_WEIGHTS, ParityReport, grouped
 from parity.tables import KINDS, Cell, error, is_overlay, numbered, title
@@ -194,13 +195,9 @@ def _remarks(report: ParityReport) -> list[str]:
 
 def _criterion(report: ParityReport) -> dict[str, Any]:
     """The numbers that the verdict rests on; float64's own out of the figures: most stages' limit, and the exceptions."""
-    own = {
-        f.stage for f in report.figures if f.precision == "fp64" and f.limit > float64_limit(f.stage.partition("/")[0])
-    }
-    limits: dict[str, float] = {}
-    for f in report.figures:
-        if f.precision == "fp64" and not math.isnan(f.limit):
-            limits[tables.part(report, f.stage)] = float64_limit(f.stage.partition("/")[0])
+    limited = [f for f in report.figures if f.precision == "fp64" and not math.isnan(f.limit)]
+    own = {f.stage for f in limited if origin_of(f)}
+    limits = {tables.part(report, f.stage): float64_limit(f.stage.partition("/")[0]) for f in limited}
     least = min(limits.values(), default=None)
     others = {title(part): limit for part, limit in limits.items() if limit != least}
     return {

@@ -300,12 +300,10 @@ def _joined(words: Iterable[str]) -> str:
 
 
 def _plain(values: Mapping[str, Any], digits: int) -> dict[str, str]:
-    """Nested mappings → name → words; fractions to so many digits."""
+    """Name → words; fractions to so many digits."""
     plain: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            plain.update({f"{key}.{name}": words for name, words in _plain(value, digits).items()})
-        elif isinstance(value, bool):
+        if isinstance(value, bool):
             plain[str(key)] = "yes" if value else "no"
         elif isinstance(value, (list, tuple)):
             plain[str(key)] = ", ".join(map(str, value))
