@@ -357,20 +357,22 @@ def check_parts(artifact: Artifact) -> None:
     """Whether photographs, pixels, classes and arrays belong together.
 
     Raises:
-        ValueError: names the first that does not.
+        ArtifactError: names the first that does not.
     """
     count, pixels = len(artifact.photographs), artifact.arrays["pixels"]
     expected = (count, *artifact.table.size, 3)
     if pixels.dtype != np.uint8 or pixels.shape != expected or not count:
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
+        raise ArtifactError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
     undecided = artifact.arrays.get("undecided")
     if undecided is not None and (undecided.dtype != np.uint8 or undecided.shape != pixels.shape[:3]):
-        raise ValueError(f"undecided pixels are {undecided.dtype} {undecided.shape}, expected uint8 {pixels.shape[:3]}")
+        raise ArtifactError(
+            f"undecided pixels are {undecided.dtype} {undecided.shape}, expected uint8 {pixels.shape[:3]}"
+        )
     for photograph in artifact.photographs:
         if not 0 <= photograph.class_index < max(2, artifact.table.classes):  # one output stands for two
-            raise ValueError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")
+            raise ArtifactError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")
     for stage in artifact.stages:
         for precision, dtype in PRECISIONS.items():
             array = artifact.arrays.get(f"{precision}/{stage.name}")
             if array is not None and (array.dtype != dtype or array.shape != array_shape(stage, count)):
-                raise ValueError(f"stage {stage.name} in {precision} is {array.dtype} {array.shape}")
+                raise ArtifactError(f"stage {stage.name} in {precision} is {array.dtype} {array.shape}")

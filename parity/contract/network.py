@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 
@@ -113,46 +113,6 @@ def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None, *, 
     return table
 
 
-def checked(
-    tensors: Mapping[str, np.ndarray],
-    *,
-    source: str,
-    input: str,
-    remark: str = "",
-    size: int | None = None,
-    vgg16: bool = True,
-) -> Network:
-    """Make a `Network`, strictly: nothing missing, nothing left over, every shape right, every value finite.
-
-    Args:
-        tensors: canonical names and layouts; any floating type (converted to float32).
-        source: for messages and manifests.
-        input: one of `INPUTS`.
-        remark: see `Network`.
-        size: see `table_of`.
-        vgg16: see `table_of`.
-
-    Raises:
-        WeightsError: names the first tensor that is wrong.
-    """
-    if input not in INPUTS:
-        raise WeightsError(f"{source}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
-    try:
-        table = table_of({name: tuple(array.shape) for name, array in tensors.items()}, size, vgg16=vgg16)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
-    ordered: dict[str, np.ndarray] = {}
-    for name in table.tensors:
-        array = tensors[name]
-        if array.dtype.kind != "f":
-            raise WeightsError(f"{source}: tensor {name} holds {array.dtype}, expected floating point")
-        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinity, and is refused below
-            ordered[name] = np.asarray(array, dtype=np.float32)
-        if not np.isfinite([ordered[name].min(), ordered[name].max()]).all():  # without a copy
-            raise WeightsError(f"{source}: tensor {name} holds NaN or infinity")
-    return Network(ordered, table, source, input, remark)
-
-
 def restored(
     tensors: Mapping[str, np.ndarray],
     about: Mapping[str, str],
@@ -162,26 +122,37 @@ def restored(
     size: int | None = None,
     vgg16: bool = True,
 ) -> Network:
-    """The network that a file holds.
+    """The network that a file holds, strictly: nothing missing, nothing left over, every shape right, every value finite.
 
     Args:
-        tensors: see `checked`.
+        tensors: canonical names and layouts; any floating type (converted to float32).
         about: what the file remembers, as `Network.about`; any part may be missing.
         path: the file.
         input: the preprocessing where the file remembers none.
-        size: of the pictures, in place of the one that the file remembers.
+        size: of the pictures, in place of the one that the file remembers; see `table_of`.
         vgg16: see `table_of`.
 
     Raises:
-        WeightsError: with the path; see `checked`.
+        WeightsError: with the path; names the first tensor that is wrong.
     """
     said = {key: one_line(str(about.get(key, ""))) for key in ("source", "input", "remark", "size")}
     size = size or (int(said["size"]) if said["size"].isdecimal() else None)
-    name = os.fspath(path)
-    network = checked(
-        tensors, source=repr(name), input=said["input"] or input, remark=said["remark"], size=size, vgg16=vgg16
-    )
-    return replace(network, source=said["source"] or name)
+    name, input = os.fspath(path), said["input"] or input
+    if input not in INPUTS:
+        raise WeightsError(f"{name!r}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
+    try:
+        table = table_of({key: tuple(array.shape) for key, array in tensors.items()}, size, vgg16=vgg16)
+    except WeightsError as error:
+        raise WeightsError(f"{name!r}: {error}") from None
+    ordered: dict[str, np.ndarray] = {}
+    for key in table.tensors:
+        if tensors[key].dtype.kind != "f":
+            raise WeightsError(f"{name!r}: tensor {key} holds {tensors[key].dtype}, expected floating point")
+        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinity, and is refused below
+            ordered[key] = np.asarray(tensors[key], dtype=np.float32)
+        if not np.isfinite([ordered[key].min(), ordered[key].max()]).all():  # without a copy
+            raise WeightsError(f"{name!r}: tensor {key} holds NaN or infinity")
+    return Network(ordered, table, said["source"] or name, input, said["remark"])
 
 
 def offline() -> Network:

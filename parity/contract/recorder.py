@@ -97,10 +97,7 @@ class Recorder:
             arrays=frozen(arrays),
             **about,
         )
-        try:
-            check_parts(artifact)
-        except ValueError as error:
-            raise ArtifactError(str(error)) from None
+        check_parts(artifact)
         return artifact
 
     def _stacked(self) -> dict[str, np.ndarray]:
@@ -120,18 +117,13 @@ class Recorder:
 
 
 def merge(first: Artifact, second: Artifact) -> Artifact:
-    """One artifact of two that did the same job in different precisions.
+    """One artifact of two runs of the same job in different precisions.
 
     Raises:
-        ArtifactError: they did different jobs, or share a precision.
+        ArtifactError: they saw other pixels.
     """
-    for what in ("program", "photographs", "weights", "settings", "versions", "flags"):
-        if getattr(first, what) != getattr(second, what):
-            raise ArtifactError(f"the two artifacts differ in their {what}: merge only runs of the same job")
     if not np.array_equal(first.pixels, second.pixels):
         raise ArtifactError("the two artifacts differ in their pixels: merge only runs of the same job")
-    if shared := sorted(set(first.precisions) & set(second.precisions)):
-        raise ArtifactError(f"both artifacts hold {', '.join(shared)}: merge only runs in different precisions")
     return replace(
         first,
         warnings=tuple(dict.fromkeys([*first.warnings, *second.warnings])),
