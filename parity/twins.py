@@ -71,7 +71,7 @@ def answer(
     """
     reference = Artifact.of(reference)
     wanted = methods_of(reference, methods)
-    twin, given = _paired(reference, module)
+    twin, inputs, remark = _paired(reference, module)
     made = recorded(
         reference,
         twin.rows(wanted, precision, device, engine),
@@ -82,11 +82,10 @@ def answer(
         precision=precision,
         device=device,
     )
-    warnings = [*twin.remarks(), *([given.remark] if given.remark else [])]
     return replace(
         made,
-        flags={**made.flags, **twin.about(), **_causes(reference, made, twin, given.inputs)},
-        warnings=tuple(warnings),
+        flags={**made.flags, **twin.about(), **_causes(reference, made, twin, inputs)},
+        warnings=(*twin.remarks(), *filter(None, [remark])),
     )
 
 
@@ -104,34 +103,23 @@ def check_general(reference: Artifact) -> None:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What the module is given.
-
-    Attributes:
-        inputs: float64 (N, H, W, C), as the reference's network takes them.
-        inside: whether the module begins with the scaling that the reference's network began with; None: to be found out.
-        remark: of its own preprocessing, or "".
-    """
-
-    inputs: np.ndarray
-    inside: bool | None = None
-    remark: str = ""
-
-
-def _paired(reference: Artifact, module: Module) -> tuple[port.Twin, _Given]:
-    """The module beside the reference, and what both are given."""
+def _paired(reference: Artifact, module: Module) -> tuple[port.Twin, np.ndarray, str]:
+    """The module beside the reference, its inputs, and a remark of its own preprocessing, or ""."""
     check_general(reference)
-    given = _given(reference, module)
-    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
-    return twin, given
+    inputs, inside, remark = _given(reference, module)
+    return port.twin(reference, module.model, inputs, module.layers, module.target_layer, inside), inputs, remark
 
 
-def _given(reference: Artifact, module: Module) -> _Given:
-    """The reference's inputs, or what the module's own preprocessing makes of the pixels."""
+def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None, str]:
+    """The reference's inputs, or what the module's own preprocessing makes of the pixels.
+
+    Returns:
+        Inputs, float64 (N, H, W, C), as the reference's network takes them; whether the module begins with the scaling that
+        the reference's network began with, None where that is to be found out; a remark, or "".
+    """
     expected = formulas.all_inputs(reference)
     if not module.preprocess:
-        return _Given(expected)
+        return expected, None, ""
     inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
     if inputs.shape != expected.shape:
         raise CandidateError(
@@ -142,11 +130,11 @@ def _given(reference: Artifact, module: Module) -> _Given:
     if settings.scale:  # its pixels may be those before that scaling, which is then the module's
         scaled = inputs * np.array(settings.scale) + np.array(settings.offset)
         if relative_l2(scaled.ravel(), expected.ravel()) < FLOAT32:
-            return _Given(expected if not exact else scaled, inside=True)
+            return (scaled if exact else expected), True, ""
     if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:
         remark = "the port's preprocessing is the reference's up to float32's rounding, in which it was computed"
-        return _Given(expected, inside=False, remark=remark)
-    return _Given(inputs, inside=False)
+        return expected, False, remark
+    return inputs, False, ""
 
 
 def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.ndarray) -> dict[str, str]:
@@ -254,27 +242,17 @@ def read_layers(path: str | os.PathLike[str]) -> dict[str, str]:
     return {layer: name for layer, name in layers.items() if name}
 
 
-@dataclass(frozen=True)
-class Matched:
-    """How the layers pair, for a reader.
-
-    Attributes:
-        lines: of the table.
-        toml: the file that can be corrected and given back.
-    """
-
-    lines: tuple[str, ...]
-    toml: str
-
-
-def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> Matched:
+def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> tuple[list[str], str]:
     """Pair the layers of a reference, or of the one at a path, with a module's.
+
+    Returns:
+        The lines of a table for a reader; the file that can be corrected and given back, TOML.
 
     Raises:
         CandidateError: it cannot be compared.
     """
     reference = Artifact.of(reference)
-    twin, _ = _paired(reference, module)
+    twin, _, _ = _paired(reference, module)
     pairing = twin.pairing
     rows = [("layer", "kind", "module", "told by", "error (float64)")]
     toml = [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]
@@ -290,7 +268,7 @@ def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> Mat
         toml.append(f'"{layer.name}" = "{pair.call.key}"  # {pair.how}, {error}')
     lines = [*aligned(rows), *(f"remark: {line}" for line in twin.remarks())]
     lines += [f"{what}: {said}" for what, said in twin.about().items()]
-    return Matched(tuple(lines), "\n".join([*toml, ""]))
+    return lines, "\n".join([*toml, ""])
 
 
 # Weights
