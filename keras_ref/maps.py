@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -24,23 +24,7 @@ from parity.contract.exponent import is_lost
 from parity.contract.methods import FASTER_CHANNELS, Options
 from parity.contract.noise import unit_noise
 
-Map = Callable[[Pass], Stages]
 
-MAPS: dict[str, Map] = {}
-"""Each map's function by its name in `parity.contract.methods`; it returns the map's own stages."""
-
-
-def drawn(name: str) -> Callable[[Map], Map]:
-    """Enter a function into `MAPS`."""
-
-    def enter(function: Map) -> Map:
-        MAPS[name] = function
-        return function
-
-    return enter
-
-
-@drawn("vanilla")
 def vanilla(p: Pass) -> Stages:
     """Vanilla saliency: max over channels of |gradient|, normalized.
 
@@ -53,10 +37,9 @@ def vanilla(p: Pass) -> Stages:
     final = np.asarray(saliency(p.score, p.inputs))
     agree("vanilla/raw", np.abs(p.shared["gradients/inputs"]).max(-1), raw[0])
     agree("vanilla/final", _normalized(raw), final)
-    return {"vanilla/raw": raw[0], "vanilla/final": final[0]}
+    return {"raw": raw[0], "final": final[0]}
 
 
-@drawn("smoothgrad")
 def smoothgrad(p: Pass) -> Stages:
     """SmoothGrad with the seed's noise: max over channels of the mean of |gradient|, normalized.
 
@@ -84,11 +67,8 @@ def smoothgrad(p: Pass) -> Stages:
             "smoothgrad/noise: tf-keras-vis drew other noise than the contract's: use tf-keras-vis 0.8.6 or 0.8.7, "
             "and unset TF_KERAS_VIS_MAX_STEPS"
         )
-    return {
-        "smoothgrad/noise": noise(p.inputs[0], p.options),
-        "smoothgrad/raw": np.asarray(raw)[0],
-        "smoothgrad/final": _normalized(np.asarray(raw))[0],
-    }
+    maps = np.asarray(raw)
+    return {"noise": noise(p.inputs[0], p.options), "raw": maps[0], "final": _normalized(maps)[0]}
 
 
 def noise(inputs: np.ndarray, options: Options) -> np.ndarray:
@@ -102,7 +82,6 @@ def noise(inputs: np.ndarray, options: Options) -> np.ndarray:
     return np.stack([(sigma * unit).astype(kind) for unit in units])
 
 
-@drawn("gradcam")
 def gradcam(p: Pass) -> Stages:
     """Grad-CAM at the target layer.
 
@@ -114,10 +93,9 @@ def gradcam(p: Pass) -> Stages:
     raw, final = _cams(Gradcam(p.models.linear), p)
     weights = tf.reduce_mean(p.gradients, (0, 1)).numpy()  # NumPy adds in another order
     cam = np.maximum((p.activations * weights).sum(-1), 0)
-    return {"gradcam/weights": weights, **_agreed("gradcam", p, cam, raw, final)}
+    return {"weights": weights, **_agreed("gradcam", p, cam, raw, final)}
 
 
-@drawn("gradcam_plus_plus")
 def gradcam_plus_plus(p: Pass) -> Stages:
     """Grad-CAM++ at the target layer, with exp(score) divided out of weights and raw map.
 
@@ -152,16 +130,15 @@ def gradcam_plus_plus(p: Pass) -> Stages:
             divided = cam[None]
     upsampled = _upsampled(divided, p.inputs)
     return {
-        "gradcam_plus_plus/alpha": alpha,
-        "gradcam_plus_plus/weights": weights,
-        "gradcam_plus_plus/raw": divided[0],
-        "gradcam_plus_plus/upsampled": upsampled[0],
-        "gradcam_plus_plus/final": _normalized(upsampled)[0],
-        "gradcam_plus_plus/final_with_exp": final[0],
+        "alpha": alpha,
+        "weights": weights,
+        "raw": divided[0],
+        "upsampled": upsampled[0],
+        "final": _normalized(upsampled)[0],
+        "final_with_exp": final[0],
     }
 
 
-@drawn("layercam")
 def layercam(p: Pass) -> Stages:
     """LayerCAM at the target layer.
 
@@ -174,7 +151,6 @@ def layercam(p: Pass) -> Stages:
     return _agreed("layercam", p, cam, raw, final)
 
 
-@drawn("scorecam")
 def scorecam(p: Pass) -> Stages:
     """Score-CAM over all feature maps of the target layer.
 
@@ -183,7 +159,6 @@ def scorecam(p: Pass) -> Stages:
     return _score_weighted("scorecam", p, np.arange(p.activations.shape[-1]), None)
 
 
-@drawn("faster_scorecam")
 def faster_scorecam(p: Pass) -> Stages:
     """Score-CAM over the feature maps that vary most.
 
@@ -199,9 +174,8 @@ def faster_scorecam(p: Pass) -> Stages:
     # Asked for all of them, the library leaves them in their own order.
     stages = _score_weighted("faster_scorecam", p, channels if m < count else np.arange(count), m)
     if m == count:
-        ordered = ("faster_scorecam/scores", "faster_scorecam/weights")
-        stages |= {name: stages[name][channels] for name in ordered}
-    return {"faster_scorecam/channels": channels, **stages}
+        stages |= {name: stages[name][channels] for name in ("scores", "weights")}
+    return {"channels": channels, **stages}
 
 
 def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None) -> Stages:
@@ -237,9 +211,8 @@ def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None)
     weights = scores.astype(np.float32).astype(raw.dtype)  # the library rounds them, also in float64
     agree(f"{name}/raw", np.maximum((p.activations[..., channels] * weights).sum(-1), 0), raw[0])
     upsampled = _upsampled(raw, p.inputs)
-    stages = {"scores": scores, "weights": weights, "raw": raw[0]}
-    stages |= {"upsampled": upsampled[0], "final": _normalized(upsampled)[0]}
-    return {f"{name}/{quantity}": array for quantity, array in stages.items()}
+    final = _normalized(upsampled)[0]
+    return {"scores": scores, "weights": weights, "raw": raw[0], "upsampled": upsampled[0], "final": final}
 
 
 @contextlib.contextmanager
@@ -314,7 +287,7 @@ def _agreed(name: str, p: Pass, cam: np.ndarray, raw: np.ndarray, final: np.ndar
     agree(f"{name}/raw", cam, raw[0])
     upsampled = _upsampled(raw, p.inputs)
     agree(f"{name}/final", _normalized(upsampled), final)
-    return {f"{name}/raw": raw[0], f"{name}/upsampled": upsampled[0], f"{name}/final": final[0]}
+    return {"raw": raw[0], "upsampled": upsampled[0], "final": final[0]}
 
 
 def _upsampled(cam: np.ndarray, inputs: np.ndarray) -> np.ndarray:
@@ -337,3 +310,10 @@ def _divided(array: np.ndarray, exp_score: np.floating[Any]) -> np.ndarray:
     with np.errstate(all="ignore"):
         quotient: np.ndarray = (array.astype(np.float64) / np.float64(exp_score)).astype(array.dtype)
     return quotient
+
+
+MAPS: Mapping[str, Callable[[Pass], Stages]] = {
+    function.__name__: function
+    for function in (vanilla, smoothgrad, gradcam, gradcam_plus_plus, layercam, scorecam, faster_scorecam)
+}
+"""Each map by its name in `parity.contract.methods`: its own stages, as the row there names them."""

@@ -194,9 +194,9 @@ class _Job:
         for method in (name for name in self.settings.methods if name not in but):
             with self._timed(f"{part}/{method}"):
                 stages = MAPS[method](p)
-            for stage, array in stages.items():
-                keep(stage, array)
-            finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis returns
+            for quantity, array in stages.items():
+                keep(f"{method}/{quantity}", array)
+            finals[method] = stages[METHODS[method].quantities[-1].name]  # what tf-keras-vis returns
         return p, finals, kept
 
     @contextlib.contextmanager

@@ -253,25 +253,15 @@ def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
 
 def provenance(artifact: Artifact) -> dict[str, Any]:
     """Where an artifact comes from, in plain JSON types."""
-    w = artifact.weights
+    w, settings = artifact.weights, dataclasses.asdict(artifact.settings)
+    options = settings.pop("options")
     return {
-        "program": artifact.program,
+        **{name: getattr(artifact, name) for name in ("program", "versions", "flags", "warnings", "seconds")},
         "stages": [stage.name for stage in artifact.stages],
-        "versions": dict(artifact.versions),
-        "flags": dict(artifact.flags),
-        "warnings": list(artifact.warnings),
-        "seconds": dict(artifact.seconds),
         "draws": len(artifact.draws),
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
-        "settings": _settings(artifact),
+        "settings": {**settings, **options},  # flat, for readers who look for `n_samples`
     }
-
-
-def _settings(artifact: Artifact) -> dict[str, Any]:
-    """Flat, for readers who look for `n_samples`."""
-    settings = dataclasses.asdict(artifact.settings)
-    options = settings.pop("options")
-    return {**settings, **options}
 
 
 def _plain(value: Any) -> Any:
