@@ -200,14 +200,14 @@ def _make_reference(options: argparse.Namespace, folder: Path, path: Path) -> li
 
     check_installed()
     # Bad photographs and classes are told before minutes of work; the port's reading is the candidate's first stage.
-    readings = port.photographs(options.photographs, VGG16.size, options.resize)
+    readings = port.candidate().photographs(options.photographs, VGG16.size, options.resize)
     if options.classes and len(options.classes) not in (1, len(readings)):
         raise ValueError(
             f"--classes: {len(options.classes)} classes for {len(readings)} photographs: one, or one for each"
         )
     options.weights, size = _weights_for_both(options, folder)
     if size != VGG16.size:
-        readings = port.photographs(options.photographs, size, options.resize)
+        readings = port.candidate().photographs(options.photographs, size, options.resize)
     arguments = {
         "weights": options.weights,
         "out": path,
@@ -258,7 +258,7 @@ def given_reference(options: argparse.Namespace, reference: Artifact) -> list[Pi
             raise ValueError(f"--classes: the reference artifact explains {', '.join(map(str, reference.classes))}")
     if not options.photographs:
         return []
-    readings = port.photographs(options.photographs, reference.table.size, settings.resize)
+    readings = port.candidate().photographs(options.photographs, reference.table.size, settings.resize)
     if [reading.sha256 for reading in readings] != [photograph.sha256 for photograph in reference.photographs]:
         names = ", ".join(photograph.name for photograph in reference.photographs)
         raise ValueError(f"the photographs named are not those of the reference artifact ({names}), in that order")
@@ -281,7 +281,7 @@ def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, t
     if (canonical := network.from_source(source)) is not None:
         return source, canonical.table.size
     _progress(options, f"weights {source}")
-    weights = port.load_weights(source, options.input)
+    weights = port.candidate().load_weights(source, options.input)
     path = folder / "weights.safetensors"
     network.write(weights, path)
     return str(path), weights.table.size

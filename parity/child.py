@@ -52,7 +52,7 @@ def answer(
         Exception: whatever the candidate raises.
     """
     artifact = Artifact.read(reference)
-    network = artifact.network or port.load_weights(weights, artifact.settings.input)
+    network = artifact.network or port.candidate().load_weights(weights, artifact.settings.input)
     job = candidates.job_of(artifact, network, precision=precision, device=device, methods=methods)
     given = candidates.record(candidates.load(candidate), job, artifact)
     drawn: Drawn = {}

@@ -29,7 +29,7 @@ def ladder(job: Job, reference: Artifact) -> Iterator[OtherMap]:
         job: drawn in float32.
         reference: with float64 raw maps.
     """
-    for method, what, finals in port.ladder(replace(job, precision="fp32")):
+    for method, what, finals in port.candidate().rungs(replace(job, precision="fp32")):
         yield _compared(method, what, finals, reference)
 
 
@@ -50,7 +50,7 @@ def rows(job: Job, reference: Artifact) -> Iterator[OtherMap]:
     }
     for what, (methods, change) in others.items():
         if methods:
-            drawn = port.raw_maps(replace(job, methods=methods, **change))  # type: ignore[arg-type]
+            drawn = port.candidate().raw_maps(replace(job, methods=methods, **change))  # type: ignore[arg-type]
             for method, raw in drawn.items():
                 finals = [formulas.finish(one, reference.table.size) for one in raw]
                 yield _compared(method, what, finals, reference)
@@ -67,8 +67,8 @@ def conditioning(job: Job, known: Mapping[str, np.ndarray]) -> Iterator[Conditio
     signs = np.random.RandomState(0).choice([-1.0, 1.0], inputs.shape)
     single = replace(job, options=replace(job.options, n_samples=1))
     missing = tuple(method for method in job.methods if method not in known or METHODS[method].noisy)
-    before = {**known, **(port.raw_maps(replace(single, methods=missing), inputs) if missing else {})}
-    after = port.raw_maps(single, inputs * (1 + CHANGE * signs))
+    before = {**known, **(port.candidate().raw_maps(replace(single, methods=missing), inputs) if missing else {})}
+    after = port.candidate().raw_maps(single, inputs * (1 + CHANGE * signs))
     for method in job.methods:
         for i, (moved, still) in enumerate(zip(after[method], before[method], strict=True)):
             yield Conditioning(method, i, relative_l2(moved, still) / CHANGE)

@@ -103,11 +103,15 @@ def check_general(reference: Artifact) -> None:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
 
 
-def _paired(reference: Artifact, module: Module) -> tuple[port.Twin, np.ndarray, str]:
-    """The module beside the reference, its inputs, and a remark of its own preprocessing, or ""."""
+def _paired(reference: Artifact, module: Module) -> tuple[Any, np.ndarray, str]:
+    """A `torch_impl.twin.twin.Twin` of the module, its inputs, and a remark of its own preprocessing, or ""."""
     check_general(reference)
     inputs, inside, remark = _given(reference, module)
-    return port.twin(reference, module.model, inputs, module.layers, module.target_layer, inside), inputs, remark
+    return (
+        port.twins().paired(reference, module.model, inputs, module.layers, module.target_layer, inside),
+        inputs,
+        remark,
+    )
 
 
 def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None, str]:
@@ -120,7 +124,7 @@ def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None
     expected = formulas.all_inputs(reference)
     if not module.preprocess:
         return expected, None, ""
-    inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
+    inputs, exact = port.twins().preprocessed(module.preprocess, reference.pixels)
     if inputs.shape != expected.shape:
         raise CandidateError(
             f"the preprocessing gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
@@ -137,7 +141,7 @@ def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None
     return inputs, False, ""
 
 
-def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.ndarray) -> dict[str, str]:
+def _causes(reference: Artifact, made: Artifact, twin: Any, inputs: np.ndarray) -> dict[str, str]:
     """A flag for the first forward stage that is off, where its cause is known."""
     precision = made.precisions[0]
     if precision not in ("fp64", "fp32"):
@@ -323,10 +327,10 @@ def transfer(
     reference = Artifact.of(reference)
     check_general(reference)
     tensors = read_tensors(reference, weights)
-    filled = port.filled(reference, tensors, module, formulas.all_inputs(reference))
+    filled = port.twins().filled(reference, tensors, module, formulas.all_inputs(reference))
     if filled.stopped:
         raise TransferStoppedError(filled.stopped)
     if out:
         with whole(out) as path:
-            port.write_state(filled.state, path)
+            port.twins().write_state(filled.state, path)
     return filled
