@@ -78,15 +78,9 @@ def _passed_by_all(layers: Sequence[Layer]) -> list[Layer]:
 def _best(layers: Sequence[Layer]) -> str | None:
     """The last feature maps that everything goes through, before they are pooled."""
     silent = ("pool", "globalpool", "pad", "crop", "upsample", "reshape")
-    for layer in reversed(_passed_by_all(layers)[:-1]):
-        if (
-            len(layer.shape) == 3
-            and layer.compared
-            and layer.kind not in silent
-            and layer.shape[0] * layer.shape[1] > 1
-        ):
-            return layer.name
-    return None
+    maps = [layer for layer in _passed_by_all(layers)[:-1] if len(layer.shape) == 3 and layer.compared]
+    wide = [layer.name for layer in maps if layer.kind not in silent and layer.shape[:2] != (1, 1)]
+    return wide[-1] if wide else None
 
 
 def _doubts(layer: Layer, layers: Sequence[Layer]) -> list[str]:

@@ -280,10 +280,8 @@ def _correlation_lines(title: str, rows: Sequence[OtherMap]) -> list[str]:
     if not rows:
         return []
     width = max(len(row.what) for row in rows)
-    shown = (" ".join(map(_correlation, row.pearson)) for row in rows)
-    return ["", title, *(f"  {r.method:<18} {r.what:<{width}}  {text}" for r, text in zip(rows, shown, strict=True))]
-
-
-def _correlation(value: float) -> str:
-    """A constant map has no correlation, and says so."""
-    return "constant" if math.isnan(value) else f"{value:8.4f}"
+    lines = ["", title]
+    for row in rows:
+        values = " ".join("constant" if math.isnan(value) else f"{value:8.4f}" for value in row.pearson)
+        lines.append(f"  {row.method:<18} {row.what:<{width}}  {values}")
+    return lines
