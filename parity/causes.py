@@ -205,6 +205,10 @@ def _gradient_is_right(case: Case) -> bool:
     return given is not None and relative_l2(*given) < CONSTANT
 
 
+def _is_signed(case: Case) -> bool:
+    return _is_smaller(case) and float(_shares(case).min()) < 0
+
+
 _DROPOUT = "dropout is on: some units are 0, the others larger (call eval())"
 _HALF_WORDS = "an error of half precision's size: weights or arithmetic in float16, bfloat16 or TF32 on one side"
 _ORDER = "look for the flatten order of {case.stage.layer}'s inputs ((H, W, C) in Keras, (C, H, W) in torch), or a missing bias"
@@ -279,7 +283,7 @@ SIGNS = (
     Sign("smoothgrad", "raw", _is_squared, hypotheses.SQUARED),
     Sign("at the input", "raw", _is_mean_over_channels, "mean over the colour channels for their maximum"),
     Sign("smoothgrad", "raw", lambda c: _is_smaller(c) and _shares(c).min() >= 0, _late_absolute),
-    Sign("at the input", "raw", lambda c: _is_smaller(c) and _shares(c).min() < 0, "no absolute value: the gradient itself"),
+    Sign("at the input", "raw", _is_signed, "no absolute value: the gradient itself"),
     Sign("at the input", "raw", _is_smaller, _SMALLER),
     Sign("at the input", "raw", _is_sum_over_channels, "sum over the colour channels for their maximum"),
     Sign(

@@ -1,8 +1,8 @@
 """What the judge asks of this project's port, by name: this package imports neither side.
 
 The port is the default candidate and is found as anybody's is. Beside its maps it reads photographs as it would read them
-for a user, loads weights that no one else can, draws what the report shows for comparison, and pairs, fills and explains
-modules of other people.
+for a user, loads weights that no one else can, draws what the report shows for comparison, and pairs, fills and
+explains modules of other people.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ def candidate() -> Any:
 
 
 def twins() -> Any:
-    """The port beside modules of other people: `paired`, `preprocessed`, `filled` and `write_state` of `torch_impl.twin`."""
+    """The port beside others' modules: `paired`, `preprocessed`, `filled` and `write_state` of `torch_impl.twin`."""
     return importlib.import_module("torch_impl.twin")

@@ -118,8 +118,8 @@ def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None
     """The reference's inputs, or what the module's own preprocessing makes of the pixels.
 
     Returns:
-        Inputs, float64 (N, H, W, C), as the reference's network takes them; whether the module begins with the scaling that
-        the reference's network began with, None where that is to be found out; a remark, or "".
+        Inputs, float64 (N, H, W, C), as the reference's network takes them; whether the module begins with the scaling
+        that the reference's network began with, None where that is to be found out; a remark, or "".
     """
     expected = formulas.all_inputs(reference)
     if not module.preprocess:

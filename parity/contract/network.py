@@ -122,7 +122,7 @@ def restored(
     size: int | None = None,
     vgg16: bool = True,
 ) -> Network:
-    """The network that a file holds, strictly: nothing missing, nothing left over, every shape right, every value finite.
+    """The network that a file holds, strictly: nothing missing or left over, every shape right, every value finite.
 
     Args:
         tensors: canonical names and layouts; any floating type (converted to float32).
