@@ -10,21 +10,15 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from keras_ref import KerasRefError, models, run
 from keras_ref.keras_files import SOURCES
 from keras_ref.model import FLOATX
 from parity.contract import command
-from parity.contract.files import whole
+from parity.contract.files import save_tensors
 from parity.contract.methods import DEFAULT, REFERENCE, in_order
-from parity.contract.network import INPUTS
+from parity.contract.network import EXPORT, INPUTS
 from parity.contract.samples import SAMPLES
 from parity.contract.stages import MANY, SAMPLE, SMALL_SAMPLE
-
-EXPORT = "attention-maps tensors 1"
-"""What an exported file says of itself."""
 
 MEMORY = "full VGG16 needs 3 GB in fp32 and 5 GB in fp64; close other programs"
 
@@ -151,8 +145,7 @@ def export(path: Path, result: run.Result) -> None:
     """
     weights = result.artifact.weights
     metadata = {"format": EXPORT, "fingerprint": weights.fingerprint, "source": weights.source}
-    with whole(path) as temporary:
-        save_file({name: np.ascontiguousarray(a) for name, a in (result.tensors or {}).items()}, temporary, metadata)
+    save_tensors(result.tensors or {}, path, metadata)
 
 
 def _default_photographs() -> list[str]:

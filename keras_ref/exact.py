@@ -66,15 +66,15 @@ def moved(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> 
     moves: dict[str, float] = {}
     for name, values in first.items():
         a, b = np.float64(values), np.float64(second[name])
-        span = (
-            float(np.abs(first["logits"]).max())
-            if name == "score"
-            else max(float(np.ptp(a)), FLAT * float(np.abs(a).max()))
-        )
         with np.errstate(all="ignore"):
-            distance = float(np.abs(a - b).max()) / span if span > 0 else 0.0
-        moves[name] = distance if math.isfinite(distance) else 0.0
+            span = np.abs(first["logits"]).max() if name == "score" else max(np.ptp(a), FLAT * np.abs(a).max())
+            moves[name] = _finite(np.abs(a - b).max() / span)
     return moves
+
+
+def _finite(distance: np.floating[Any]) -> float:
+    """Itself; 0 where there is nothing to divide by, or to compare."""
+    return float(distance) if np.isfinite(distance) else 0.0
 
 
 def undecided(gradients: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray) -> np.ndarray:
@@ -118,6 +118,5 @@ def apart(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> 
             continue
         a, b = np.float64(values), np.float64(second[name])
         with np.errstate(all="ignore"):
-            distance = float(np.linalg.norm(a - b) / np.linalg.norm(a))
-        distances[name] = distance if math.isfinite(distance) else 0.0
+            distances[name] = _finite(np.linalg.norm(a - b) / np.linalg.norm(a))
     return distances

@@ -40,35 +40,28 @@ class Front:
             layer: of Keras.
             name: in the table.
         """
-        kind = type(layer).__name__
+        kind, (height, width, channels) = type(layer).__name__, self.shape
         if kind in SCALING:
-            taken = self._scale(layer)
+            scale, offset = affine_of(layer)
+            if max(scale.size, offset.size) not in (1, channels):  # one for each pixel
+                return False
+            self.scale, self.offset = self.scale * scale, self.offset * scale + offset
         elif kind == "Cropping2D":
             (top, bottom), (left, right) = layer.cropping
-            taken = self._crop(top, left, self.shape[0] - top - bottom, self.shape[1] - left - right)
-        elif kind == "CenterCrop" and self.shape[0] >= layer.height and self.shape[1] >= layer.width:
-            top, left = (self.shape[0] - layer.height) // 2, (self.shape[1] - layer.width) // 2
-            taken = self._crop(top, left, layer.height, layer.width)
+            self._crop(top, left, height - top - bottom, width - left - right)
+        elif kind == "CenterCrop" and height >= layer.height and width >= layer.width:
+            self._crop((height - layer.height) // 2, (width - layer.width) // 2, layer.height, layer.width)
         elif kind in ("CenterCrop", "Resizing") and self.corner == (0, 0):
-            self.pictures = (layer.height, layer.width)
-            self.resized = taken = self._crop(0, 0, *self.pictures)
+            self.pictures, self.resized = (layer.height, layer.width), True
+            self._crop(0, 0, *self.pictures)
         else:
             return kind_of(layer)[0] in ("identity", "dropout")
-        if taken:
-            self.layers.append(name)
-        return taken
-
-    def _scale(self, layer: Any) -> bool:
-        scale, offset = affine_of(layer)
-        if max(scale.size, offset.size) not in (1, self.shape[2]):  # one for each pixel
-            return False
-        self.scale, self.offset = self.scale * scale, self.offset * scale + offset
+        self.layers.append(name)
         return True
 
-    def _crop(self, top: int, left: int, height: int, width: int) -> bool:
+    def _crop(self, top: int, left: int, height: int, width: int) -> None:
         self.corner = (self.corner[0] + top, self.corner[1] + left)
         self.shape = (height, width, self.shape[2])
-        return True
 
     @property
     def affine(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -231,18 +231,17 @@ class Flattener:
         depthwise.name, pointwise.name = keras_name(first), keras_name(name)
         between = depthwise(given)
         output = pointwise(between)
-        again = row_name != name
+        outer, inner = kind_of(depthwise)[1], kind_of(pointwise)[1]
+        inner |= {"kernel": [1, 1], "strides": [1, 1], "padding": "valid", "dilation": [1, 1], "groups": 1}
+        if again := row_name != name:
+            outer, inner = outer | {"shared_with": first}, inner | {"shared_with": name}
         tensors = ({}, {}) if again else separable_tensors(layer)
-        for half, tensor, own, value, before, arrays in (
-            (depthwise, between, first, self._row_name(first), given, tensors[0]),
-            (pointwise, output, name, row_name, between, tensors[1]),
-        ):
-            config = kind_of(half)[1] | ({"shared_with": own} if again else {})
-            if half is pointwise:
-                config |= {"kernel": [1, 1], "strides": [1, 1], "padding": "valid", "dilation": [1, 1], "groups": 1}
-            kind = "conv" if half is pointwise else "depthwise"
-            layer_row = Layer(value, kind, tuple(tensor.shape[1:]), (self._names[id(before)],), {}, config)
-            self._append(layer_row, tensor, half, arrays)
+        inbound = (self._names[id(given)],)
+        row = Layer(self._row_name(first), "depthwise", tuple(between.shape[1:]), inbound, {}, outer)
+        self._append(row, between, depthwise, tensors[0])
+        self._append(
+            Layer(row_name, "conv", tuple(output.shape[1:]), (row.name,), {}, inner), output, pointwise, tensors[1]
+        )
         return output
 
     def _halves(self, layer: Any, given: Any) -> tuple[Any, Any]:

@@ -9,11 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from keras_ref import model
-from parity.contract.keras_files import read
+from parity.contract.keras_files import SUFFIXES, read
 from parity.contract.network import Network, WeightsError
 from parity.contract.text import one_line
-
-SUFFIXES = (".h5", ".hdf5", ".keras")
 
 SOURCES = "offline, offline-random:N, seeded:N, a Keras file (.h5, .weights.h5, .keras) or a canonical .safetensors"
 """What `--weights` takes."""

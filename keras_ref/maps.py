@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -21,30 +20,11 @@ import numpy as np
 
 from keras_ref import KerasRefError
 from keras_ref.passes import Pass, Stages, agree
+from parity.contract.exponent import is_lost
 from parity.contract.methods import FASTER_CHANNELS, Options
 from parity.contract.noise import unit_noise
 
-SIGNIFICANT = 1e-3
-"""Gradients below this fraction of the largest do not show in a map, and may vanish in e·G³ unnoticed."""
 
-
-Map = Callable[[Pass], Stages]
-
-MAPS: dict[str, Map] = {}
-"""Each map's function by its name in `parity.contract.methods`; it returns the map's own stages."""
-
-
-def drawn(name: str) -> Callable[[Map], Map]:
-    """Enter a function into `MAPS`."""
-
-    def enter(function: Map) -> Map:
-        MAPS[name] = function
-        return function
-
-    return enter
-
-
-@drawn("vanilla")
 def vanilla(p: Pass) -> Stages:
     """Vanilla saliency: max over channels of |gradient|, normalized.
 
@@ -57,10 +37,9 @@ def vanilla(p: Pass) -> Stages:
     final = np.asarray(saliency(p.score, p.inputs))
     agree("vanilla/raw", np.abs(p.shared["gradients/inputs"]).max(-1), raw[0])
     agree("vanilla/final", _normalized(raw), final)
-    return {"vanilla/raw": raw[0], "vanilla/final": final[0]}
+    return {"raw": raw[0], "final": final[0]}
 
 
-@drawn("smoothgrad")
 def smoothgrad(p: Pass) -> Stages:
     """SmoothGrad with the seed's noise: max over channels of the mean of |gradient|, normalized.
 
@@ -88,11 +67,8 @@ def smoothgrad(p: Pass) -> Stages:
             "smoothgrad/noise: tf-keras-vis drew other noise than the contract's: use tf-keras-vis 0.8.6 or 0.8.7, "
             "and unset TF_KERAS_VIS_MAX_STEPS"
         )
-    return {
-        "smoothgrad/noise": noise(p.inputs[0], p.options),
-        "smoothgrad/raw": np.asarray(raw)[0],
-        "smoothgrad/final": _normalized(np.asarray(raw))[0],
-    }
+    maps = np.asarray(raw)
+    return {"noise": noise(p.inputs[0], p.options), "raw": maps[0], "final": _normalized(maps)[0]}
 
 
 def noise(inputs: np.ndarray, options: Options) -> np.ndarray:
@@ -106,7 +82,6 @@ def noise(inputs: np.ndarray, options: Options) -> np.ndarray:
     return np.stack([(sigma * unit).astype(kind) for unit in units])
 
 
-@drawn("gradcam")
 def gradcam(p: Pass) -> Stages:
     """Grad-CAM at the target layer.
 
@@ -118,18 +93,9 @@ def gradcam(p: Pass) -> Stages:
     raw, final = _cams(Gradcam(p.models.linear), p)
     weights = tf.reduce_mean(p.gradients, (0, 1)).numpy()  # NumPy adds in another order
     cam = np.maximum((p.activations * weights).sum(-1), 0)
-    agree("gradcam/raw", cam, raw[0])
-    upsampled = _upsampled(raw, p.inputs)
-    agree("gradcam/final", _normalized(upsampled), final)
-    return {
-        "gradcam/weights": weights,
-        "gradcam/raw": raw[0],
-        "gradcam/upsampled": upsampled[0],
-        "gradcam/final": final[0],
-    }
+    return {"weights": weights, **_agreed("gradcam", p, cam, raw, final)}
 
 
-@drawn("gradcam_plus_plus")
 def gradcam_plus_plus(p: Pass) -> Stages:
     """Grad-CAM++ at the target layer, with exp(score) divided out of weights and raw map.
 
@@ -153,8 +119,8 @@ def gradcam_plus_plus(p: Pass) -> Stages:
     agree("gradcam_plus_plus/raw", cam, raw[0])
     agree("gradcam_plus_plus/final", _normalized(_upsampled(raw, p.inputs)), final)
     divided, weights = _divided(raw, exp_score), _divided(weights, exp_score)
-    if out_of_range(p.gradients, exp_score):
-        kind = p.inputs.dtype.name
+    kind = p.inputs.dtype.name
+    if is_lost(p.gradients, float(p.shared["score"]), kind):
         p.remarks.append(
             f"exp(score) is out of {kind}'s range (score {float(p.shared['score']):.1f}), the reference's own "
             f"Grad-CAM++ in {kind} is unusable there"
@@ -164,16 +130,15 @@ def gradcam_plus_plus(p: Pass) -> Stages:
             divided = cam[None]
     upsampled = _upsampled(divided, p.inputs)
     return {
-        "gradcam_plus_plus/alpha": alpha,
-        "gradcam_plus_plus/weights": weights,
-        "gradcam_plus_plus/raw": divided[0],
-        "gradcam_plus_plus/upsampled": upsampled[0],
-        "gradcam_plus_plus/final": _normalized(upsampled)[0],
-        "gradcam_plus_plus/final_with_exp": final[0],
+        "alpha": alpha,
+        "weights": weights,
+        "raw": divided[0],
+        "upsampled": upsampled[0],
+        "final": _normalized(upsampled)[0],
+        "final_with_exp": final[0],
     }
 
 
-@drawn("layercam")
 def layercam(p: Pass) -> Stages:
     """LayerCAM at the target layer.
 
@@ -183,13 +148,9 @@ def layercam(p: Pass) -> Stages:
 
     raw, final = _cams(Layercam(p.models.linear), p)
     cam = np.maximum((p.activations * np.maximum(p.gradients, 0)).sum(-1), 0)
-    agree("layercam/raw", cam, raw[0])
-    upsampled = _upsampled(raw, p.inputs)
-    agree("layercam/final", _normalized(upsampled), final)
-    return {"layercam/raw": raw[0], "layercam/upsampled": upsampled[0], "layercam/final": final[0]}
+    return _agreed("layercam", p, cam, raw, final)
 
 
-@drawn("scorecam")
 def scorecam(p: Pass) -> Stages:
     """Score-CAM over all feature maps of the target layer.
 
@@ -198,7 +159,6 @@ def scorecam(p: Pass) -> Stages:
     return _score_weighted("scorecam", p, np.arange(p.activations.shape[-1]), None)
 
 
-@drawn("faster_scorecam")
 def faster_scorecam(p: Pass) -> Stages:
     """Score-CAM over the feature maps that vary most.
 
@@ -214,9 +174,8 @@ def faster_scorecam(p: Pass) -> Stages:
     # Asked for all of them, the library leaves them in their own order.
     stages = _score_weighted("faster_scorecam", p, channels if m < count else np.arange(count), m)
     if m == count:
-        ordered = ("faster_scorecam/scores", "faster_scorecam/weights")
-        stages |= {name: stages[name][channels] for name in ordered}
-    return {"faster_scorecam/channels": channels, **stages}
+        stages |= {name: stages[name][channels] for name in ("scores", "weights")}
+    return {"channels": channels, **stages}
 
 
 def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None) -> Stages:
@@ -252,9 +211,8 @@ def _score_weighted(name: str, p: Pass, channels: np.ndarray, max_n: int | None)
     weights = scores.astype(np.float32).astype(raw.dtype)  # the library rounds them, also in float64
     agree(f"{name}/raw", np.maximum((p.activations[..., channels] * weights).sum(-1), 0), raw[0])
     upsampled = _upsampled(raw, p.inputs)
-    stages = {"scores": scores, "weights": weights, "raw": raw[0]}
-    stages |= {"upsampled": upsampled[0], "final": _normalized(upsampled)[0]}
-    return {f"{name}/{quantity}": array for quantity, array in stages.items()}
+    final = _normalized(upsampled)[0]
+    return {"scores": scores, "weights": weights, "raw": raw[0], "upsampled": upsampled[0], "final": final}
 
 
 @contextlib.contextmanager
@@ -307,20 +265,6 @@ def plus_plus(
     return alpha.numpy(), weights.numpy()[0, 0], cam.numpy()
 
 
-def out_of_range(gradients: np.ndarray, exp_score: np.floating[Any]) -> bool:
-    """Whether e·G, e·G² or e·G³ overflows, or loses digits to underflow, at a gradient that matters."""
-    limits = np.finfo(gradients.dtype)
-    magnitudes = np.abs(gradients.astype(np.float64))
-    significant = magnitudes[(magnitudes > SIGNIFICANT * magnitudes.max()) & (magnitudes > 0)]
-    if significant.size == 0:
-        return False
-    if not 0 < exp_score < math.inf:
-        return True
-    logs = np.log([significant.min(), significant.max()])
-    spans = [math.log(exp_score) + k * logs for k in (0, 1, 2, 3)]  # logarithms: the products would leave float64 too
-    return bool(min(s[0] for s in spans) < math.log(limits.tiny) or max(s[1] for s in spans) > math.log(limits.max))
-
-
 @contextlib.contextmanager
 def legacy_seed(seed: int) -> Iterator[None]:
     """Seed NumPy's global generator, which tf-keras-vis draws from, and put it back afterwards."""
@@ -336,6 +280,14 @@ def _cams(library: Callable[..., Any], p: Pass) -> tuple[np.ndarray, np.ndarray]
     """The raw map (1, h, w), and the final one (1, H, W) by the lab's own call."""
     raw = library(p.score, p.inputs, **p.models.cam_options, expand_cam=False, normalize_cam=False)
     return np.asarray(raw), np.asarray(library(p.score, p.inputs, **p.models.cam_options))
+
+
+def _agreed(name: str, p: Pass, cam: np.ndarray, raw: np.ndarray, final: np.ndarray) -> Stages:
+    """The map's stages, once the library's are seen to be the recomputed ones."""
+    agree(f"{name}/raw", cam, raw[0])
+    upsampled = _upsampled(raw, p.inputs)
+    agree(f"{name}/final", _normalized(upsampled), final)
+    return {"raw": raw[0], "upsampled": upsampled[0], "final": final[0]}
 
 
 def _upsampled(cam: np.ndarray, inputs: np.ndarray) -> np.ndarray:
@@ -358,3 +310,10 @@ def _divided(array: np.ndarray, exp_score: np.floating[Any]) -> np.ndarray:
     with np.errstate(all="ignore"):
         quotient: np.ndarray = (array.astype(np.float64) / np.float64(exp_score)).astype(array.dtype)
     return quotient
+
+
+MAPS: Mapping[str, Callable[[Pass], Stages]] = {
+    function.__name__: function
+    for function in (vanilla, smoothgrad, gradcam, gradcam_plus_plus, layercam, scorecam, faster_scorecam)
+}
+"""Each map by its name in `parity.contract.methods`: its own stages, as the row there names them."""

@@ -15,7 +15,6 @@ from parity.contract.keras_files import from_keras, to_keras
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.network import Network
 from parity.contract.text import one_line
-from parity.contract.versions import versions
 from parity.contract.vgg import VGG16
 
 INSTALL = 'install them with: pip install "attention-maps[keras]"'
@@ -59,11 +58,6 @@ def load_frameworks(precision: str, *, onednn: bool = True) -> None:
     keras.config.set_epsilon(1e-7)
     keras.config.set_floatx(FLOATX[precision])
     tf.get_logger().setLevel("ERROR")
-
-
-def program_versions() -> dict[str, str]:
-    """What computed: Python, the libraries, the platform."""
-    return versions("numpy", "keras", "tensorflow", "tf-keras-vis", "scipy", "Pillow")
 
 
 def flags() -> dict[str, str | int | bool]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from keras_ref import KerasRefError
 from keras_ref.graph import as_function
+from parity.contract.keras_files import SUFFIXES
 from parity.contract.lookup import lookup
 from parity.contract.text import one_line
 from parity.contract.vgg import STANDARD_SIZE
-
-SUFFIXES = (".keras", ".h5", ".hdf5")
 
 APPLICATIONS = "keras.applications:"
 
@@ -38,11 +36,12 @@ def seed_of(weights: str | None) -> int | None:
     Raises:
         KerasRefError: no such seed.
     """
-    if weights is None or not weights.startswith("random:"):
+    kind, _, seed = (weights or "").partition(":")
+    if kind != "random":
         return None
-    if not re.fullmatch(r"random:\d{1,10}", weights) or int(weights[7:]) >= 2**32:
+    if not re.fullmatch(r"\d{1,10}", seed) or int(seed) >= 2**32:
         raise KerasRefError(f"--weights {weights!r}: the seed must be 0 to 4294967295, as in random:0")
-    return int(weights[7:])
+    return int(seed)
 
 
 def check(name: str, weights: str | None) -> None:
@@ -189,8 +188,3 @@ def own_preprocessing(name: str) -> str:
         if np.allclose(own, known(pixels.copy(), mode=mode)):
             return mode
     raise KerasRefError(f"--model {name!r}: its preprocessing is none of {', '.join(MODES)}: give --preprocess")
-
-
-def own_function(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The user's preprocessing function."""
-    return lookup(name, "--preprocess")

@@ -13,7 +13,7 @@ from parity.contract.layers import LayerTable
 from parity.contract.methods import Options
 
 Stages = dict[str, np.ndarray]
-"""Stage name → array of one photograph, without a leading axis."""
+"""Name of a stage, or of one of a map's own → array of one photograph, without a leading axis."""
 
 AGREEMENT = {"float32": 1e-5, "float64": 1e-12}
 """Relative L2 between tf-keras-vis's map and the recomputed one. The operations are the same, so it is 0 in practice;

@@ -13,9 +13,6 @@ import numpy as np
 from keras_ref import KerasRefError
 from parity.contract.text import one_line
 
-MODES = {"caffe": "caffe", "torchvision": "torch", "tf": "tf"}
-"""Kinds of preprocessing → Keras's names of them. caffe is what `vgg16.preprocess_input` calls."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -104,8 +101,8 @@ def preprocessed(pixels: np.ndarray, kind: str) -> np.ndarray:
 
     if kind == "none":
         return pixels[None].astype(keras.config.floatx())
-    inputs = keras.applications.imagenet_utils.preprocess_input(pixels[None], mode=MODES[kind])
-    return np.ascontiguousarray(inputs)
+    mode = "torch" if kind == "torchvision" else kind  # caffe is what `vgg16.preprocess_input` calls
+    return np.ascontiguousarray(keras.applications.imagenet_utils.preprocess_input(pixels[None], mode=mode))
 
 
 def _named(path: str, pixels: np.ndarray) -> Picture:

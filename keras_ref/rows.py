@@ -114,16 +114,8 @@ def _convolution(layer: Any) -> Config:
     return config | activation_of(layer.activation) | ({"multiplier": multiplier} if multiplier else {})
 
 
-def _pool(kind: str) -> Callable[[Any], Config]:
-    def read(layer: Any) -> Config:
-        sizes = {"window": list(layer.pool_size), "strides": list(layer.strides)}
-        return {"pool": kind, **sizes, "padding": layer.padding}
-
-    return read
-
-
-def _global_pool(kind: str) -> Callable[[Any], Config]:
-    return lambda layer: {"pool": kind, "keepdims": bool(layer.keepdims)}
+def _windows(layer: Any) -> Config:
+    return {"window": list(layer.pool_size), "strides": list(layer.strides), "padding": layer.padding}
 
 
 def _norm(layer: Any) -> Config:
@@ -139,10 +131,6 @@ def _layer_norm(layer: Any) -> Config:
 def _relu(layer: Any) -> Config:
     config = {"max_value": layer.max_value, "slope": layer.negative_slope, "threshold": layer.threshold}
     return {"activation": "relu", **{name: float(value) for name, value in config.items() if value}}
-
-
-def _sides(name: str) -> Callable[[Any], Config]:
-    return lambda layer: {"sides": [list(side) for side in getattr(layer, name)]}
 
 
 def _no_config(_: Any) -> Config:
@@ -174,10 +162,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], Config]]] = {
     "Dense": ("dense", lambda layer: activation_of(layer.activation)),
     "BatchNormalization": ("batchnorm", _norm),
     "LayerNormalization": ("layernorm", _layer_norm),
-    "MaxPooling2D": ("pool", _pool("max")),
-    "AveragePooling2D": ("pool", _pool("average")),
-    "GlobalMaxPooling2D": ("globalpool", _global_pool("max")),
-    "GlobalAveragePooling2D": ("globalpool", _global_pool("average")),
+    "MaxPooling2D": ("pool", lambda layer: {"pool": "max", **_windows(layer)}),
+    "AveragePooling2D": ("pool", lambda layer: {"pool": "average", **_windows(layer)}),
+    "GlobalMaxPooling2D": ("globalpool", lambda layer: {"pool": "max", "keepdims": bool(layer.keepdims)}),
+    "GlobalAveragePooling2D": ("globalpool", lambda layer: {"pool": "average", "keepdims": bool(layer.keepdims)}),
     "Activation": ("activation", lambda layer: activation_of(layer.activation)),
     "ReLU": ("activation", _relu),
     "LeakyReLU": ("activation", lambda layer: {"activation": "leaky_relu", "slope": float(layer.negative_slope)}),
@@ -185,8 +173,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], Config]]] = {
     "Softmax": ("activation", lambda layer: {"activation": "softmax"}),
     "PReLU": ("prelu", _no_config),
     "Concatenate": ("concatenate", lambda layer: {"axis": int(layer.axis)}),
-    "ZeroPadding2D": ("pad", _sides("padding")),
-    "Cropping2D": ("crop", _sides("cropping")),
+    "ZeroPadding2D": ("pad", lambda layer: {"sides": [list(side) for side in layer.padding]}),
+    "Cropping2D": ("crop", lambda layer: {"sides": [list(side) for side in layer.cropping]}),
     "UpSampling2D": ("upsample", lambda layer: {"size": list(layer.size), "interpolation": layer.interpolation}),
     "Reshape": ("reshape", lambda layer: {"target": list(layer.target_shape)}),
     "Rescaling": ("rescale", _scale_and_offset),

@@ -25,6 +25,7 @@ from parity.contract.artifact import Artifact, JobSettings, Photograph
 from parity.contract.methods import METHODS
 from parity.contract.recorder import Recorder, merge
 from parity.contract.stages import Stage
+from parity.contract.versions import versions
 
 COSTLY = ("scorecam", "faster_scorecam")
 """A pass for every feature map, and no gradient that may flip."""
@@ -114,11 +115,11 @@ def compute(options: argparse.Namespace, precision: str) -> Result:
         if subject.any_model:
             own.look(job, precision, inputs, p, kept)
     artifact = recorder.artifact(
+        rows,
         program="keras_ref",
-        photographs=rows,
-        versions=model.program_versions(),
+        versions=versions("numpy", "keras", "tensorflow", "tf-keras-vis", "scipy", "Pillow"),
         flags=model.flags(),
-        warnings=remarks,
+        warnings=tuple(remarks),
         seconds=job.seconds,
         moves=own.moves,
         draws=own.draws,
@@ -193,9 +194,9 @@ class _Job:
         for method in (name for name in self.settings.methods if name not in but):
             with self._timed(f"{part}/{method}"):
                 stages = MAPS[method](p)
-            for stage, array in stages.items():
-                keep(stage, array)
-            finals[method] = stages[f"{method}/{METHODS[method].quantities[-1].name}"]  # what tf-keras-vis returns
+            for quantity, array in stages.items():
+                keep(f"{method}/{quantity}", array)
+            finals[method] = stages[METHODS[method].quantities[-1].name]  # what tf-keras-vis returns
         return p, finals, kept
 
     @contextlib.contextmanager

@@ -21,6 +21,7 @@ from parity.contract.artifact import JobSettings, Weights
 from parity.contract.command import options_of
 from parity.contract.fingerprints import Fingerprint
 from parity.contract.layers import LayerTable
+from parity.contract.lookup import lookup
 from parity.contract.network import OWN_INPUT, Network, from_source
 from parity.contract.stages import MANY, SAMPLE, SMALL_SAMPLE
 
@@ -218,7 +219,7 @@ def _preprocessing(options: argparse.Namespace, front: Front, floatx: str) -> tu
     """The kind of the input, and the function that makes it."""
     asked = options.preprocess or models.own_preprocessing(options.model)
     channels = front.shape[2]
-    own = models.own_function(asked) if ":" in asked else None
+    own = lookup(asked, "--preprocess") if ":" in asked else None
     if own is None and asked not in KINDS:
         raise KerasRefError(f"--preprocess {asked!r}: give {', '.join(KINDS)} or package.module:function")
     if own is None and channels != 3 and (channels != 1 or asked in ("caffe", "torch")):

@@ -65,32 +65,22 @@ def _last_convolution(model: Any) -> Any:
 
 def _passed_by_all(layers: Sequence[Layer]) -> list[Layer]:
     """The layers through which every path from the input to the output goes: no edge leads past them."""
-    place = {layer.name: i for i, layer in enumerate(layers)}
+    last_reader = {name: i for i, layer in enumerate(layers) for name in layer.inbound}
     furthest = 0  # place up to which an edge from before leads
     passed = []
-    readers: dict[str, int] = {}
-    for i, layer in enumerate(layers):
-        for name in layer.inbound:
-            readers[name] = i
     for i, layer in enumerate(layers):
         if furthest <= i:
             passed.append(layer)
-        furthest = max(furthest, readers.get(layer.name, place[layer.name]))
+        furthest = max(furthest, last_reader.get(layer.name, i))
     return passed
 
 
 def _best(layers: Sequence[Layer]) -> str | None:
     """The last feature maps that everything goes through, before they are pooled."""
     silent = ("pool", "globalpool", "pad", "crop", "upsample", "reshape")
-    for layer in reversed(_passed_by_all(layers)[:-1]):
-        if (
-            len(layer.shape) == 3
-            and layer.compared
-            and layer.kind not in silent
-            and layer.shape[0] * layer.shape[1] > 1
-        ):
-            return layer.name
-    return None
+    maps = [layer for layer in _passed_by_all(layers)[:-1] if len(layer.shape) == 3 and layer.compared]
+    wide = [layer.name for layer in maps if layer.kind not in silent and layer.shape[:2] != (1, 1)]
+    return wide[-1] if wide else None
 
 
 def _doubts(layer: Layer, layers: Sequence[Layer]) -> list[str]:

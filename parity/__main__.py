@@ -23,6 +23,7 @@ from parity import module_commands
 from parity.contract import command, methods, network
 from parity.contract.artifact import Artifact
 from parity.contract.classes import per_photograph
+from parity.contract.keras_files import SUFFIXES
 from parity.contract.stages import PRECISIONS
 from parity.contract.vgg import VGG16
 from parity.module_commands import DIFFERS, HOLDS
@@ -37,9 +38,6 @@ _PROGRAM = "attention-parity"
 
 SAMPLES = 4
 """SmoothGrad's samples where none are asked for: a fifth of the lab's 20, so that the proof takes minutes on two cores."""
-
-KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
-"""Weights that the reference reads by itself."""
 
 
 def parser() -> command.Parser:
@@ -165,7 +163,8 @@ def _check_candidate(options: argparse.Namespace) -> None:
 def _judged(
     options: argparse.Namespace, module: Module | None, reference: Artifact, path: Path, rows: list[PixelsRow]
 ) -> ParityReport:
-    from parity.child import answer, answer_of_module, in_child
+    from parity import twins
+    from parity.child import answer, in_child
     from parity.comparison import compare
 
     if options.candidate and Path(options.candidate).is_file():
@@ -179,8 +178,8 @@ def _judged(
         wanted = ["context"] if options.no_ladder else ["context", "ladder"]
         how = {"precision": precision, "device": options.device, "methods": methods.in_order(options.methods)}
         if module is not None:
-            of_module = partial(answer_of_module, path, module, engine=options.engine, **how)
-            answers[precision], _ = in_child(of_module, quiet=options.quiet)
+            of_module = partial(twins.answer, path, module, engine=options.engine, **how)
+            answers[precision] = in_child(of_module, quiet=options.quiet)
             continue
         task = partial(
             answer,
@@ -201,14 +200,14 @@ def _make_reference(options: argparse.Namespace, folder: Path, path: Path) -> li
 
     check_installed()
     # Bad photographs and classes are told before minutes of work; the port's reading is the candidate's first stage.
-    readings = port.photographs(options.photographs, VGG16.size, options.resize)
+    readings = port.candidate().photographs(options.photographs, VGG16.size, options.resize)
     if options.classes and len(options.classes) not in (1, len(readings)):
         raise ValueError(
             f"--classes: {len(options.classes)} classes for {len(readings)} photographs: one, or one for each"
         )
     options.weights, size = _weights_for_both(options, folder)
     if size != VGG16.size:
-        readings = port.photographs(options.photographs, size, options.resize)
+        readings = port.candidate().photographs(options.photographs, size, options.resize)
     arguments = {
         "weights": options.weights,
         "out": path,
@@ -259,7 +258,7 @@ def given_reference(options: argparse.Namespace, reference: Artifact) -> list[Pi
             raise ValueError(f"--classes: the reference artifact explains {', '.join(map(str, reference.classes))}")
     if not options.photographs:
         return []
-    readings = port.photographs(options.photographs, reference.table.size, settings.resize)
+    readings = port.candidate().photographs(options.photographs, reference.table.size, settings.resize)
     if [reading.sha256 for reading in readings] != [photograph.sha256 for photograph in reference.photographs]:
         names = ", ".join(photograph.name for photograph in reference.photographs)
         raise ValueError(f"the photographs named are not those of the reference artifact ({names}), in that order")
@@ -277,12 +276,12 @@ def _weights_for_both(options: argparse.Namespace, folder: Path) -> tuple[str, t
 
     source = options.weights
     by_name = re.fullmatch(r"offline|(offline-random|seeded):.*", source)
-    if by_name or (os.path.isfile(source) and source.endswith(KERAS_SUFFIXES)):
+    if by_name or (os.path.isfile(source) and source.endswith(SUFFIXES)):
         return source, VGG16.size
     if (canonical := network.from_source(source)) is not None:
         return source, canonical.table.size
     _progress(options, f"weights {source}")
-    weights = port.load_weights(source, options.input)
+    weights = port.candidate().load_weights(source, options.input)
     path = folder / "weights.safetensors"
     network.write(weights, path)
     return str(path), weights.table.size

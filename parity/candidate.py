@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.contract import network as networks
-from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
+from parity.contract.artifact import Artifact, ArtifactError, Weights
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.lookup import LookupFailedError, lookup
 from parity.contract.methods import Options
@@ -161,90 +162,81 @@ def load(name: str) -> Candidate:
         raise CandidateError(str(error)) from error
 
 
-def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], settings: JobSettings) -> Artifact:
+def record(candidate: Candidate, job: Job, reference: Artifact) -> Artifact:
     """Run a candidate and keep of it what an artifact keeps.
 
     Args:
         candidate: see the module.
         job: what to do.
-        photographs: as the reference names them.
-        settings: the reference's.
+        reference: whose job it is.
 
     Raises:
         CandidateError: it gave a stage that is unknown or laid out otherwise, or not the raw maps. One of another height
             and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
-    answer = Answer(
+    return recorded(
+        reference,
+        _triples(candidate, job),
+        _of_another_size,
         program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
         weights=Weights.of(job.network),
-        settings=replace(settings, methods=job.methods),
-        pixels=job.pixels,
-        photographs=photographs,
+        methods=job.methods,
         precision=job.precision,
         device=job.device,
     )
-    return answer.recorded(lambda: _triples(candidate(job), len(job.pixels)), _of_another_size)
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """What is known of a candidate's answer before it is given.
+def recorded(
+    reference: Artifact,
+    triples: Iterable[tuple[int, str, np.ndarray]],
+    differs: Callable[[tuple[int, ...], Stage], bool],
+    *,
+    program: str,
+    weights: Weights,
+    methods: tuple[str, ...],
+    precision: str,
+    device: str,
+) -> Artifact:
+    """The artifact of what a candidate gives.
 
-    Attributes:
+    Args:
+        reference: whose job it is.
+        triples: (photograph, stage, array), computed one after the other.
+        differs: whether an array's shape, (shape, stage), is another than the stage's, and a difference, not a mistake.
         program: who gives it.
-        weights, settings, pixels, photographs: see `Artifact`.
-        precision, device: in and on which it is computed.
+        weights: of the candidate.
+        methods: what it draws.
+        precision: in which it computes.
+        device: on which.
+
+    Raises:
+        CandidateError: see `record`.
     """
-
-    program: str
-    weights: Weights
-    settings: JobSettings
-    pixels: np.ndarray = field(repr=False)
-    photographs: tuple[Photograph, ...]
-    precision: str
-    device: str
-
-    def recorded(
-        self,
-        triples: Callable[[], Iterable[tuple[int, str, np.ndarray]]],
-        differs: Callable[[tuple[int, ...], Stage], bool],
-    ) -> Artifact:
-        """The artifact of what is given.
-
-        Args:
-            triples: gives (photograph, stage, array), one after the other.
-            differs: whether an array's shape, (shape, stage), is another than the stage's, and a difference, not a mistake.
-
-        Raises:
-            CandidateError: see `record`.
-        """
-        recorder = Recorder(self.weights, self.settings, self.pixels)
-        started = time.perf_counter()
-        known = {stage.name: stage for stage in recorder.stages}
-        flags: dict[str, str | int | bool] = {"device": self.device, "precision": self.precision}
-        given: dict[str, int] = {}
-        try:
-            for photograph, stage, array in triples():
-                array = np.asarray(array)
-                if stage in known and differs(array.shape, known[stage]):
-                    flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
-                    array = np.full(known[stage].shape, np.nan)
-                recorder.add(self.precision, photograph, stage, array)
-                given[stage] = given.get(stage, 0) + 1
-            for method in self.settings.methods:
-                if given.get(f"{method}/raw", 0) < len(self.pixels):
-                    raise CandidateError(
-                        f"the candidate gave no {method}/raw for every photograph: raw maps are required"
-                    )
-            return recorder.artifact(
-                program=self.program,
-                photographs=self.photographs,
-                versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
-                flags=flags,
-                seconds={self.precision: time.perf_counter() - started},
-            )
-        except ArtifactError as error:
-            raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
+    recorder = Recorder(weights, replace(reference.settings, methods=methods), reference.pixels)
+    started = time.perf_counter()
+    known = {stage.name: stage for stage in recorder.stages}
+    flags: dict[str, str | int | bool] = {"device": device, "precision": precision}
+    given: Counter[str] = Counter()
+    try:
+        for photograph, stage, array in triples:
+            array = np.asarray(array)
+            if stage in known and differs(array.shape, known[stage]):
+                flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
+                array = np.full(known[stage].shape, np.nan)
+            recorder.add(precision, photograph, stage, array)
+            given[stage] += 1
+        for method in methods:
+            if given[f"{method}/raw"] < len(reference.pixels):
+                raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
+        return recorder.artifact(
+            reference.photographs,
+            program=program,
+            versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
+            flags=flags,
+            seconds={precision: time.perf_counter() - started},
+        )
+    except ArtifactError as error:
+        raise CandidateError(f"the candidate's answer cannot be used: {error}") from None
 
 
 def _of_another_size(given: tuple[int, ...], stage: Stage) -> bool:
@@ -257,8 +249,9 @@ def _of_another_size(given: tuple[int, ...], stage: Stage) -> bool:
     return (len(given) in (2, 3) and given[2:] == stage.shape[2:]) or (len(given) == 1 and bool(stage.method))
 
 
-def _triples(answer: object, count: int) -> Iterator[tuple[int, str, np.ndarray]]:
+def _triples(candidate: Candidate, job: Job) -> Iterator[tuple[int, str, np.ndarray]]:
     """A candidate's answer of either kind as (photograph, stage, array)."""
+    answer, count = candidate(job), len(job.pixels)
     if isinstance(answer, Mapping):
         for stage, array in answer.items():
             array = np.asarray(array)

@@ -115,14 +115,22 @@ class Case:
         return factor if math.isfinite(factor) and factor != 0 and abs(factor - 1) >= CONSTANT else math.nan
 
     @property
-    def pixels(self) -> np.ndarray:
-        """uint8 (H, W, 3)."""
-        return np.asarray(self.reference.pixels[self.photograph])
-
-    @property
     def explained(self) -> int:
         """The class whose score it is."""
         return self.reference.classes[self.photograph]
+
+    def both(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """What is kept of a stage by the candidate and by the reference; None where one of them did not give it."""
+        if not self.candidate.has(name, self.precision) or not self.reference.has(name, "fp64"):
+            return None
+        theirs, ours = self.candidate.values(name, self.precision), self.reference.values(name, "fp64")
+        return theirs[self.photograph], ours[self.photograph]
+
+    @property
+    def of_all(self) -> tuple[np.ndarray, np.ndarray]:
+        """The stage's kept values on every photograph, the candidate's and the reference's: float64 (N, kept)."""
+        theirs = self.candidate.values(self.stage.name, self.precision).astype(np.float64)
+        return theirs, self.reference.values(self.stage.name, "fp64")
 
     def ours(self, name: str) -> np.ndarray | None:
         """One of the reference's stages, float64, whole; None where it is not given whole."""
@@ -162,11 +170,6 @@ class Case:
         """The feature maps that this method takes: (m,) of Faster-ScoreCAM, else all of them."""
         given = self.ours(f"{self.stage.method}/channels")
         return np.arange(self.activations.shape[-1]) if given is None else given.astype(int)
-
-    @cached_property
-    def union(self) -> np.ndarray:
-        """Faster-ScoreCAM's feature maps of all photographs together."""
-        return np.unique(self.reference.whole("faster_scorecam/channels", "fp64")).astype(int)
 
     def whole(self, name: str) -> np.ndarray:
         """One of the reference's stages that are kept whole, float64."""

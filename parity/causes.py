@@ -59,7 +59,7 @@ class Sign:
 
     about: str
     quantities: str
-    test: Callable[[Case], bool]
+    test: Callable[[Case], bool | np.bool_]
     words: str | Callable[[Case], str]
 
 
@@ -75,32 +75,20 @@ def _is_half(case: Case) -> bool:
     return HALF[0] < case.off < HALF[1]
 
 
-def _is_negative(case: Case) -> bool:
-    return bool((case.actual < 0).any() and not (case.expected < 0).any())
-
-
 def _before_relu(case: Case) -> str:
     """Where the layers after it are right, only the tensor was taken at another place; else the network itself is another."""
-    following = _layer_after(case)
-    name = f"activations/{following}"
-    if following and case.candidate.has(name, case.precision):
-        theirs, ours = case.candidate.values(name, case.precision), case.reference.values(name, "fp64")
-        if relative_l2(theirs[case.photograph], ours[case.photograph]) < CONSTANT:
-            return _BEFORE_RELU
+    readers = (layer.name for layer in case.reference.table.hidden if case.stage.layer in layer.inbound)
+    following = case.both(f"activations/{next(readers, '')}")
+    if following and relative_l2(*following) < CONSTANT:
+        return _BEFORE_RELU
     negative, positive = case.actual[case.actual < 0], case.actual[case.actual > 0]
     leaks = positive.size > 0 and np.square(negative).mean() < LEAK**2 * np.square(positive).mean()
     return _LEAKY if leaks else _NO_RELU
 
 
-def _layer_after(case: Case) -> str:
-    """The name of the hidden layer that reads this one, whose activations are compared; "" where there is none."""
-    return next((layer.name for layer in case.reference.table.hidden if case.stage.layer in layer.inbound), "")
-
-
 def _is_offset_by_bias(case: Case) -> bool:
     """Whether each channel (or unit: then over all photographs) is off by a constant wherever the ReLU is open."""
-    theirs = case.candidate.values(case.stage.name, case.precision).astype(np.float64)
-    ours = case.reference.values(case.stage.name, "fp64")
+    theirs, ours = case.of_all
     if len(case.stage.shape) == 3:
         channels = case.stage.places() % case.stage.shape[-1]
         theirs, ours = theirs[case.photograph], ours[case.photograph]
@@ -132,13 +120,11 @@ def _is_dropped(case: Case) -> bool:
 
 def _is_dropped_before(case: Case) -> bool:
     """Whether the score's gradient is 0 at units of the dense layer before, where the reference's is not."""
-    name, table = f"gradients/{case.before}", case.reference.table
-    if not case.before or table[case.before].kind != "dense":
+    gradients = case.both(f"gradients/{case.before}")
+    if gradients is None or case.reference.table[case.before].kind != "dense":
         return False
-    if not case.candidate.has(name, case.precision) or not case.reference.has(name, "fp64"):
-        return False
-    alive = case.reference.values(name, "fp64")[case.photograph] != 0
-    zero = case.candidate.values(name, case.precision)[case.photograph][alive] == 0
+    theirs, ours = gradients
+    zero = theirs[ours != 0] == 0
     return zero.size >= 4 and 0.1 < float(zero.mean()) < 0.9
 
 
@@ -160,20 +146,10 @@ def _is_probability(case: Case) -> bool:
     return bool(abs(case.actual[0] - probability) < 1e-4)
 
 
-def _are_no_probabilities(case: Case) -> bool:
-    return bool(case.actual.min() < 0 or case.actual.max() > 1)
-
-
-def _is_reordered(case: Case) -> bool:
-    return bool(np.array_equal(np.sort(case.actual), np.sort(case.expected)))
-
-
 def _noise(case: Case) -> str:
     """σ from the factor on the reference's noise, where it is the reference's noise."""
     reference = case.reference
-    theirs = case.candidate.values(case.stage.name, case.precision).astype(np.float64)
-    ours = reference.values(case.stage.name, "fp64")
-    factors = np.array([factor_between(a, b) for a, b in zip(theirs, ours, strict=True)])
+    factors = np.array([factor_between(a, b) for a, b in zip(*case.of_all, strict=True)])
     i = case.photograph
     if not np.isfinite(factors[i]):
         return "other noise: another generator, seed, or order of drawing (NumPy's RandomState, channels last, per photograph)"
@@ -217,10 +193,6 @@ def _is_squared(case: Case) -> bool:
     return bool(positive.any() and squares.min() >= 1 - 1e-6 and squares.max() <= copies * (1 + 1e-6))
 
 
-def _is_late_absolute(case: Case) -> bool:
-    return _is_smaller(case) and float(_shares(case).min()) >= 0
-
-
 def _late_absolute(case: Case) -> str:
     """|mean| is never above mean of |·|, but other mistakes make a map smaller too: the plain gradient must be right."""
     order = "absolute value after the mean over samples: it belongs before"
@@ -229,11 +201,8 @@ def _late_absolute(case: Case) -> str:
 
 def _gradient_is_right(case: Case) -> bool:
     """Whether the candidate gave the gradient without noise, or its map, and it is the reference's."""
-    for name in ("gradients/inputs", "vanilla/raw"):
-        if case.candidate.has(name, case.precision) and case.reference.has(name, "fp64"):
-            theirs = case.candidate.values(name, case.precision)[case.photograph]
-            return relative_l2(theirs, case.reference.values(name, "fp64")[case.photograph]) < CONSTANT
-    return False
+    given = case.both("gradients/inputs") or case.both("vanilla/raw")
+    return given is not None and relative_l2(*given) < CONSTANT
 
 
 def _is_signed(case: Case) -> bool:
@@ -268,7 +237,7 @@ _LAST_BIAS = "the last layer's bias is missing, or another: each logit is off by
 _OWN = "alpha weights raw upsampled final"
 
 SIGNS = (
-    Sign("", "activations", _is_negative, _before_relu),
+    Sign("", "activations", lambda c: (c.actual < 0).any() and not (c.expected < 0).any(), _before_relu),
     Sign("", "activations", _is_offset_by_bias, "a missing or another bias: each channel is off by a constant of its own"),
     Sign("dense", "activations", _is_dropped, _DROPOUT),
     Sign("dense", "activations", _is_dropped_before, _DROPOUT),
@@ -313,7 +282,7 @@ SIGNS = (
     Sign("", f"inputs scores {_OWN}", _is_scaled, "{case.ratio:.3g} times the reference's: a constant factor"),
     Sign("smoothgrad", "raw", _is_squared, hypotheses.SQUARED),
     Sign("at the input", "raw", _is_mean_over_channels, "mean over the colour channels for their maximum"),
-    Sign("smoothgrad", "raw", _is_late_absolute, _late_absolute),
+    Sign("smoothgrad", "raw", lambda c: _is_smaller(c) and _shares(c).min() >= 0, _late_absolute),
     Sign("at the input", "raw", _is_signed, "no absolute value: the gradient itself"),
     Sign("at the input", "raw", _is_smaller, _SMALLER),
     Sign("at the input", "raw", _is_sum_over_channels, "sum over the colour channels for their maximum"),
@@ -323,10 +292,10 @@ SIGNS = (
         _always,
         "look for the score (class, softmax), the order of |·|, mean and maximum, or the noise",
     ),
-    Sign("faster_scorecam", "channels", _is_reordered, _SAME_CHANNELS),
+    Sign("faster_scorecam", "channels", lambda c: sorted(c.actual) == sorted(c.expected), _SAME_CHANNELS),
     Sign("faster_scorecam", "channels", _always, _CHANNELS),
     Sign("by scores", "scores", _is_constant_added, hypotheses.BASELINE),
-    Sign("by scores", "scores", _are_no_probabilities, _LOGITS),
+    Sign("by scores", "scores", lambda c: c.actual.min() < 0 or c.actual.max() > 1, _LOGITS),
     Sign("at a layer", "alpha scores weights raw upsampled", _is_half, _HALF_WORDS),
     Sign("by scores", "scores", _always, _MASKS),
     Sign("by scores", "weights", _always, "look for what stands between scores and weights: a rounding to float32 alone"),

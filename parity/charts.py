@@ -21,7 +21,7 @@ from parity.contract.text import printable
 from parity.criterion import Figure
 from parity.pictures import Picture, Shown, address
 from parity.report import ParityReport
-from parity.tables import error, gathered, largest, part, sized, title
+from parity.tables import error, gathered, largest, part, title
 
 INK, MUTED, LINE, BLUE, RED, ROSE = "#1b1b1f", "#55585e", "#d3d6db", "#0b50c4", "#a3150f", "#fdebe9"
 
@@ -57,13 +57,12 @@ MARKS: dict[tuple[str, bool], dict[str, Any]] = {  # what, and whether it is jud
 
 def stage_charts(report: ParityReport, precision: str) -> list[Shown]:
     """One precision over all photographs: a chart for each part of the computation, all on one scale."""
-    size, floor = sized(precision)
     firsts = {d.stage for v in report.verdicts for d in v.divergences if d.precision == precision}
     parts: dict[str, dict[str, list[Figure]]] = defaultdict(dict)
     for stage, figures in gathered(report, precision).items():
         parts[title(part(report, stage))][stage] = figures
     used = (f for f in report.figures if f.precision == precision)
-    values = [v for f in used for v in (size(f), floor(f), f.limit) if math.isfinite(v) and v > 0]
+    values = [v for f in used for v in (f.error, f.floor, f.limit) if math.isfinite(v) and v > 0]
     low = max(math.floor(math.log10(min(values, default=1e-9))), -20)
     high = max(min(math.ceil(math.log10(max(values, default=1.0))), 12), low + 1)
     shown = []
@@ -71,8 +70,8 @@ def stage_charts(report: ParityReport, precision: str) -> list[Shown]:
         for start in range(0, len(stages), ROWS):
             piece = {name: stages[name] for name in list(stages)[start : start + ROWS]}
             words = heading + (", continued" if start else "")
-            picture = _chart(words, piece, precision, firsts, low, high)
-            shown.append(Shown(picture, f"{words}: {_summary(piece, precision, firsts)}", ""))
+            picture = _chart(words, piece, firsts, low, high)
+            shown.append(Shown(picture, f"{words}: {_summary(piece, firsts)}", ""))
     return shown
 
 
@@ -84,10 +83,9 @@ def place(value: float, low: int, high: int) -> float:
     return min(max(math.log10(value), low), high) if math.isfinite(value) else high + beyond
 
 
-def _summary(stages: Mapping[str, list[Figure]], precision: str, firsts: set[str]) -> str:
+def _summary(stages: Mapping[str, list[Figure]], firsts: set[str]) -> str:
     """A chart in words."""
-    size, _ = sized(precision)
-    worst = {stage: largest(map(size, figures)) for stage, figures in stages.items() if figures}
+    worst = {stage: largest(f.error for f in figures) for stage, figures in stages.items() if figures}
     beyond = sum(any(f.judged and not f.within for f in figures) for figures in stages.values())
     words = f"{len(worst)} of {len(stages)} stages given, {beyond or 'none'} beyond the limit"
     if named := [stage for stage in stages if stage in firsts]:
@@ -98,15 +96,12 @@ def _summary(stages: Mapping[str, list[Figure]], precision: str, firsts: set[str
     return words + ". The tables that follow have every figure."
 
 
-def _chart(
-    heading: str, stages: Mapping[str, list[Figure]], precision: str, firsts: set[str], low: int, high: int
-) -> Picture:
+def _chart(heading: str, stages: Mapping[str, list[Figure]], firsts: set[str], low: int, high: int) -> Picture:
     """Stages downwards, errors across on a logarithmic scale; a gap where a stage was not given.
 
     Args:
         heading: of the part of the computation.
         stages: name → its figures, in the order of the computation.
-        precision: whose.
         firsts: the stages where a method parts first.
         low: the power of ten on the left.
         high: on the right.
@@ -133,7 +128,7 @@ def _chart(
                 axes.get_yticklabels()[y].set(color=RED, weight="bold")
             if not stages[name]:
                 axes.text(low, y, "not given", style="italic", va="center", color=MUTED)
-        _draw(axes, list(stages.values()), precision, low, high)
+        _draw(axes, list(stages.values()), low, high)
         return _encoded(drawing)
 
 
@@ -143,16 +138,15 @@ def _label(stage: str, first: bool) -> str:
     return "▲ " * first + (name if len(name) <= 16 else name[:15] + "…")
 
 
-def _draw(axes: Axes, rows: list[list[Figure]], precision: str, low: int, high: int) -> None:
+def _draw(axes: Axes, rows: list[list[Figure]], low: int, high: int) -> None:
     """The worst error of each stage, the other photographs', the reference's own rounding, and the limit."""
-    size, floor = sized(precision)
     places: dict[tuple[str, bool], list[tuple[float, int]]] = defaultdict(list)
     for y, figures in enumerate(rows):
         judged = any(f.judged for f in figures)
-        errors = [size(f) for f in figures]
+        errors = [f.error for f in figures]
         worst = largest(errors)
         values = [("other", e) for e in errors if e != worst]
-        values += [("floor", largest(map(floor, figures))), ("limit", largest(f.limit for f in figures))]
+        values += [("floor", largest(f.floor for f in figures)), ("limit", largest(f.limit for f in figures))]
         values += [("within" if all(f.within for f in figures) else "beyond", worst)]
         for what, value in values:
             if not math.isnan(value):

@@ -18,7 +18,6 @@ from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
 from parity.contract.command import FAILED, TRACEBACK
 from parity.contract.text import one_line
-from parity.twins import Module
 
 Result = TypeVar("Result")
 
@@ -53,9 +52,9 @@ def answer(
         Exception: whatever the candidate raises.
     """
     artifact = Artifact.read(reference)
-    network = artifact.network or port.load_weights(weights, artifact.settings.input)
+    network = artifact.network or port.candidate().load_weights(weights, artifact.settings.input)
     job = candidates.job_of(artifact, network, precision=precision, device=device, methods=methods)
-    given = candidates.record(candidates.load(candidate), job, artifact.photographs, artifact.settings)
+    given = candidates.record(candidates.load(candidate), job, artifact)
     drawn: Drawn = {}
     if "ladder" in rows:
         drawn["ladder"] = list(context.ladder(job, artifact))
@@ -68,20 +67,10 @@ def answer(
     return given, drawn
 
 
-def answer_of_module(reference: Path, module: Module, **how: Any) -> tuple[Artifact, Drawn]:
-    """As `answer`, of a PyTorch module; `how` as of `twins.answer`."""
-    return twins.answer(Artifact.read(reference), module, **how), {}
-
-
-def matched(reference: Path, module: Module) -> twins.Matched:
-    """How a module's layers pair with a reference's."""
-    return twins.matched(Artifact.read(reference), module)
-
-
 def transferred(reference: Path, weights: str, model: str, out: str) -> tuple[bool, list[str]]:
     """Fill a module with a reference's weights and write its state dict; whether that was done, and lines that say so."""
     try:
-        filled = twins.transfer(Artifact.read(reference), weights, model, out)
+        filled = twins.transfer(reference, weights, model, out)
     except twins.TransferStoppedError as error:
         return False, [str(error)]
     counters = [name for name in filled.kept if name.endswith("num_batches_tracked")]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from parity import candidate as candidates
-from parity import criterion, formulas, rounding, similarity, twins
+from parity import criterion, formulas, rounding, twins
 from parity.candidate import Candidate, CandidateError
 from parity.causes import probable_cause
 from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
 from parity.port import Preprocess
-from parity.report import Conditioning, ContextRow, MapFigures, ParityReport, Pictures, PixelsRow, Rung, provenance
+from parity.report import Conditioning, MapFigures, OtherMap, ParityReport, Pictures, PixelsRow, provenance
+from parity.similarity import error_of_range, overlap, pearson, relative_l2, shift, spearman, ssim
+
+MEASURES = (pearson, spearman, ssim, relative_l2, error_of_range, overlap, shift)
+"""How alike two maps are, in the order of `MapFigures`."""
 
 
 def compare(
@@ -25,8 +29,8 @@ def compare(
     answers: Mapping[str, Artifact],
     *,
     pixels_rows: Iterable[PixelsRow] = (),
-    ladder: Iterable[Rung] = (),
-    context: Iterable[ContextRow] = (),
+    ladder: Iterable[OtherMap] = (),
+    context: Iterable[OtherMap] = (),
     conditioning: Iterable[Conditioning] = (),
 ) -> ParityReport:
     """Judge candidates by the reference.
@@ -47,12 +51,15 @@ def compare(
     figures: list[criterion.Figure] = []
     verdicts: list[criterion.Verdict] = []
     pictures: dict[tuple[str, int, str], Pictures] = {}
+    map_figures: list[MapFigures] = []
     for precision, answer in answers.items():
         _check_same_job(reference, answer, precision)
         rows = criterion.figures(reference, answer, precision)
         figures += rows
         verdicts += criterion.verdicts(reference, answer, precision, rows, probable_cause)
-        pictures |= _pictures(reference, answer, precision)
+        drawn, alike = _maps(reference, answer, precision)
+        pictures |= drawn
+        map_figures += alike
     roundings = _roundings(reference, answers["fp64"]) if "fp64" in answers else []
     return ParityReport(
         photographs=reference.photographs,
@@ -63,7 +70,7 @@ def compare(
         ladder=tuple(ladder),
         context=tuple(context),
         conditioning=tuple(conditioning),
-        map_figures=tuple(_map_figures(reference, answers, pictures)),
+        map_figures=tuple(map_figures),
         reference={**provenance(reference), "warnings": [*reference.warnings, *_remarks(reference), *roundings]},
         candidate={precision: provenance(answer) for precision, answer in answers.items()},
         pictures=pictures,
@@ -104,7 +111,7 @@ def assert_parity(
         CandidateError: it could not be compared.
         ArtifactError: an artifact cannot be read.
     """
-    reference = reference if isinstance(reference, Artifact) else Artifact.read(reference)
+    reference = Artifact.of(reference)
     if isinstance(candidate, (str, os.PathLike)):
         name = os.fspath(candidate)
         candidate = Artifact.read(name) if os.path.exists(name) or ":" not in name else candidates.load(name)
@@ -128,7 +135,7 @@ def _answer(candidate: Candidate, reference: Artifact, network: Network | None, 
     if weights is None:
         raise CandidateError("the reference's weights are too large to be in its artifact: give network=…")
     job = candidates.job_of(reference, weights, **how)
-    return candidates.record(candidate, job, reference.photographs, reference.settings)
+    return candidates.record(candidate, job, reference)
 
 
 def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> None:
@@ -153,9 +160,7 @@ def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> No
     for what, theirs in jobs[0].items():
         if theirs != jobs[1][what]:
             raise CandidateError(f"different {what}: the candidate has {theirs}, the reference {jobs[1][what]}")
-    if missing := [method for method in answer.settings.methods if method not in reference.settings.methods]:
-        raise CandidateError(f"the reference artifact does not hold {', '.join(missing)}")
-    for method in answer.settings.methods:
+    for method in candidates.methods_of(reference, answer.settings.methods):
         if not answer.has(f"{method}/raw", precision):
             raise CandidateError(f"the candidate's artifact lacks {method}/raw in {precision}: raw maps are required")
 
@@ -199,25 +204,19 @@ def _roundings(reference: Artifact, answer: Artifact) -> list[str]:
     return lines
 
 
-def _pictures(reference: Artifact, answer: Artifact, precision: str) -> dict[tuple[str, int, str], Pictures]:
-    """Both sides' final maps, drawn from the raw ones."""
-    size, pictures = reference.table.size, {}
+def _maps(
+    reference: Artifact, answer: Artifact, precision: str
+) -> tuple[dict[tuple[str, int, str], Pictures], list[MapFigures]]:
+    """Both sides' final maps, drawn from the raw ones; and how alike every raw and final map is."""
+    size, pictures, rows = reference.table.size, {}, []
     for method in answer.settings.methods:
         raw = zip(reference.whole(f"{method}/raw", "fp64"), answer.whole(f"{method}/raw", precision), strict=True)
         for i, (ours, theirs) in enumerate(raw):
-            pictures[method, i, precision] = Pictures(formulas.finish(ours, size), _drawn(theirs, size))
-    return pictures
-
-
-def _map_figures(
-    reference: Artifact, answers: Mapping[str, Artifact], pictures: Mapping[tuple[str, int, str], Pictures]
-) -> Iterator[MapFigures]:
-    """Of every raw and final map."""
-    for (method, i, precision), drawn in pictures.items():
-        ours = reference.whole(f"{method}/raw", "fp64")[i]
-        theirs = answers[precision].whole(f"{method}/raw", precision)[i]
-        yield _alike(method, i, precision, "raw", theirs, ours)
-        yield _alike(method, i, precision, "final", drawn.candidate, drawn.reference)
+            drawn = Pictures(formulas.finish(ours, size), _drawn(theirs, size))
+            pictures[method, i, precision] = drawn
+            rows.append(_alike(method, i, precision, "raw", theirs, ours))
+            rows.append(_alike(method, i, precision, "final", drawn.candidate, drawn.reference))
+    return pictures, rows
 
 
 def _alike(
@@ -225,16 +224,7 @@ def _alike(
 ) -> MapFigures:
     flat = [name for name, drawn in (("reference", ours), ("candidate", theirs)) if np.ptp(drawn) == 0]
     constant = "both" if len(flat) == 2 else "".join(flat)
-    measures = (
-        similarity.pearson,
-        similarity.spearman,
-        similarity.ssim,
-        similarity.relative_l2,
-        similarity.error_of_range,
-        similarity.overlap,
-        similarity.shift,
-    )
-    values = (measure(theirs, ours) for measure in measures)
+    values = (measure(theirs, ours) for measure in MEASURES)
     return MapFigures(method, photograph, precision, resolution, constant, *values)
 
 

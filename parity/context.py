@@ -5,7 +5,7 @@ Drawn by this project's port, whatever the candidate is, on the reference's job.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,28 +15,25 @@ from parity.candidate import Job
 from parity.contract.artifact import Artifact
 from parity.contract.methods import METHODS
 from parity.contract.network import Network
-from parity.report import ANOTHER_CLASS, ANOTHER_SEED, RANDOM_WEIGHTS, Conditioning, ContextRow, Rung
+from parity.report import ANOTHER_CLASS, ANOTHER_SEED, RANDOM_WEIGHTS, Conditioning, OtherMap
 from parity.similarity import pearson, relative_l2
 
 CHANGE = 1e-6
 """Relative change of every input value, up or down at random: about float32's own rounding, times 10."""
 
 
-def ladder(job: Job, reference: Artifact) -> Iterator[Rung]:
+def ladder(job: Job, reference: Artifact) -> Iterator[OtherMap]:
     """Correlation of the reference's final maps with those of the libraries' plain calls, one change a rung.
 
     Args:
         job: drawn in float32.
         reference: with float64 raw maps.
     """
-    size = reference.table.size
-    for method, what, drawn in port.ladder(replace(job, precision="fp32")):
-        expected = reference.whole(f"{method}/raw", "fp64")
-        pairs = zip(drawn, expected, strict=True)
-        yield Rung(method, what, tuple(pearson(mine, formulas.finish(raw, size)) for mine, raw in pairs))
+    for method, what, finals in port.candidate().rungs(replace(job, precision="fp32")):
+        yield _compared(method, what, finals, reference)
 
 
-def rows(job: Job, reference: Artifact) -> Iterator[ContextRow]:
+def rows(job: Job, reference: Artifact) -> Iterator[OtherMap]:
     """Correlation of the reference's final maps with those of another seed, another class, and random weights.
 
     Args:
@@ -53,8 +50,10 @@ def rows(job: Job, reference: Artifact) -> Iterator[ContextRow]:
     }
     for what, (methods, change) in others.items():
         if methods:
-            drawn = port.raw_maps(replace(job, methods=methods, **change))  # type: ignore[arg-type]
-            yield from _compared(what, drawn, reference)
+            drawn = port.candidate().raw_maps(replace(job, methods=methods, **change))  # type: ignore[arg-type]
+            for method, raw in drawn.items():
+                finals = [formulas.finish(one, reference.table.size) for one in raw]
+                yield _compared(method, what, finals, reference)
 
 
 def conditioning(job: Job, known: Mapping[str, np.ndarray]) -> Iterator[Conditioning]:
@@ -68,19 +67,16 @@ def conditioning(job: Job, known: Mapping[str, np.ndarray]) -> Iterator[Conditio
     signs = np.random.RandomState(0).choice([-1.0, 1.0], inputs.shape)
     single = replace(job, options=replace(job.options, n_samples=1))
     missing = tuple(method for method in job.methods if method not in known or METHODS[method].noisy)
-    before = {**known, **(port.raw_maps(replace(single, methods=missing), inputs) if missing else {})}
-    after = port.raw_maps(single, inputs * (1 + CHANGE * signs))
+    before = {**known, **(port.candidate().raw_maps(replace(single, methods=missing), inputs) if missing else {})}
+    after = port.candidate().raw_maps(single, inputs * (1 + CHANGE * signs))
     for method in job.methods:
         for i, (moved, still) in enumerate(zip(after[method], before[method], strict=True)):
             yield Conditioning(method, i, relative_l2(moved, still) / CHANGE)
 
 
-def _compared(what: str, drawn: Mapping[str, np.ndarray], reference: Artifact) -> Iterator[ContextRow]:
-    size = reference.table.size
-    for method, raw in drawn.items():
-        pairs = zip(raw, reference.whole(f"{method}/raw", "fp64"), strict=True)
-        values = tuple(pearson(formulas.finish(a, size), formulas.finish(b, size)) for a, b in pairs)
-        yield ContextRow(method, what, values)
+def _compared(method: str, what: str, finals: Iterable[np.ndarray], reference: Artifact) -> OtherMap:
+    pairs = zip(finals, reference.whole(f"{method}/raw", "fp64"), strict=True)
+    return OtherMap(method, what, tuple(pearson(a, formulas.finish(b, reference.table.size)) for a, b in pairs))
 
 
 def _without_structure(network: Network) -> Network:

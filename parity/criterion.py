@@ -90,6 +90,11 @@ class Figure:
         """What is held against the limit: of the range in float64, relative L2 otherwise."""
         return self.max_error if self.precision == "fp64" else self.relative_l2
 
+    @property
+    def floor(self) -> float:
+        """The reference's own float32 in the same unit."""
+        return self.floor_max if self.precision == "fp64" else self.floor_l2
+
 
 @dataclass(frozen=True)
 class Divergence:
@@ -285,18 +290,14 @@ def verdicts(
             continue
         worst = max(judged, key=lambda row: (not row.within, row.error / row.limit if row.limit > 0 else 0.0))
         where = tuple(divergence(method, i) for i in sorted({row.photograph for row in judged if not row.within}))
-        word = _word(precision, differs=bool(where))
+        word = SAME_FUNCTION if precision == "fp64" else SAME_ROUNDING
+        if where:
+            word = DIFFERENT if precision in ("fp64", "fp32") else DESCRIBED
         finals = [row.pearson for row in own if row.stage.endswith("/final") and not math.isnan(row.pearson)]
         lowest = min(finals, default=math.nan)
         holds = word != DIFFERENT
         answers.append(Verdict(method, precision, word, holds, worst.error, worst.stage, worst.limit, lowest, where))
     return answers
-
-
-def _word(precision: str, *, differs: bool) -> str:
-    if differs:
-        return DIFFERENT if precision in ("fp64", "fp32") else DESCRIBED
-    return SAME_FUNCTION if precision == "fp64" else SAME_ROUNDING
 
 
 def path_to(method: str, stages: Iterable[Stage], target_layer: str) -> list[str]:

@@ -51,7 +51,7 @@ MEAN, STD = np.array(formulas.TORCHVISION_MEAN), np.array(formulas.TORCHVISION_S
 
 
 def _rgb(case: Case) -> np.ndarray:
-    return case.pixels.astype(np.float64)
+    return np.asarray(case.reference.pixels[case.photograph], np.float64)
 
 
 def _bgr(case: Case) -> np.ndarray:
@@ -142,10 +142,6 @@ def _enlarged(case: Case, *, half_pixel: bool = False, early: bool = False, orde
     return formulas.upsample(raw, case.reference.table.size, half_pixel=half_pixel, order=order)
 
 
-def _bicubic(case: Case, *, half_pixel: bool) -> np.ndarray:
-    return formulas.bicubic(case.raw, case.reference.table.size, half_pixel=half_pixel)
-
-
 def _full_size(case: Case) -> np.ndarray:
     return case.raw if case.raw.shape == case.reference.table.size else _enlarged(case)
 
@@ -172,9 +168,12 @@ _ENLARGING = (
     ),
     *_wrong_enlargement(
         "enlarged bicubically, on half-pixel centres: it is bilinear, corner on corner",
-        lambda c: _bicubic(c, half_pixel=True),
+        lambda c: formulas.bicubic(c.raw, c.reference.table.size, half_pixel=True),
     ),
-    *_wrong_enlargement("enlarged bicubically: it is bilinear", lambda c: _bicubic(c, half_pixel=False)),
+    *_wrong_enlargement(
+        "enlarged bicubically: it is bilinear",
+        lambda c: formulas.bicubic(c.raw, c.reference.table.size, half_pixel=False),
+    ),
     *_wrong_enlargement(
         "enlarged by cubic splines (the default of scipy.ndimage.zoom): it is order=1, bilinear",
         lambda c: _enlarged(c, order=3),
@@ -201,10 +200,6 @@ def _alpha(case: Case, **mistakes: float) -> np.ndarray:
 
 def _plus_weights(case: Case, **mistakes: float) -> np.ndarray:
     return formulas.grad_cam_plus_plus_weights(case.gradients, _alpha(case, **mistakes))
-
-
-def _signed(case: Case) -> np.ndarray:
-    return np.asarray((case.gradients * _alpha(case)).sum(axis=(0, 1)))
 
 
 def _wrong_weights(method: str, words: str, weights: Callable[[Case], np.ndarray]) -> tuple[Mistake, Mistake]:
@@ -246,7 +241,7 @@ _CAMS = (
         "gradcam_plus_plus", "Grad-CAM's weights for Grad-CAM++'s", lambda c: formulas.grad_cam_weights(c.gradients)
     ),
     *_without_relu("gradcam_plus_plus", _plus_weights),
-    *_wrong_weights("gradcam_plus_plus", "no ReLU on the gradients", _signed),
+    *_wrong_weights("gradcam_plus_plus", "no ReLU on the gradients", lambda c: (c.gradients * _alpha(c)).sum((0, 1))),
 )
 
 SQUARED = "squared gradients for their absolute value"
@@ -282,17 +277,13 @@ def _over_channels(case: Case) -> np.ndarray:
     return np.asarray(scores / scores.sum())
 
 
-def _score_map(case: Case, weights: np.ndarray) -> np.ndarray:
-    """The map of other weights, of the channels that Score-CAM or Faster-ScoreCAM takes."""
-    return formulas.class_activation_map(case.activations[..., case.channels], weights)
-
-
 def _wrong_score_weights(words: str, weights: Callable[[Case], np.ndarray]) -> tuple[Mistake, Mistake]:
     """Weights that do not follow from the scores, and the map that is made of them."""
-    return (
-        Mistake("by scores", "weights", words, weights),
-        Mistake("by scores", "raw", words, lambda c: _score_map(c, weights(c))),
-    )
+
+    def cam(case: Case) -> np.ndarray:
+        return formulas.class_activation_map(case.activations[..., case.channels], weights(case))
+
+    return Mistake("by scores", "weights", words, weights), Mistake("by scores", "raw", words, cam)
 
 
 def _of_channels(case: Case, channels: np.ndarray) -> np.ndarray | None:
@@ -300,6 +291,10 @@ def _of_channels(case: Case, channels: np.ndarray) -> np.ndarray | None:
     if not case.reference.has("scorecam/weights", "fp64"):
         return None
     return formulas.class_activation_map(case.activations[..., channels], case.whole("scorecam/weights")[channels])
+
+
+def _of_all_photographs(case: Case) -> np.ndarray:
+    return np.unique(case.reference.whole("faster_scorecam/channels", "fp64")).astype(int)
 
 
 def _wrong_channels(words: str, spread: Callable[..., np.ndarray]) -> tuple[Mistake, Mistake]:
@@ -321,7 +316,7 @@ _SCORE_CAMS = (
     Mistake("by scores", "scores", "log-softmax over the classes for softmax", lambda c: np.log(_scores(c))),
     *_wrong_score_weights("softmax over the channels", _over_channels),
     *_wrong_score_weights("not rounded to float32, as the library rounds its weights, in float64 too", _scores),
-    Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, c.union)),
+    Mistake("faster_scorecam", "raw", UNION, lambda c: _of_channels(c, _of_all_photographs(c))),
     *_wrong_channels("the channels of the largest maxima, not of the largest deviation", np.max),
     *_wrong_channels("the channels of the largest means, not of the largest deviation", np.mean),
 )

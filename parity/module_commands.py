@@ -44,14 +44,15 @@ def module_of(options: argparse.Namespace) -> Module:
 
 def match(options: argparse.Namespace) -> int:
     """Print how the layers pair, and write it down."""
-    from parity.child import in_child, matched
+    from parity.child import in_child
+    from parity.twins import matched
 
     out = Path(options.out)
     _check_folder(out)
-    given = in_child(partial(matched, Path(options.reference), module_of(options)))
+    lines, toml = in_child(partial(matched, options.reference, module_of(options)))
     with whole(out) as path:
-        path.write_text(given.toml, encoding="utf-8")
-    print("\n".join([*given.lines, f"wrote {out}"]))
+        path.write_text(toml, encoding="utf-8")
+    print("\n".join([*lines, f"wrote {out}"]))
     return HOLDS
 
 

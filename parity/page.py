@@ -26,8 +26,9 @@ from parity.criterion import (
     SAME_ROUNDING,
     Divergence,
     float64_limit,
+    origin_of,
 )
-from parity.report import ANOTHER_CLASS, ANOTHER_SEED, ILL_CONDITIONED, RANDOM_WEIGHTS, ParityReport
+from parity.report import ANOTHER_CLASS, ANOTHER_SEED, ILL_CONDITIONED, RANDOM_WEIGHTS, ParityReport, grouped
 from parity.tables import KINDS, Cell, error, is_overlay, numbered, title
 
 ILL_FLOOR = 1e-3
@@ -130,34 +131,23 @@ def _kind(report: ParityReport) -> str:
 
 def _programs(report: ParityReport) -> dict[str, list[str]]:
     """The port's programs → the precisions that each computed in."""
-    programs: dict[str, list[str]] = {}
-    for precision, candidate in report.candidate.items():
-        programs.setdefault(str(candidate.get("program", "not stated")), []).append(precision)
-    return programs
+    return grouped((str(side.get("program", "not stated")), precision) for precision, side in report.candidate.items())
 
 
 def _words(report: ParityReport) -> dict[str, list[str]]:
     """Each verdict's word → the precisions that it is said of; what differs comes first."""
-    words: dict[str, list[str]] = {} if report.holds else {DIFFERENT: []}
-    for v in report.verdicts:
-        if v.precision not in words.setdefault(v.word, []):
-            words[v.word].append(v.precision)
-    return words
+    words = grouped((v.word, v.precision) for v in report.verdicts)
+    return words if report.holds else {DIFFERENT: [], **words}
 
 
 def _partings(report: ParityReport) -> list[dict[str, Any]]:
     """Where it parts first: an item for each place and cause, not one for each photograph."""
-    groups: dict[tuple[str, str], list[Divergence]] = {}
-    for v in report.verdicts:
-        for d in v.divergences if v.word == DIFFERENT else ():
-            groups.setdefault((d.stage, d.cause or "not known"), []).append(d)
+    divergences = [d for v in report.verdicts if v.word == DIFFERENT for d in v.divergences]
+    groups = grouped(((d.stage, d.cause or "not known"), d) for d in divergences)
     order = {name: k for k, name in enumerate(tables.stage_names(report))}
     items = []
     for (stage, cause), group in sorted(groups.items(), key=lambda item: order.get(item[0][0], len(order))):
-        methods: dict[str, list[str]] = {}
-        for d in group:
-            precisions = methods.setdefault(title(d.method), [])
-            precisions += [d.precision] * (d.precision not in precisions)
+        methods = grouped((title(d.method), d.precision) for d in group)
         items.append(
             {
                 "stage": stage,
@@ -205,13 +195,9 @@ def _remarks(report: ParityReport) -> list[str]:
 
 def _criterion(report: ParityReport) -> dict[str, Any]:
     """The numbers that the verdict rests on; float64's own out of the figures: most stages' limit, and the exceptions."""
-    own = {
-        f.stage for f in report.figures if f.precision == "fp64" and f.limit > float64_limit(f.stage.partition("/")[0])
-    }
-    limits: dict[str, float] = {}
-    for f in report.figures:
-        if f.precision == "fp64" and not math.isnan(f.limit):
-            limits[tables.part(report, f.stage)] = float64_limit(f.stage.partition("/")[0])
+    limited = [f for f in report.figures if f.precision == "fp64" and not math.isnan(f.limit)]
+    own = {f.stage for f in limited if origin_of(f)}
+    limits = {tables.part(report, f.stage): float64_limit(f.stage.partition("/")[0]) for f in limited}
     least = min(limits.values(), default=None)
     others = {title(part): limit for part, limit in limits.items() if limit != least}
     return {
@@ -274,11 +260,7 @@ def _maps(report: ParityReport, method: str, i: int) -> dict[str, Any]:
 
 def _marked(report: ParityReport) -> dict[str, list[int]]:
     """Method → the photographs whose maps are ill-conditioned."""
-    marked: dict[str, list[int]] = {}
-    for method, i in dict.fromkeys(key[:2] for key in report.pictures):
-        if _moves(report, method, i)[1]:
-            marked.setdefault(method, []).append(i)
-    return marked
+    return grouped(key[:2] for key in report.pictures if _moves(report, *key[:2])[1])
 
 
 def _stages(report: ParityReport, precision: str) -> dict[str, Any]:

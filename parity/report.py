@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from parity.contract.text import aligned, printable
 from parity.criterion import DESCRIBED, DIFFERENT, Figure, Verdict
 
 FORMAT = "attention-maps parity report 1"
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -39,35 +42,21 @@ class PixelsRow:
     cause: str = ""
 
 
-@dataclass(frozen=True)
-class Rung:
-    """One step from the libraries' plain calls to the port.
-
-    Attributes:
-        method: which ladder.
-        what: the call, or the one thing changed.
-        pearson: with the reference's float64 final map, photograph by photograph; NaN where a map is constant.
-    """
-
-    method: str
-    what: str
-    pearson: tuple[float, ...]
-
-
 ANOTHER_SEED = "another seed"
 ANOTHER_CLASS = "another class"
 RANDOM_WEIGHTS = "random weights"
 
 
 @dataclass(frozen=True)
-class ContextRow:
-    """What a bad number looks like: the reference's maps beside maps that are other ones on purpose.
+class OtherMap:
+    """How like the reference's map another one is that is not the port's.
 
     Attributes:
-        method: whose maps.
-        what: `ANOTHER_SEED` (SmoothGrad's noise ceiling: the reference against the same computation with the next seed),
-            `ANOTHER_CLASS`, or `RANDOM_WEIGHTS` (of the same spread).
-        pearson: of final maps, photograph by photograph; NaN where a map is constant.
+        method: whose map.
+        what: on the ladder from the libraries' plain calls to the port: the call, or the one thing changed. For
+            comparison, what a bad number looks like: `ANOTHER_SEED` (SmoothGrad's noise ceiling: the reference against
+            the same computation with the next seed), `ANOTHER_CLASS`, or `RANDOM_WEIGHTS` (of the same spread).
+        pearson: with the reference's float64 final map, photograph by photograph; NaN where a map is constant.
     """
 
     method: str
@@ -162,12 +151,12 @@ class ParityReport:
     verdicts: tuple[Verdict, ...]
     figures: tuple[Figure, ...] = field(repr=False)
     pixels_rows: tuple[PixelsRow, ...]
-    ladder: tuple[Rung, ...]
+    ladder: tuple[OtherMap, ...]
     reference: Mapping[str, Any] = field(repr=False)
     candidate: Mapping[str, Mapping[str, Any]] = field(repr=False)
     pictures: Mapping[tuple[str, int, str], Pictures] = field(repr=False, default_factory=dict)
     map_figures: tuple[MapFigures, ...] = field(repr=False, default=())
-    context: tuple[ContextRow, ...] = ()
+    context: tuple[OtherMap, ...] = ()
     conditioning: tuple[Conditioning, ...] = ()
 
     @property
@@ -182,10 +171,8 @@ class ParityReport:
         """The answer in one sentence."""
         if not self.holds:
             return DIFFERENT
-        precisions: dict[str, list[str]] = {}
-        for v in sorted(self.verdicts, key=lambda v: v.word == DESCRIBED):
-            if v.precision not in precisions.setdefault(v.word, []):
-                precisions[v.word].append(v.precision)
+        judged_first = sorted(self.verdicts, key=lambda v: v.word == DESCRIBED)
+        precisions = grouped((v.word, v.precision) for v in judged_first)
         return "; ".join(f"{word} ({', '.join(which)})" for word, which in precisions.items())
 
     @property
@@ -255,27 +242,26 @@ class ParityReport:
         return printable(self.photographs[photograph].name)
 
 
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+    """Key → its values, each once, in the order in which they come."""
+    groups: dict[Key, list[Value]] = {}
+    for key, value in pairs:
+        if value not in groups.setdefault(key, []):
+            groups[key].append(value)
+    return groups
+
+
 def provenance(artifact: Artifact) -> dict[str, Any]:
     """Where an artifact comes from, in plain JSON types."""
-    w = artifact.weights
+    w, settings = artifact.weights, dataclasses.asdict(artifact.settings)
+    options = settings.pop("options")
     return {
-        "program": artifact.program,
+        **{name: getattr(artifact, name) for name in ("program", "versions", "flags", "warnings", "seconds")},
         "stages": [stage.name for stage in artifact.stages],
-        "versions": dict(artifact.versions),
-        "flags": dict(artifact.flags),
-        "warnings": list(artifact.warnings),
-        "seconds": dict(artifact.seconds),
         "draws": len(artifact.draws),
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
-        "settings": _settings(artifact),
+        "settings": {**settings, **options},  # flat, for readers who look for `n_samples`
     }
-
-
-def _settings(artifact: Artifact) -> dict[str, Any]:
-    """Flat, for readers who look for `n_samples`."""
-    settings = dataclasses.asdict(artifact.settings)
-    options = settings.pop("options")
-    return {**settings, **options}
 
 
 def _plain(value: Any) -> Any:
@@ -285,23 +271,17 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _correlation_lines(title: str, rows: Sequence[Rung | ContextRow]) -> list[str]:
+def _correlation_lines(title: str, rows: Sequence[OtherMap]) -> list[str]:
     if not rows:
         return []
     width = max(len(row.what) for row in rows)
-    shown = (" ".join(map(_correlation, row.pearson)) for row in rows)
-    return ["", title, *(f"  {r.method:<18} {r.what:<{width}}  {text}" for r, text in zip(rows, shown, strict=True))]
-
-
-def _correlation(value: float) -> str:
-    """A constant map has no correlation, and says so."""
-    return "constant" if math.isnan(value) else f"{value:8.4f}"
+    lines = ["", title]
+    for row in rows:
+        values = " ".join("constant" if math.isnan(value) else f"{value:8.4f}" for value in row.pearson)
+        lines.append(f"  {row.method:<18} {row.what:<{width}}  {values}")
+    return lines

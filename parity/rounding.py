@@ -17,15 +17,12 @@ import numpy as np
 from scipy.ndimage import maximum_filter
 
 from parity import formulas
+from parity.contract import exponent, vgg
 from parity.contract.artifact import Artifact
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.methods import METHODS
 from parity.contract.stages import Stage
 from parity.similarity import error_of_range, pearson, relative_l2
-
-NEGLIGIBLE = 1e-3
-"""Gradients below this of the largest do not show whether exp(score) is lost."""
-
 
 HALFWAY = 1e-12
 """Scores that agree to this may still be rounded to two neighbouring float32 numbers."""
@@ -90,13 +87,8 @@ def exp_is_lost(reference: Artifact, photograph: int) -> bool:
     name = f"gradients/{reference.table.target}"
     if not all(reference.has(stage, "fp64") for stage in (name, "score")):
         return False
-    sizes = np.abs(reference.whole(name, "fp64")[photograph])
-    sizes = sizes[sizes > NEGLIGIBLE * sizes.max()]
-    if not sizes.size:
-        return False
     score = float(reference.values("score", "fp64")[photograph, 0])
-    logs = [score + power * math.log(size) for size in (sizes.min(), sizes.max()) for power in range(4)]
-    return min(logs) < math.log(np.finfo(np.float32).tiny) or max(logs) > math.log(np.finfo(np.float32).max)
+    return exponent.is_lost(reference.whole(name, "fp64")[photograph], score, "float32")
 
 
 def simulated(reference: Artifact) -> dict[str, list[Floor]]:
@@ -157,24 +149,12 @@ def ties(reference: Artifact, photograph: int) -> np.ndarray:
 
 
 def blocks_of(table: LayerTable) -> tuple[int, ...] | None:
-    """Number of 3×3 convolutions in each block that a 2×2 max-pool closes; None where the network is no such chain."""
-    blocks, count = [], 0
-    for before, layer in itertools.pairwise(table.layers):
-        if layer.inbound != (before.name,):
-            return None
-        if _is_conv(layer):
-            count += 1
-        elif is_max_pool(layer):
-            blocks.append(count)
-            count = 0
-        elif layer.kind in ("conv", "pool"):
-            return None
-    return None if any(side % 2 ** len(blocks) for side in table.size) else tuple(blocks)
-
-
-def _is_conv(layer: Layer) -> bool:
-    wanted = {"kernel": [3, 3], "strides": [1, 1], "padding": "same"}
-    return layer.kind == "conv" and wanted.items() <= dict(layer.config).items()
+    """Number of 3×3 convolutions in each block that a 2×2 max-pool closes; None where the network is no such VGG."""
+    try:
+        blocks = tuple(map(len, vgg.blocks_of(table)))
+    except ValueError:
+        return None
+    return None if any(side % 2 ** len(blocks) for side in table.size) else blocks
 
 
 def is_max_pool(layer: Layer) -> bool:

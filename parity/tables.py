@@ -82,13 +82,6 @@ def gathered(report: ParityReport, precision: str, photograph: int | None = None
     return stages
 
 
-def sized(precision: str) -> tuple[Callable[[Figure], float], Callable[[Figure], float]]:
-    """The error that a precision is judged by, and the reference's own float32 in the same unit."""
-    if precision == "fp64":
-        return (lambda f: f.max_error), (lambda f: f.floor_max)
-    return (lambda f: f.relative_l2), (lambda f: f.floor_l2)
-
-
 def left_out(figures: Iterable[Figure]) -> float:
     """The largest share of values that the verdict leaves out, because equal pixels tie in a max-pool; 0 to 1."""
     return max((f.left_out for f in figures), default=0.0)
@@ -201,7 +194,6 @@ def _overlap(m: MapFigures) -> str:
 
 def stages(report: ParityReport, precision: str, photograph: int | None = None) -> Table:
     """A row for each stage, of one photograph, or of the worst of all."""
-    size, floor = sized(precision)
     firsts = {(d.stage, d.photograph) for v in report.verdicts for d in v.divergences if d.precision == precision}
     rows: list[Row] = []
     before = ""
@@ -218,8 +210,8 @@ def stages(report: ParityReport, precision: str, photograph: int | None = None) 
         rows.append(
             (
                 Cell(stage, "code", "▲ parts first" if first else ""),
-                Cell(error(largest(map(size, figures))), note=tied),
-                error(largest(map(floor, figures)), "not kept"),
+                Cell(error(largest(f.error for f in figures)), note=tied),
+                error(largest(f.floor for f in figures), "not kept"),
                 _limit(figures),
                 error(largest(f.alone for f in figures)),
                 _pearson(stage, figures),
@@ -308,12 +300,10 @@ def _joined(words: Iterable[str]) -> str:
 
 
 def _plain(values: Mapping[str, Any], digits: int) -> dict[str, str]:
-    """Nested mappings → name → words; fractions to so many digits."""
+    """Name → words; fractions to so many digits."""
     plain: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            plain.update({f"{key}.{name}": words for name, words in _plain(value, digits).items()})
-        elif isinstance(value, bool):
+        if isinstance(value, bool):
             plain[str(key)] = "yes" if value else "no"
         elif isinstance(value, (list, tuple)):
             plain[str(key)] = ", ".join(map(str, value))

@@ -13,15 +13,12 @@ import safetensors
 from safetensors.numpy import load_file
 
 from parity import criterion, formulas, port
-from parity.candidate import CAUSE, Answer, CandidateError, methods_of
+from parity.candidate import CAUSE, CandidateError, methods_of, recorded
 from parity.contract.artifact import Artifact
 from parity.contract.files import whole
-from parity.contract.stages import Stage
+from parity.contract.network import EXPORT
 from parity.contract.text import aligned, one_line
 from parity.similarity import relative_l2
-
-TENSORS = "attention-maps tensors 1"
-"""What a file of a network's weights says of itself; `python -m keras_ref --export` writes it."""
 
 FLOAT32 = 1e-6
 """Relative L2 that a preprocessing computed in float32 may be off."""
@@ -51,7 +48,7 @@ class Module:
 
 
 def answer(
-    reference: Artifact,
+    reference: Artifact | str | os.PathLike[str],
     module: Module,
     *,
     precision: str,
@@ -62,7 +59,7 @@ def answer(
     """The module's stages and maps, and why the first wrong one is wrong.
 
     Args:
-        reference: with float64.
+        reference: with float64; or its path.
         module: what is compared.
         precision: of the module.
         device: likewise.
@@ -72,24 +69,23 @@ def answer(
     Raises:
         CandidateError: it cannot be compared; one line.
     """
+    reference = Artifact.of(reference)
     wanted = methods_of(reference, methods)
-    check_general(reference)
-    given = _given(reference, module)
-    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
-    made = Answer(
+    twin, inputs, remark = _paired(reference, module)
+    made = recorded(
+        reference,
+        twin.rows(wanted, precision, device, engine),
+        lambda shape, stage: shape != stage.shape,  # then its output is another
         program=module.name,
         weights=replace(reference.weights, tensors={}, prints={}),
-        settings=replace(reference.settings, methods=wanted),
-        pixels=reference.pixels,
-        photographs=reference.photographs,
+        methods=wanted,
         precision=precision,
         device=device,
-    ).recorded(lambda: twin.rows(wanted, precision, device, engine.partition(" ")[0]), _another_shape)
-    warnings = [*twin.remarks(), *([given.remark] if given.remark else [])]
+    )
     return replace(
         made,
-        flags={**made.flags, **twin.about(), **_causes(reference, made, twin, given.inputs)},
-        warnings=tuple(warnings),
+        flags={**made.flags, **twin.about(), **_causes(reference, made, twin, inputs)},
+        warnings=(*twin.remarks(), *filter(None, [remark])),
     )
 
 
@@ -107,32 +103,28 @@ def check_general(reference: Artifact) -> None:
         raise CandidateError("the reference artifact holds no float64: write it with python -m keras_ref --floor")
 
 
-def _another_shape(shape: tuple[int, ...], stage: Stage) -> bool:
-    """Another shape of a module's output is a difference."""
-    return shape != stage.shape
+def _paired(reference: Artifact, module: Module) -> tuple[Any, np.ndarray, str]:
+    """A `torch_impl.twin.twin.Twin` of the module, its inputs, and a remark of its own preprocessing, or ""."""
+    check_general(reference)
+    inputs, inside, remark = _given(reference, module)
+    return (
+        port.twins().paired(reference, module.model, inputs, module.layers, module.target_layer, inside),
+        inputs,
+        remark,
+    )
 
 
-@dataclass(frozen=True)
-class _Given:
-    """What the module is given.
+def _given(reference: Artifact, module: Module) -> tuple[np.ndarray, bool | None, str]:
+    """The reference's inputs, or what the module's own preprocessing makes of the pixels.
 
-    Attributes:
-        inputs: float64 (N, H, W, C), as the reference's network takes them.
-        inside: whether the module begins with the scaling that the reference's network began with; None: to be found out.
-        remark: of its own preprocessing, or "".
+    Returns:
+        Inputs, float64 (N, H, W, C), as the reference's network takes them; whether the module begins with the scaling
+        that the reference's network began with, None where that is to be found out; a remark, or "".
     """
-
-    inputs: np.ndarray
-    inside: bool | None = None
-    remark: str = ""
-
-
-def _given(reference: Artifact, module: Module) -> _Given:
-    """The reference's inputs, or what the module's own preprocessing makes of the pixels."""
     expected = formulas.all_inputs(reference)
     if not module.preprocess:
-        return _Given(expected)
-    inputs, exact = port.preprocessed(module.preprocess, reference.pixels)
+        return expected, None, ""
+    inputs, exact = port.twins().preprocessed(module.preprocess, reference.pixels)
     if inputs.shape != expected.shape:
         raise CandidateError(
             f"the preprocessing gave {inputs.shape[1:3]} pixels and {inputs.shape[3]} channels, the "
@@ -142,14 +134,14 @@ def _given(reference: Artifact, module: Module) -> _Given:
     if settings.scale:  # its pixels may be those before that scaling, which is then the module's
         scaled = inputs * np.array(settings.scale) + np.array(settings.offset)
         if relative_l2(scaled.ravel(), expected.ravel()) < FLOAT32:
-            return _Given(expected if not exact else scaled, inside=True)
+            return (scaled if exact else expected), True, ""
     if not exact and relative_l2(inputs.ravel(), expected.ravel()) < FLOAT32:
         remark = "the port's preprocessing is the reference's up to float32's rounding, in which it was computed"
-        return _Given(expected, inside=False, remark=remark)
-    return _Given(inputs, inside=False)
+        return expected, False, remark
+    return inputs, False, ""
 
 
-def _causes(reference: Artifact, made: Artifact, twin: port.Twin, inputs: np.ndarray) -> dict[str, str]:
+def _causes(reference: Artifact, made: Artifact, twin: Any, inputs: np.ndarray) -> dict[str, str]:
     """A flag for the first forward stage that is off, where its cause is known."""
     precision = made.precisions[0]
     if precision not in ("fp64", "fp32"):
@@ -254,28 +246,17 @@ def read_layers(path: str | os.PathLike[str]) -> dict[str, str]:
     return {layer: name for layer, name in layers.items() if name}
 
 
-@dataclass(frozen=True)
-class Matched:
-    """How the layers pair, for a reader.
+def matched(reference: Artifact | str | os.PathLike[str], module: Module) -> tuple[list[str], str]:
+    """Pair the layers of a reference, or of the one at a path, with a module's.
 
-    Attributes:
-        lines: of the table.
-        toml: the file that can be corrected and given back.
-    """
-
-    lines: tuple[str, ...]
-    toml: str
-
-
-def matched(reference: Artifact, module: Module) -> Matched:
-    """Pair the layers of a reference with a module's.
+    Returns:
+        The lines of a table for a reader; the file that can be corrected and given back, TOML.
 
     Raises:
         CandidateError: it cannot be compared.
     """
-    check_general(reference)
-    given = _given(reference, module)
-    twin = port.twin(reference, module.model, given.inputs, module.layers, module.target_layer, given.inside)
+    reference = Artifact.of(reference)
+    twin, _, _ = _paired(reference, module)
     pairing = twin.pairing
     rows = [("layer", "kind", "module", "told by", "error (float64)")]
     toml = [f"# {module.name}: correct by hand, give back with --layers", "[layers]"]
@@ -291,7 +272,7 @@ def matched(reference: Artifact, module: Module) -> Matched:
         toml.append(f'"{layer.name}" = "{pair.call.key}"  # {pair.how}, {error}')
     lines = [*aligned(rows), *(f"remark: {line}" for line in twin.remarks())]
     lines += [f"{what}: {said}" for what, said in twin.about().items()]
-    return Matched(tuple(lines), "\n".join([*toml, ""]))
+    return lines, "\n".join([*toml, ""])
 
 
 # Weights
@@ -314,7 +295,7 @@ def read_tensors(reference: Artifact, path: str | os.PathLike[str]) -> dict[str,
         tensors = load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise CandidateError(f"{where}: cannot be read ({one_line(error)})") from None
-    if metadata.get("format") != TENSORS:
+    if metadata.get("format") != EXPORT:
         raise CandidateError(f"{where}: another kind of file: write it with python -m keras_ref --export")
     if metadata.get("fingerprint") != reference.weights.fingerprint or set(tensors) != set(reference.table.tensors):
         raise CandidateError(f"{where}: not the weights of the reference: write both with one python -m keras_ref")
@@ -343,14 +324,13 @@ def transfer(
         TransferStoppedError: they do not go into it. Nothing is written.
         ValueError: it could not be tried.
     """
-    if not isinstance(reference, Artifact):
-        reference = Artifact.read(reference)
+    reference = Artifact.of(reference)
     check_general(reference)
     tensors = read_tensors(reference, weights)
-    filled = port.filled(reference, tensors, module, formulas.all_inputs(reference))
+    filled = port.twins().filled(reference, tensors, module, formulas.all_inputs(reference))
     if filled.stopped:
         raise TransferStoppedError(filled.stopped)
     if out:
         with whole(out) as path:
-            port.write_state(filled.state, path)
+            port.twins().write_state(filled.state, path)
     return filled

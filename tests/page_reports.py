@@ -21,11 +21,10 @@ from parity.report import (
     ANOTHER_SEED,
     RANDOM_WEIGHTS,
     Conditioning,
-    ContextRow,
+    OtherMap,
     ParityReport,
     Pictures,
     PixelsRow,
-    Rung,
 )
 from torch_impl.candidate import candidate
 
@@ -47,13 +46,13 @@ def report_of(run: Any) -> ParityReport:
     jobs = {p: job_of(reference, reference.network, precision=p, device="cpu") for p in ("fp64", "fp32")}
     return compare(
         reference,
-        {p: record(run, job, reference.photographs, reference.settings) for p, job in jobs.items()},
+        {p: record(run, job, reference) for p, job in jobs.items()},
         pixels_rows=(PixelsRow(0, 0.0, (), True, True), PixelsRow(1, 0.034, ("turned by EXIF",), False, False)),
-        ladder=(Rung("gradcam", "plain", (0.31, 0.52)), Rung("gradcam", "the port", (1.0, NAN))),
+        ladder=(OtherMap("gradcam", "plain", (0.31, 0.52)), OtherMap("gradcam", "the port", (1.0, NAN))),
         context=(
-            ContextRow("smoothgrad", ANOTHER_SEED, (0.384, 0.3602)),
-            ContextRow("gradcam", ANOTHER_CLASS, (-0.3166, -0.0014)),
-            ContextRow("gradcam", RANDOM_WEIGHTS, (NAN, -0.0038)),
+            OtherMap("smoothgrad", ANOTHER_SEED, (0.384, 0.3602)),
+            OtherMap("gradcam", ANOTHER_CLASS, (-0.3166, -0.0014)),
+            OtherMap("gradcam", RANDOM_WEIGHTS, (NAN, -0.0038)),
         ),
         conditioning=(Conditioning("gradcam", 1, 4.48), Conditioning("gradcam_plus_plus", 0, 4321.0)),
     )
@@ -97,8 +96,8 @@ def hostile(report: ParityReport) -> ParityReport:
         ),
         map_figures=tuple(replace(m, constant=flat, **none, **errors) if wrong else m for m, wrong, flat in maps),
         pixels_rows=(PixelsRow(0, 0.5, (), True, False, STYLE), PixelsRow(1, NAN, (SCRIPT,), False, False)),
-        ladder=(Rung("gradcam", SCRIPT, (NAN, 0.5)),),
-        context=(ContextRow("gradcam", STYLE, (NAN, NAN)), ContextRow(SCRIPT, ANOTHER_SEED, (NAN, 0.5))),
+        ladder=(OtherMap("gradcam", SCRIPT, (NAN, 0.5)),),
+        context=(OtherMap("gradcam", STYLE, (NAN, NAN)), OtherMap(SCRIPT, ANOTHER_SEED, (NAN, 0.5))),
         conditioning=(Conditioning("gradcam", 0, NAN), Conditioning("gradcam", 1, INF), Conditioning(STYLE, 0, 1e9)),
         reference={**report.reference, **program, "stages": stages},
         candidate={"fp32": program},

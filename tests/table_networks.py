@@ -138,7 +138,7 @@ class Builder:
                     rows.append(Photograph(f"{i}.png", "0" * 64, (8, 8), explained, f"class {explained}"))
                 for stage, array in self._explained(table, pixels[i], dtype, rows[i].class_index).items():
                     recorder.add(precision, i, stage, array)
-        return recorder.artifact(program="table", photographs=rows, versions={}, flags={}, moves=moves)
+        return recorder.artifact(rows, program="table", versions={}, flags={}, moves=moves or {})
 
     def _values(self, table: LayerTable, pixels: np.ndarray, dtype: torch.dtype) -> dict[str, Tensor]:
         inputs = formulas.preprocess(pixels, "tf")[..., : table.input_shape[2]]

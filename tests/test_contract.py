@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from parity.contract import classes, network, noise
 from parity.contract.files import whole
-from parity.contract.network import Network, WeightsError, checked, seeded
+from parity.contract.network import Network, WeightsError, restored, seeded
 from parity.contract.vgg import vgg
 
 # Canonical weights
@@ -32,11 +32,11 @@ def test_the_fingerprint_is_over_names_shapes_and_values(tiny: Network, copied: 
         digest.update(f"{name} {array.shape}\n".encode() + array.astype("<f4").tobytes())
     assert tiny.fingerprint == digest.hexdigest()
     backwards = dict(reversed(copied.items()))
-    assert checked(backwards, size=64, source="x", input="torchvision", remark="y").fingerprint == tiny.fingerprint
+    assert restored(backwards, {"input": "torchvision", "remark": "y"}, "x", size=64).fingerprint == tiny.fingerprint
     strided = {name: np.asfortranarray(array).astype(">f8") for name, array in copied.items()}
-    assert checked(strided, size=64, source="x", input="caffe").fingerprint == tiny.fingerprint
+    assert restored(strided, {}, "x", size=64).fingerprint == tiny.fingerprint
     copied["classifier.6.bias"].view(np.uint32)[-1] ^= 1
-    assert checked(copied, size=64, source="x", input="caffe").fingerprint != tiny.fingerprint
+    assert restored(copied, {}, "x", size=64).fingerprint != tiny.fingerprint
 
 
 @pytest.mark.filterwarnings("error")
@@ -60,15 +60,15 @@ def test_one_bad_number_is_seen_and_named(copied: dict[str, np.ndarray], name: s
         flat = copied[name].reshape(-1)
         flat[: np.size(value)] = value
     if not words:
-        assert checked(copied, size=64, source="x", input="caffe").tensors[name] is value
+        assert restored(copied, {}, "x", size=64).tensors[name] is value
         return
-    with pytest.raises(WeightsError, match=rf"^x: .*{words}"):
-        checked(copied, size=64, source="x", input="caffe")
+    with pytest.raises(WeightsError, match=rf"^'x': .*{words}"):
+        restored(copied, {}, "x", size=64)
 
 
 def test_an_unknown_preprocessing_is_refused(copied: dict[str, np.ndarray]) -> None:
     with pytest.raises(WeightsError, match="caffe, torchvision"):
-        checked(copied, size=64, source="x", input="imagenet")
+        restored(copied, {}, "x", input="imagenet", size=64)
 
 
 def test_seeded_networks_are_the_same_everywhere() -> None:

@@ -34,7 +34,7 @@ from PIL import Image
 
 from parity import charts, page, pictures, tables
 from parity.criterion import DESCRIBED, DIFFERENT, SAME_FUNCTION, SAME_ROUNDING
-from parity.report import ParityReport, Pictures, PixelsRow, Rung
+from parity.report import OtherMap, ParityReport, Pictures, PixelsRow
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_chart_is_one_picture_that_names_no_address_and_keeps_names_as_they_ar
     assert "▲ inputs" in words
     assert words.count("not given") == 2  # `STYLE` and `LONG` are stages that nobody gave
     names = {'a$\\frac$b"<i>&😀\x07': bad_report().figures[:1]}  # no formula, no markup, nothing that XML forbids
-    picture = charts._chart("x", names, "fp64", set(), -9, 0)
+    picture = charts._chart("x", names, set(), -9, 0)
     text = base64.b64decode(picture.address.partition("base64,")[2]).decode()
     assert 'a$\\frac$b"<i>&😀…' in [element.text for element in ElementTree.fromstring(text).iter()]
 
@@ -240,7 +240,7 @@ def test_a_table_that_counts_what_the_verdict_leaves_out_says_so(good: ParityRep
     figures = tuple(
         replace(f, left_out=0.095) if f.stage.startswith("vanilla/") and f.photograph == 1 else f for f in good.figures
     )
-    ladder = (*good.ladder, Rung("vanilla", "plain", (0.5, 0.5)))
+    ladder = (*good.ladder, OtherMap("vanilla", "plain", (0.5, 0.5)))
     text = page.render(replace(good, figures=figures, ladder=ladder))
     assert "Counts every pixel. The verdict leaves out 9.5 % of them" in words_of(article(text, 1, "Vanilla saliency"))
     assert "every pixel, tied ones too" in words_of(article(text, 1, "Vanilla saliency"))

@@ -15,7 +15,7 @@ from parity import child
 from parity.__main__ import main
 from parity.candidate import CandidateError
 from parity.contract.artifact import Artifact
-from parity.twins import TENSORS
+from parity.contract.network import EXPORT
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_match_writes_what_can_be_given_back(reference, tmp_path, capsys):
 def test_the_transfer_command(name, out, status, words, reference, tmp_path, capsys):
     builder, artifact = of("plain")
     weights = tmp_path / "weights.safetensors"
-    save_file(builder.tensors, weights, {"format": TENSORS, "fingerprint": artifact.weights.fingerprint})
+    save_file(builder.tensors, weights, {"format": EXPORT, "fingerprint": artifact.weights.fingerprint})
     path = tmp_path / out
     given = ["--reference", reference, "--weights", weights, "--torch", here(name), "--out", path]
     capsys.readouterr()

@@ -19,7 +19,8 @@ from torch import nn
 
 from parity import transfer
 from parity.contract.artifact import Artifact
-from parity.twins import TENSORS, TransferStoppedError
+from parity.contract.network import EXPORT
+from parity.twins import TransferStoppedError
 
 UNTRAINED = Style(untrained=True)
 STYLES = (
@@ -32,7 +33,7 @@ STYLES = (
 def exported(builder: Builder, reference: Artifact, folder: Path) -> Path:
     """The weights as `python -m keras_ref --export` writes them."""
     path = folder / "weights.safetensors"
-    save_file(builder.tensors, path, {"format": TENSORS, "fingerprint": reference.weights.fingerprint})
+    save_file(builder.tensors, path, {"format": EXPORT, "fingerprint": reference.weights.fingerprint})
     return path
 
 
@@ -290,6 +291,6 @@ def test_a_file_that_is_not_the_references_weights(damage, words, tmp_path):
     elif damage == "another kind":
         save_file(builder.tensors, path)
     else:
-        save_file(builder.tensors, path, {"format": TENSORS, "fingerprint": "0" * 64})
+        save_file(builder.tensors, path, {"format": EXPORT, "fingerprint": "0" * 64})
     with pytest.raises(ValueError, match=words):
         transfer(reference, path, TableNet(builder, style=UNTRAINED))

@@ -41,24 +41,37 @@ def one_pass(job: Job) -> Iterator[Row]:
 
 
 def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> list[images.Photograph]:
-    """Photographs as `explain` reads them; see `parity.port`."""
+    """Photographs as `explain` reads them.
+
+    Args:
+        paths: files and folders; none: the four default photographs.
+        size: (H, W) wanted, pixels.
+        resize: `lab` or `torchvision`.
+
+    Raises:
+        ValueError: one cannot be read; the message names each that cannot.
+    """
     return images.load_all(images.find(paths), size=size, resize=resize)[0]
 
 
 def load_weights(source: str, input: str | None) -> Network:
-    """The weights of `--weights`; see `parity.port`."""
+    """The weights of `--weights`, of any kind that the port knows; `input` in place of the weights' own preprocessing.
+
+    Raises:
+        WeightsError: they cannot be had.
+    """
     return weights.load_network(source, input=input)
 
 
 def raw_maps(job: Job, inputs: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Method → raw maps (N, …); see `parity.port`."""
+    """Method → raw maps (N, …) of a job; of `inputs`, preprocessed (N, H, W, 3), in place of the job's pixels."""
     with numerics(job.precision):
         model, given, target = _prepared(job, inputs)
         return {name: raw.cpu().numpy() for name, raw in _drawn(job, "library", model, given, target).raw.items()}
 
 
 def rungs(job: Job) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(method, what was changed, final maps (N, H, W)); see `parity.port`."""
+    """From the libraries' plain calls to the port, one change a rung: (method, what was changed, final maps (N, H, W))."""
     with numerics(job.precision):
         model, inputs, target = _prepared(job)
         layer = job.table.modules[job.table.target]

@@ -25,9 +25,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
-from parity.contract.files import whole as whole_file
+from parity.contract.files import save_tensors
 from parity.contract.fingerprints import Fingerprint
 from parity.contract.layers import LayerTable
 from parity.contract.methods import DEFAULT, METHODS, Options
@@ -128,6 +127,8 @@ class Artifact:
         photographs: one for each row of every array.
         weights: whose maps they are.
         settings: what was asked for.
+        stages: every stage that the settings call for, in the order of the computation.
+        arrays: name in the file → array; the methods below are the way in.
         versions: of Python, the libraries and the platform.
         flags: whatever may change rounding: TF32, oneDNN, threads, device.
         warnings: one line each, for a reader of the comparison.
@@ -135,20 +136,18 @@ class Artifact:
         moves: stage → how far the reference's own float64 is off or moves there, of the stage's range: see `criterion`.
         draws: stage → how far gradients and maps of the reference's own float32 move with inputs that are moved by 1e-5, relative
             L2, the worst of several: ReLUs and max-pools flip there, and may in another program.
-        stages: every stage that the settings call for, in the order of the computation.
-        arrays: name in the file → array; the methods below are the way in.
     """
 
     program: str
     photographs: tuple[Photograph, ...]
     weights: Weights
     settings: JobSettings
-    versions: Mapping[str, str]
-    flags: Mapping[str, str | int | bool]
-    warnings: tuple[str, ...]
-    seconds: Mapping[str, float]
     stages: tuple[Stage, ...]
     arrays: Mapping[str, np.ndarray] = field(repr=False)
+    versions: Mapping[str, str]
+    flags: Mapping[str, str | int | bool]
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
     moves: Mapping[str, float] = field(default_factory=dict, repr=False)
     draws: Mapping[str, float] = field(default_factory=dict, repr=False)
 
@@ -166,6 +165,11 @@ class Artifact:
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"{where}: not as this program writes it ({one_line(error)}): write it again") from None
 
+    @classmethod
+    def of(cls, artifact: Artifact | str | os.PathLike[str]) -> Artifact:
+        """An artifact as it is, or the one at a path; errors as of `read`."""
+        return artifact if isinstance(artifact, Artifact) else cls.read(artifact)
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all.
 
@@ -175,11 +179,7 @@ class Artifact:
         manifest = json.dumps(_manifest(self), ensure_ascii=False, allow_nan=False)
         checksum = _checksum(manifest, self.arrays)
         metadata = {"format": FORMAT, "version": VERSION, "manifest": manifest, "sha256": checksum}
-        with whole_file(path) as temporary:
-            try:
-                save_file(dict(self.arrays), temporary, metadata)
-            except safetensors.SafetensorError as error:
-                raise OSError(one_line(error)) from None
+        save_tensors(self.arrays, path, metadata)
 
     @property
     def table(self) -> LayerTable:
@@ -278,21 +278,19 @@ def _checksum(manifest: str, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+SAID = ("program", "versions", "flags", "warnings", "seconds", "moves", "draws")
+"""What the manifest has of an artifact as it is."""
+
+
 def _manifest(artifact: Artifact) -> dict[str, Any]:
     w = artifact.weights
     return {
-        "program": artifact.program,
+        **{name: getattr(artifact, name) for name in SAID},
         "photographs": [asdict(photograph) for photograph in artifact.photographs],
         "weights": {"source": w.source, "input": w.input, "fingerprint": w.fingerprint, "remark": w.remark},
         "prints": {name: asdict(print_) for name, print_ in w.prints.items()},
-        "table": w.table.as_json(),
+        "table": asdict(w.table),
         "settings": asdict(artifact.settings),
-        "versions": dict(artifact.versions),
-        "flags": dict(artifact.flags),
-        "warnings": list(artifact.warnings),
-        "seconds": dict(artifact.seconds),
-        "moves": dict(artifact.moves),
-        "draws": dict(artifact.draws),
         "stages": [asdict(stage) for stage in artifact.stages],
     }
 
@@ -342,19 +340,14 @@ def _parsed(manifest: dict[str, Any], arrays: dict[str, np.ndarray]) -> Artifact
     prints = {
         n: Fingerprint(p["size"], tuple(p["sorted"]), p["projection"]) for n, p in manifest.get("prints", {}).items()
     }
+    said = {name: manifest[name] for name in SAID if name in manifest}  # the first files say nothing of some
     artifact = Artifact(
-        manifest["program"],
-        tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
-        Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors, prints),
-        settings,
-        manifest["versions"],
-        manifest["flags"],
-        tuple(manifest["warnings"]),
-        manifest["seconds"],
-        tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
-        arrays,
-        manifest.get("moves", {}),
-        manifest.get("draws", {}),
+        photographs=tuple(Photograph(**{**row, "size": tuple(row["size"])}) for row in manifest["photographs"]),
+        weights=Weights(w["source"], w["input"], w["fingerprint"], w["remark"], table, tensors, prints),
+        settings=settings,
+        stages=tuple(Stage(**{**row, "shape": tuple(row["shape"])}) for row in manifest["stages"]),
+        arrays=arrays,
+        **{**said, "warnings": tuple(manifest["warnings"])},
     )
     check_parts(artifact)
     return artifact
@@ -364,20 +357,22 @@ def check_parts(artifact: Artifact) -> None:
     """Whether photographs, pixels, classes and arrays belong together.
 
     Raises:
-        ValueError: names the first that does not.
+        ArtifactError: names the first that does not.
     """
     count, pixels = len(artifact.photographs), artifact.arrays["pixels"]
     expected = (count, *artifact.table.size, 3)
     if pixels.dtype != np.uint8 or pixels.shape != expected or not count:
-        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
+        raise ArtifactError(f"pixels are {pixels.dtype} {pixels.shape}, expected uint8 {expected}, at least 1")
     undecided = artifact.arrays.get("undecided")
     if undecided is not None and (undecided.dtype != np.uint8 or undecided.shape != pixels.shape[:3]):
-        raise ValueError(f"undecided pixels are {undecided.dtype} {undecided.shape}, expected uint8 {pixels.shape[:3]}")
+        raise ArtifactError(
+            f"undecided pixels are {undecided.dtype} {undecided.shape}, expected uint8 {pixels.shape[:3]}"
+        )
     for photograph in artifact.photographs:
         if not 0 <= photograph.class_index < max(2, artifact.table.classes):  # one output stands for two
-            raise ValueError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")
+            raise ArtifactError(f"photograph {photograph.name!r}: class {photograph.class_index} does not exist")
     for stage in artifact.stages:
         for precision, dtype in PRECISIONS.items():
             array = artifact.arrays.get(f"{precision}/{stage.name}")
             if array is not None and (array.dtype != dtype or array.shape != array_shape(stage, count)):
-                raise ValueError(f"stage {stage.name} in {precision} is {array.dtype} {array.shape}")
+                raise ArtifactError(f"stage {stage.name} in {precision} is {array.dtype} {array.shape}")

@@ -5,8 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from parity.contract.text import one_line
 
 
 @contextlib.contextmanager
@@ -34,3 +40,16 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, np.ndarray], path: str | os.PathLike[str], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: as the file system says; then nothing is left at `path` that was not there before.
+    """
+    with whole(path) as temporary:
+        try:
+            save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(one_line(error)) from None

@@ -30,6 +30,9 @@ from parity.contract.vgg import VGG16
 if TYPE_CHECKING:
     import h5py
 
+SUFFIXES = (".keras", ".h5", ".hdf5")
+"""Of Keras's files."""
+
 ATTRIBUTE = "attention_maps"
 """Of an HDF5 file that we wrote: `Network.about`, as JSON."""
 
@@ -60,11 +63,7 @@ def to_keras(array: np.ndarray, layer: Layer) -> np.ndarray:
     Args:
         array: one of the layer's tensors.
         layer: of the network's table.
-
-    Raises:
-        ValueError: it is none of this layer's tensors.
     """
-    _check(array.shape, layer)
     if array.ndim == 1:
         return array
     if layer.kind == "conv":
@@ -86,11 +85,7 @@ def from_keras(array: np.ndarray, layer: Layer) -> np.ndarray:
     Args:
         array: kernel or bias.
         layer: of the network's table.
-
-    Raises:
-        ValueError: it is none of this layer's tensors.
     """
-    _check(_canonical_shape(array.shape), layer)
     if array.ndim == 1:
         return array
     if layer.kind == "conv":
@@ -105,12 +100,6 @@ def from_keras(array: np.ndarray, layer: Layer) -> np.ndarray:
 def _canonical_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Of a tensor that has this shape in Keras's layout."""
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
-
-
-def _check(shape: tuple[int, ...], layer: Layer) -> None:
-    expected = tuple(layer.tensors.values())
-    if layer.kind not in ("conv", "dense") or shape not in expected:
-        raise ValueError(f"{layer.name} ({layer.kind}) has tensors of shapes {expected}, not {shape}")
 
 
 # Reading.

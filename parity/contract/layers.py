@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -120,29 +120,19 @@ class LayerTable:
         """Number of weights and biases: 138,357,544 for VGG16."""
         return sum(layer.parameters for layer in self.layers)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON types; `from_json` is the way back."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> LayerTable:
-        """The table of `as_json`.
+        """The table of `dataclasses.asdict`, and of the JSON that this makes.
 
         Raises:
             KeyError, TypeError, ValueError: it is another thing.
         """
-        layers = tuple(
-            Layer(
-                str(row["name"]),
-                str(row["kind"]),
-                tuple(map(int, row["shape"])),
-                tuple(map(str, row["inbound"])),
-                {str(name): tuple(map(int, shape)) for name, shape in row["tensors"].items()},
-                dict(row["config"]),
-            )
-            for row in plain["layers"]
-        )
-        table = cls(layers, str(plain["target"]), {str(k): str(v) for k, v in plain["modules"].items()})
+        layers = []
+        for row in plain["layers"]:
+            tensors = {name: tuple(shape) for name, shape in row["tensors"].items()}
+            lists = {"shape": tuple(row["shape"]), "inbound": tuple(row["inbound"])}
+            layers.append(Layer(**{**row, **lists, "tensors": tensors}))
+        table = cls(tuple(layers), plain["target"], plain["modules"])
         if table.target not in table._by_name:
             raise ValueError(f"there is no layer {table.target!r} to be the target")
         return table

@@ -47,7 +47,6 @@ class Method:
         default: whether it is drawn where no method is named.
         float64_limit: what two float64 programs may differ by, of a stage's range.
         simulated_roundings: how often its rounding is simulated, where one float32 run of the reference says too little.
-        reason: why `float64_limit` or `simulated_roundings` is not the usual one.
     """
 
     name: str
@@ -59,7 +58,6 @@ class Method:
     default: bool = False
     float64_limit: float = 1e-9
     simulated_roundings: int = 0
-    reason: str = ""
 
     @property
     def at_layer(self) -> bool:
@@ -93,8 +91,7 @@ _ROWS = (
         overlay=True,
         default=True,
         float64_limit=1e-6,
-        simulated_roundings=16,
-        reason="it divides by 2 + G·ΣA, which comes near 0 and magnifies rounding",
+        simulated_roundings=16,  # both, because it divides by 2 + G·ΣA, which comes near 0 and magnifies rounding
     ),
     Method("layercam", "LayerCAM", (_RAW, *_ENLARGED), overlay=True),
     Method("scorecam", "Score-CAM", (Quantity("scores", "K", whole=True), _WEIGHTS, _RAW, *_ENLARGED), overlay=True),

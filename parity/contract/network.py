@@ -7,15 +7,15 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file
 
-from parity.contract.files import whole
+from parity.contract.files import save_tensors
 from parity.contract.layers import LayerTable
 from parity.contract.text import one_line
 from parity.contract.vgg import BLOCKS, VGG16, blocks_of, vgg_of
@@ -31,6 +31,9 @@ OWN_INPUT = "own"
 
 FORMAT = "attention-maps network 1"
 """What a canonical safetensors file says of itself."""
+
+EXPORT = "attention-maps tensors 1"
+"""What a file of any network's tensors says of itself; `python -m keras_ref --export` writes it."""
 
 SMALLEST = 32
 """Height and width of the smallest picture that VGG16 leaves anything of, pixels."""
@@ -110,49 +113,6 @@ def table_of(shapes: Mapping[str, tuple[int, ...]], size: int | None = None, *, 
     return table
 
 
-def checked(
-    tensors: Mapping[str, np.ndarray],
-    *,
-    source: str,
-    input: str,
-    remark: str = "",
-    size: int | None = None,
-    vgg16: bool = True,
-) -> Network:
-    """Make a `Network`, strictly: nothing missing, nothing left over, every shape right, every value finite.
-
-    Args:
-        tensors: canonical names and layouts; any floating type (converted to float32).
-        source: for messages and manifests.
-        input: one of `INPUTS`.
-        remark: see `Network`.
-        size: see `table_of`.
-        vgg16: see `table_of`.
-
-    Raises:
-        WeightsError: names the first tensor that is wrong.
-    """
-    if input not in INPUTS:
-        raise WeightsError(f"{source}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
-    try:
-        table = table_of({name: tuple(array.shape) for name, array in tensors.items()}, size, vgg16=vgg16)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
-    ordered: dict[str, np.ndarray] = {}
-    for name in table.tensors:
-        array = tensors[name]
-        if array.dtype.kind != "f":
-            raise WeightsError(f"{source}: tensor {name} holds {array.dtype}, expected floating point")
-        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinity, and is refused below
-            ordered[name] = np.asarray(array, dtype=np.float32)
-        # A sum is finite only if every term is, and costs no copy; an overflow of finite terms is told apart below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            suspicious = not np.isfinite(ordered[name].sum())
-        if suspicious and not np.isfinite(ordered[name]).all():
-            raise WeightsError(f"{source}: tensor {name} holds NaN or infinity")
-    return Network(ordered, table, source, input, remark)
-
-
 def restored(
     tensors: Mapping[str, np.ndarray],
     about: Mapping[str, str],
@@ -162,26 +122,37 @@ def restored(
     size: int | None = None,
     vgg16: bool = True,
 ) -> Network:
-    """The network that a file holds.
+    """The network that a file holds, strictly: nothing missing or left over, every shape right, every value finite.
 
     Args:
-        tensors: see `checked`.
+        tensors: canonical names and layouts; any floating type (converted to float32).
         about: what the file remembers, as `Network.about`; any part may be missing.
         path: the file.
         input: the preprocessing where the file remembers none.
-        size: of the pictures, in place of the one that the file remembers.
+        size: of the pictures, in place of the one that the file remembers; see `table_of`.
         vgg16: see `table_of`.
 
     Raises:
-        WeightsError: with the path; see `checked`.
+        WeightsError: with the path; names the first tensor that is wrong.
     """
     said = {key: one_line(str(about.get(key, ""))) for key in ("source", "input", "remark", "size")}
     size = size or (int(said["size"]) if said["size"].isdecimal() else None)
-    name = os.fspath(path)
-    network = checked(
-        tensors, source=repr(name), input=said["input"] or input, remark=said["remark"], size=size, vgg16=vgg16
-    )
-    return replace(network, source=said["source"] or name)
+    name, input = os.fspath(path), said["input"] or input
+    if input not in INPUTS:
+        raise WeightsError(f"{name!r}: preprocessing {input!r} is unknown; known: {', '.join(INPUTS)}")
+    try:
+        table = table_of({key: tuple(array.shape) for key, array in tensors.items()}, size, vgg16=vgg16)
+    except WeightsError as error:
+        raise WeightsError(f"{name!r}: {error}") from None
+    ordered: dict[str, np.ndarray] = {}
+    for key in table.tensors:
+        if tensors[key].dtype.kind != "f":
+            raise WeightsError(f"{name!r}: tensor {key} holds {tensors[key].dtype}, expected floating point")
+        with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinity, and is refused below
+            ordered[key] = np.asarray(tensors[key], dtype=np.float32)
+        if not np.isfinite([ordered[key].min(), ordered[key].max()]).all():  # without a copy
+            raise WeightsError(f"{name!r}: tensor {key} holds NaN or infinity")
+    return Network(ordered, table, said["source"] or name, input, said["remark"])
 
 
 def offline() -> Network:
@@ -286,23 +257,12 @@ def write(network: Network, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: as the file system says; then nothing is left at `path`.
     """
-    metadata = {"format": FORMAT, **network.about}
-    with whole(path) as temporary:
-        try:
-            save_file({name: np.ascontiguousarray(a) for name, a in network.tensors.items()}, temporary, metadata)
-        except safetensors.SafetensorError as error:
-            raise OSError(one_line(error)) from None
+    save_tensors(network.tensors, path, {"format": FORMAT, **network.about})
 
 
 def _embedded() -> dict[str, np.ndarray]:
     with resources.as_file(resources.files("parity.contract").joinpath("data/vgg16_offline.safetensors")) as path:
-        try:
-            with safetensors.safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"the embedded weights are damaged ({one_line(error)}): install the package again"
-            ) from None
+        return load_file(path)
 
 
 def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -72,19 +73,14 @@ class Recorder:
             rows[photograph] = kept.astype(PRECISIONS[precision])
 
     def artifact(
-        self,
-        *,
-        program: str,
-        photographs: Sequence[Photograph],
-        versions: Mapping[str, str],
-        flags: Mapping[str, str | int | bool],
-        warnings: Sequence[str] = (),
-        seconds: Mapping[str, float] | None = None,
-        moves: Mapping[str, float] | None = None,
-        draws: Mapping[str, float] | None = None,
-        undecided: np.ndarray | None = None,
+        self, photographs: Sequence[Photograph], *, undecided: np.ndarray | None = None, **about: Any
     ) -> Artifact:
-        """Everything recorded. For arguments see `Artifact`.
+        """Everything recorded.
+
+        Args:
+            photographs: one for each row of every array.
+            undecided: bool (N, H, W), see `Artifact.undecided`.
+            about: `program`, `versions`, `flags` and what else there is to say: see `Artifact`.
 
         Raises:
             ArtifactError: a stage lacks a photograph, or the parts do not belong together.
@@ -94,23 +90,14 @@ class Recorder:
             arrays["undecided"] = undecided.astype(np.uint8)
         arrays.update({f"network/{name}": np.array(a, "<f4", order="C") for name, a in self._weights.tensors.items()})
         artifact = Artifact(
-            program,
-            tuple(photographs),
-            self._weights,
-            self._settings,
-            dict(versions),
-            dict(flags),
-            tuple(warnings),
-            dict(seconds or {}),
-            self.stages,
-            frozen(arrays),
-            dict(moves or {}),
-            dict(draws or {}),
+            photographs=tuple(photographs),
+            weights=self._weights,
+            settings=self._settings,
+            stages=self.stages,
+            arrays=frozen(arrays),
+            **about,
         )
-        try:
-            check_parts(artifact)
-        except ValueError as error:
-            raise ArtifactError(str(error)) from None
+        check_parts(artifact)
         return artifact
 
     def _stacked(self) -> dict[str, np.ndarray]:
@@ -130,18 +117,13 @@ class Recorder:
 
 
 def merge(first: Artifact, second: Artifact) -> Artifact:
-    """One artifact of two that did the same job in different precisions.
+    """One artifact of two runs of the same job in different precisions.
 
     Raises:
-        ArtifactError: they did different jobs, or share a precision.
+        ArtifactError: they saw other pixels.
     """
-    for what in ("program", "photographs", "weights", "settings", "versions", "flags"):
-        if getattr(first, what) != getattr(second, what):
-            raise ArtifactError(f"the two artifacts differ in their {what}: merge only runs of the same job")
     if not np.array_equal(first.pixels, second.pixels):
         raise ArtifactError("the two artifacts differ in their pixels: merge only runs of the same job")
-    if shared := sorted(set(first.precisions) & set(second.precisions)):
-        raise ArtifactError(f"both artifacts hold {', '.join(shared)}: merge only runs in different precisions")
     return replace(
         first,
         warnings=tuple(dict.fromkeys([*first.warnings, *second.warnings])),

@@ -82,7 +82,8 @@ def blocks_of(table: LayerTable) -> tuple[tuple[int, ...], ...]:
             blocks.append([])
     widths = tuple(tuple(block) for block in blocks[:-1])
     units = [layer.shape[0] for layer in table.layers if layer.kind == "dense"]
-    if len(units) != 3 or not all(widths) or vgg(widths, (units[0], units[1]), units[2], table.size[0]) != table:
+    formed = len(units) == 3 and widths and all(widths)
+    if not formed or vgg(widths, (units[0], units[1]), units[2], table.size[0]) != table:
         raise ValueError("not a VGG")
     return widths
 

@@ -29,14 +29,18 @@ def paired(
     target_layer: str,
     inside: bool | None = None,
 ) -> Twin:
-    """See `parity.port.twin`."""
+    """A module, or what the callable of this name gives, paired with a reference; for the others see `Twin`."""
     return Twin(reference, built(model), inputs, layers, target_layer, inside=inside)
 
 
 def filled(
     reference: Artifact, tensors: Mapping[str, np.ndarray], model: nn.Module | str, inputs: np.ndarray
 ) -> Filled:
-    """See `parity.port.filled`."""
+    """A module's state dict with the reference's weights, and what it took; or in `stopped` why they do not go into it.
+
+    Raises:
+        ValueError: it could not be tried.
+    """
     module, settings = built(model), reference.settings
     before = [(inputs - np.array(settings.offset)) / np.array(settings.scale)] if settings.scale else []
     for given in (inputs, *before):  # the module may begin with the scaling that the reference's network began with
@@ -69,7 +73,7 @@ def _why(transfer: Transfer) -> str:
 
 
 def write_state(state: Mapping[str, Tensor], path: Path) -> None:
-    """See `parity.port.write_state`."""
+    """Write a state dict as `.safetensors`, or as `.pth`."""
     if path.suffix == ".safetensors":
         save_file(dict(state), path)
     else:
