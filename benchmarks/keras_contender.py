@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from benchmarks.contenders import Draw, Maps, Photographs
 from keras_ref import model as keras_model
 from parity.contract.methods import FASTER_CHANNELS
 from parity.contract.network import Network
-from torch_impl.images import Photograph
 
 
-def make(network: Network) -> Callable[[list[Photograph], list[int], Sequence[str], int], dict[str, np.ndarray]]:
-    """All maps; see `contenders.Draw`.
+def make(network: Network) -> Draw:
+    """All maps.
 
     Each method's object is made once, as in the lab, where a cell that is run again uses it again.
     """
@@ -29,26 +31,27 @@ def make(network: Network) -> Callable[[list[Photograph], list[int], Sequence[st
 
     model = keras_model.build(network.table)
     keras_model.load(model, network)
-    saliency = Saliency(model, model_modifier=ReplaceToLinear(), clone=False)
-    cams = {"gradcam": Gradcam, "gradcam_plus_plus": GradcamPlusPlus, "layercam": Layercam}
-    cams |= {"scorecam": Scorecam, "faster_scorecam": Scorecam}
-    drawers = {name: method(model, model_modifier=ReplaceToLinear(), clone=False) for name, method in cams.items()}
 
-    def run(
-        photographs: list[Photograph], classes: list[int], methods: Sequence[str], samples: int
-    ) -> dict[str, np.ndarray]:
+    def drawer(kind: Any, **options: Any) -> Callable[..., Any]:
+        return partial(kind(model, model_modifier=ReplaceToLinear(), clone=False), **options)
+
+    drawers = {
+        "vanilla": drawer(Saliency),
+        "smoothgrad": drawer(Saliency, smooth_noise=0.2),
+        "gradcam": drawer(Gradcam, penultimate_layer=-1),
+        "gradcam_plus_plus": drawer(GradcamPlusPlus, penultimate_layer=-1),
+        "layercam": drawer(Layercam, penultimate_layer=-1),
+        "scorecam": drawer(Scorecam, penultimate_layer=-1),
+        "faster_scorecam": drawer(Scorecam, penultimate_layer=-1, max_N=FASTER_CHANNELS),
+    }
+
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
         inputs = preprocess_input(np.stack([p.pixels for p in photographs]).astype(np.float32))
-        score = CategoricalScore(classes)
-        drawn: dict[str, np.ndarray] = {}
-        if "vanilla" in methods:
-            drawn["vanilla"] = np.asarray(saliency(score, inputs))
-        if "smoothgrad" in methods:
-            np.random.seed(0)  # one photograph's noise is then the port's
-            drawn["smoothgrad"] = np.asarray(saliency(score, inputs, smooth_samples=samples, smooth_noise=0.2))
-        for name, drawer in drawers.items():
-            if name in methods:
-                few = {"max_N": FASTER_CHANNELS} if name == "faster_scorecam" else {}
-                drawn[name] = np.asarray(drawer(score, inputs, penultimate_layer=-1, **few))
+        np.random.seed(0)  # one photograph's noise is then the port's
+        drawn = {}
+        for name in maps:
+            copies = {"smooth_samples": samples} if name == "smoothgrad" else {}
+            drawn[name] = np.asarray(drawers[name](CategoricalScore(classes), inputs, **copies))
         return drawn
 
-    return run
+    return draw
