@@ -160,7 +160,6 @@ class Run:
         """
         import fcntl
 
-        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "wb") as file:
             try:

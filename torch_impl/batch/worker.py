@@ -112,18 +112,9 @@ def explainer_of(
     Raises:
         ValueError, RuntimeError: see `options.make`.
     """
-    return make(
-        plan.explainer,
-        plan.labels,
-        weights=network,
-        input=plan.input,
-        resize=plan.resize,
-        device=device,
-        precision=plan.precision,
-        batch_size=batch_size,
-        engine=plan.engine,
-        compile=compile,
-    )
+    planned = {name: getattr(plan, name) for name in ("input", "resize", "precision", "engine")}
+    run_by = {"device": device, "batch_size": batch_size, "compile": compile}
+    return make(plan.explainer, plan.labels, weights=network, **planned, **run_by)
 
 
 class Worker:
@@ -163,12 +154,6 @@ class Worker:
             MapError, OutOfMemoryError: as of `Explainer.compute`.
         """
         return self._drawn(np.zeros((1, *self.plan.sides, 3), np.uint8), [0], n_samples=1)
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Method → (h, w) of its column."""
-        size, full = self.plan.sides, self.plan.resolution == "full"
-        return {name: size if full else tuple(maps.shape[1:]) for name, maps in self._blank.raw.items()}
 
     @property
     def n_classes(self) -> int:
@@ -270,7 +255,7 @@ class Worker:
         columns["notes"] = [photograph.notes for photograph in photographs]
         columns["seconds"] = [photograph.seconds + spent * (photograph.error is None) for photograph in photographs]
         columns["error"] = errors
-        return pa.record_batch([_array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
+        return _record_batch(columns, self.schema)
 
     def _target(self, asked: Sequence[str | None], errors: list[str | None]) -> list[int | None]:
         """The class of each row, None for the top-1; what is no class is noted down."""
@@ -315,9 +300,7 @@ class Worker:
         }
         for name, maps in drawn.raw.items():
             columns |= self._kept(name, maps.double())
-        return pa.record_batch(
-            [_array(columns[field.name], field.type) for field in self.computed], schema=self.computed
-        )
+        return _record_batch(columns, self.computed)
 
     @cached_property
     def nothing(self) -> pa.RecordBatch:
@@ -366,7 +349,8 @@ class Worker:
     def computed(self) -> pa.Schema:
         """The columns that are computed."""
         maps: list[tuple[str, pa.DataType]] = []
-        for method, shape in self.shapes.items():
+        for method, raw in self._blank.raw.items():
+            shape = self.plan.sides if self.plan.resolution == "full" else tuple(raw.shape[1:])
             maps.append((method, pa.fixed_shape_tensor(pa.float16(), shape)))
             maps += [(f"{method}_{end}", pa.float64()) for end in ("low", "high")]
         return pa.schema([*_EXPLAINED, *maps])
@@ -375,6 +359,10 @@ class Worker:
     def schema(self) -> pa.Schema:
         """The columns of a run."""
         return pa.schema([*_BEFORE, *self.computed, *_AFTER])
+
+
+def _record_batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.record_batch([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:
