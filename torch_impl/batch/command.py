@@ -230,17 +230,13 @@ def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer |
         decided |= {name: getattr(arguments, name) for name in ("precision", "engine")}
         decided["input"] = arguments.input or network.input
         decided["resize"] = arguments.resize or usual_resize(decided["input"])
+    decided |= {name: getattr(arguments, name) for name in ("methods", "seed", "resolution", "part_rows", "channels")}
     plan = Plan(
-        methods=arguments.methods,
+        **decided,
         n_samples=arguments.samples,
         noise_level=arguments.noise,
-        seed=arguments.seed,
-        resolution=arguments.resolution,
-        part_rows=arguments.part_rows,
-        channels=arguments.channels,
         explainer=arguments.explainer or "",
         labels=options.labels_of(arguments.labels),
-        **decided,
     )
     given = {name: getattr(arguments, name) for name in ("inputs", "classes", "root")}
     remark = network.remark if network else ""

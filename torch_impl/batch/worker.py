@@ -112,9 +112,9 @@ def explainer_of(
     Raises:
         ValueError, RuntimeError: see `options.make`.
     """
-    planned = {name: getattr(plan, name) for name in ("input", "resize", "precision", "engine")}
-    run_by = {"device": device, "batch_size": batch_size, "compile": compile}
-    return make(plan.explainer, plan.labels, weights=network, **planned, **run_by)
+    settings = {name: getattr(plan, name) for name in ("input", "resize", "precision", "engine")}
+    settings |= {"device": device, "batch_size": batch_size, "compile": compile}
+    return make(plan.explainer, plan.labels, weights=network, **settings)
 
 
 class Worker:
@@ -334,16 +334,8 @@ class Worker:
 
     def _drawn(self, pixels: np.ndarray, target: Sequence[int | None], n_samples: int) -> Drawn:
         """Logits, the explained classes, and every method's raw maps."""
-        plan = self.plan
-        return self.explainer.compute(
-            pixels,
-            target,
-            plan.methods,
-            n_samples=n_samples,
-            noise_level=plan.noise_level,
-            seed=plan.seed,
-            channels=plan.channels,
-        )
+        settings = {name: getattr(self.plan, name) for name in ("noise_level", "seed", "channels")}
+        return self.explainer.compute(pixels, target, self.plan.methods, n_samples=n_samples, **settings)
 
     @cached_property
     def computed(self) -> pa.Schema:
