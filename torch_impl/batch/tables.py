@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,10 +97,7 @@ def _row_groups(path: str, names: Sequence[str | None]) -> Iterator[tuple[int, I
     wanted = [name for name in names if name is not None]
     with pq.ParquetFile(path) as table:
         for group in range(table.num_row_groups):
-            if wanted:
-                yield group, _values(table.iter_batches(256, [group], wanted, use_threads=False), names)
-            else:
-                yield group, itertools.repeat((None,) * len(names), table.metadata.row_group(group).num_rows)
+            yield group, _values(table.iter_batches(256, [group], wanted, use_threads=False), names)
 
 
 def _values(batches: Iterable[pa.RecordBatch], names: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:
