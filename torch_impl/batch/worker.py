@@ -155,17 +155,14 @@ class Worker:
         """
         return self._drawn(np.zeros((1, *self.plan.sides, 3), np.uint8), [0], n_samples=1)
 
-    @property
-    def n_classes(self) -> int:
-        """How many classes the network has."""
-        assert self._blank.logits is not None
-        return self._blank.logits.shape[1]
-
     @cached_property
     def labels(self) -> pa.Array:
-        """Of every class."""
-        names = [imagenet.label(category, self.n_classes, self.explainer.labels) for category in range(self.n_classes)]
-        return pa.array(names, pa.string())
+        """Of every class of the network."""
+        assert self._blank.logits is not None
+        count = self._blank.logits.shape[1]
+        return pa.array(
+            [imagenet.label(category, count, self.explainer.labels) for category in range(count)], pa.string()
+        )
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -263,7 +260,7 @@ class Worker:
         for place, category in enumerate(asked):
             if category is not None and errors[place] is None:
                 try:
-                    target[place] = class_index(category, self.n_classes, self.explainer.labels)
+                    target[place] = class_index(category, len(self.labels), self.explainer.labels)
                 except imagenet.ClassError as error:
                     errors[place] = one_line(error)
         return target
@@ -290,7 +287,7 @@ class Worker:
         logits, chosen = drawn.logits.double().cpu(), drawn.target.cpu()[:, None]
         seen = self.explainer.outputs or ("probabilities" if are_probabilities(logits) else "logits")
         probabilities = probabilities_of(logits, single=drawn.single, outputs=seen)
-        best = logits.topk(min(5, self.n_classes)).indices
+        best = logits.topk(min(5, len(self.labels))).indices
         columns: dict[str, Any] = {
             "class": chosen[:, 0].numpy(),
             "label": self.labels.take(pa.array(chosen[:, 0].numpy())),
