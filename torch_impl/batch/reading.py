@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
@@ -102,7 +102,7 @@ def stored_maps(
 def rows_where(
     run: Run, methods: Sequence[str], where: str | None, *, limit: int | None = None, explained: bool = False
 ) -> Iterator[pa.Table]:
-    """A run's rows, part by part, in the order of the listing; at least one table, which may be empty.
+    """A run's rows in the order of the listing: first the columns alone, without a row, then a table a part.
 
     Args:
         run: the run.
@@ -119,26 +119,25 @@ def rows_where(
         raise RunError(f"{run.shown}: no rows yet")
     conditions = ([] if where is None else [where]) + ["error IS NULL"] * explained
     try:
-        unwanted = set(plan.methods) - set(methods)
-        columns = [name for name in pq.read_schema(run.part_path(numbers[0])).names if name not in unwanted]
-        chosen = _chosen(run, conditions, limit) if conditions else None
-        if chosen is not None:
-            numbers = sorted(set((chosen // plan.part_rows).tolist())) or numbers[:1]
-        left = limit
-        for number in numbers:
+        unwanted, schema = set(plan.methods) - set(methods), pq.read_schema(run.part_path(numbers[0]))
+        columns = [name for name in schema.names if name not in unwanted]
+        yield schema.empty_table().select(columns)
+        chosen = _chosen(run, conditions, limit) if conditions else islice(_all(run), limit)
+        for number, indices in groupby(chosen, lambda index: index // plan.part_rows):
             with pq.ParquetFile(run.part_path(number)) as file:
-                rows = file.read(columns)
-            if chosen is not None:
-                rows = rows.filter(pc.is_in(rows["index"], pa.array(chosen)))
-            yield rows.slice(0, left)
-            left = None if left is None else left - min(left, rows.num_rows)
-            if left == 0:
-                return
+                yield file.read(columns).take([index % plan.part_rows for index in indices])
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{ascii(str(run.folder / ROWS))}: rows cannot be read ({one_line(error)})") from None
 
 
-def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarray:
+def _all(run: Run) -> Iterator[int]:
+    """The indices of all rows that are there, in order."""
+    for number in run.part_numbers():
+        first = number * run.plan.part_rows
+        yield from range(first, first + pq.read_metadata(run.part_path(number)).num_rows)
+
+
+def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> list[int]:
     """The indices of the rows for which all conditions hold, in order.
 
     An expression sees the rows and nothing else: no file, no network, no variable of Python's.
@@ -160,7 +159,7 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarra
             selected = selected.project('"index"').order('"index"')
             if limit is not None:
                 selected = selected.limit(limit)
-            return np.asarray(selected.fetchnumpy()["index"], np.int64)
+            return [index for (index,) in selected.fetchall()]
         except (duckdb.Error, ValueError, RuntimeError) as error:
             raise WhereError(
                 f"--where {conditions[0]!r}: {one_line(str(error).partition('LINE 1')[0])}; such as: {EXAMPLE}"
