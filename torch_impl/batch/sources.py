@@ -227,6 +227,7 @@ def _archive(path: str, with_classes: bool) -> Iterator[Item]:
         stamp = stamp_of(os.fstat(file.fileno()))
         names: set[int] = set()
         key, photographs, classes = "", list[dict[str, Any]](), dict[str, tuple[int, int]]()
+        rest = list[Item]()
 
         def of_this_key() -> Iterator[Item]:
             given = _class_of(classes, file) if with_classes and photographs else {}
@@ -254,11 +255,9 @@ def _archive(path: str, with_classes: bool) -> Iterator[Item]:
                     where = {"offset": member.offset_data, "length": member.size}
                     photographs.append({"inner": inner} | ({"problem": problem} if problem else where))
         except BROKEN as error:
-            yield from of_this_key()
             problem = f"the archive is cut off or damaged from here on, and not read further: {one_line(error)}"
-            yield _item(path, f"byte {archive.offset}", stamp, problem=problem)
-        else:
-            yield from of_this_key()
+            rest = [_item(path, f"byte {archive.offset}", stamp, problem=problem)]
+        yield from (*of_this_key(), *rest)
 
 
 def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
