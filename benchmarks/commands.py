@@ -208,12 +208,11 @@ def device_of(name: str) -> tuple[str, str]:
 
 def present(kind: str) -> list[str]:
     """Contenders that can be timed here; says who is left out."""
-    names = [name for name, row in CONTENDERS.items() if row.usual and kind in row.kinds]
-    for name in list(names):
-        if util.find_spec(CONTENDERS[name].package) is None:
-            print(f"benchmarks: {name} is not installed here, and is left out", file=sys.stderr)
-            names.remove(name)
-    return names
+    usual = {name: row.package for name, row in CONTENDERS.items() if row.usual and kind in row.kinds}
+    here = [name for name, package in usual.items() if util.find_spec(package)]
+    for name in (name for name in usual if name not in here):
+        print(f"benchmarks: {name} is not installed here, and is left out", file=sys.stderr)
+    return here
 
 
 def about(device: str) -> str:

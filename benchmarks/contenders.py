@@ -81,40 +81,57 @@ def decoded(network: Network, device: str, precision: str) -> Draw:
     return draw
 
 
-def stock(network: Network, device: str, precision: str) -> Draw:
+OneMap = Callable[["nn.Module", "nn.Module", str, "Tensor", list[int], int], np.ndarray]
+"""(model, the CAMs' layer, name of a map, preprocessed photographs, their classes, SmoothGrad's samples) → the map."""
+
+
+def plain(one_map: OneMap, network: Network, device: str, precision: str) -> Draw:
+    """A library as one would call it: map by map, on torchvision's network as it comes, its parameters with gradients."""
+    from torch.nn import ReLU
+
+    from torch_impl.network import build
+    from torch_impl.precision import numerics
+    from torch_impl.preprocess import preprocess
+
+    model = build(network).to(device).requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, ReLU):
+            module.inplace = False  # as the libraries' READMEs advise
+    layer = model.get_submodule(network.table.modules[network.table.target])
+
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
+        with numerics(precision):
+            inputs = preprocess(np.stack([p.pixels for p in photographs]), input=network.input, device=device)
+            return {name: one_map(model, layer, name, inputs, classes, samples) for name in maps}
+
+    return draw
+
+
+def stock(
+    model: nn.Module, layer: nn.Module, name: str, inputs: Tensor, classes: list[int], samples: int
+) -> np.ndarray:
     """Captum and pytorch-grad-cam as their READMEs call them."""
     import pytorch_grad_cam
     import torch
     from captum.attr import NoiseTunnel, Saliency
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from torch_impl.precision import numerics
     from torch_impl.stock import CLASSES
 
-    model, layer = _plain_network(network, device)
-
-    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
-        drawn = {}
-        with numerics(precision):
-            plain = _inputs(photographs, network, device)
-            inputs, target = plain.clone().requires_grad_(), torch.tensor(classes, device=device)
-            for name in maps:
-                if METHODS[name].at_layer:
-                    kind = few_channels() if name == "faster_scorecam" else getattr(pytorch_grad_cam, CLASSES[name])
-                    cam = kind(model=model, target_layers=[layer])
-                    drawn[name] = cam(input_tensor=plain, targets=[ClassifierOutputTarget(c) for c in classes])
-                    cam.activations_and_grads.release()
-                    continue
-                if METHODS[name].noisy:
-                    copies = {"nt_samples": samples, "nt_samples_batch_size": 1 if len(inputs) > 1 else MICRO_BATCH}
-                    tunnel = NoiseTunnel(Saliency(model))
-                    gradients = tunnel.attribute(inputs, nt_type="smoothgrad", stdevs=0.2, target=target, **copies)
-                else:
-                    gradients = Saliency(model).attribute(inputs, target=target)
-                drawn[name] = gradients.amax(dim=1).detach().cpu().numpy()
+    if METHODS[name].at_layer:
+        kind = few_channels() if name == "faster_scorecam" else getattr(pytorch_grad_cam, CLASSES[name])
+        cam = kind(model=model, target_layers=[layer])
+        drawn: np.ndarray = cam(input_tensor=inputs, targets=[ClassifierOutputTarget(c) for c in classes])
+        cam.activations_and_grads.release()
         return drawn
-
-    return draw
+    asked: dict[str, Any] = {"target": torch.tensor(classes, device=inputs.device)}
+    explained: Any = Saliency(model)
+    if METHODS[name].noisy:
+        explained = NoiseTunnel(explained)
+        asked |= {"nt_type": "smoothgrad", "stdevs": 0.2, "nt_samples": samples}
+        asked["nt_samples_batch_size"] = 1 if len(inputs) > 1 else MICRO_BATCH
+    gradients = explained.attribute(inputs.clone().requires_grad_(), **asked)
+    return gradients.amax(dim=1).detach().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def few_channels() -> Any:
@@ -136,52 +153,61 @@ TORCH_CAM = {"gradcam": "GradCAM", "gradcam_plus_plus": "GradCAMpp"}
 """Map → torch-cam's class."""
 
 
-def torch_cam(network: Network, device: str, precision: str) -> Draw:
+def torch_cam(
+    model: nn.Module, layer: nn.Module, name: str, inputs: Tensor, classes: list[int], samples: int
+) -> np.ndarray:
     """torch-cam as its README calls it, then enlarged as its README does (bilinear, by torchvision)."""
     from torchcam import methods
     from torchvision.transforms.functional import resize
 
-    from torch_impl.precision import numerics
-
-    model, layer = _plain_network(network, device)
-
-    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
-        drawn = {}
-        with numerics(precision):
-            inputs = _inputs(photographs, network, device)
-            for name in maps:
-                with getattr(methods, TORCH_CAM[name])(model, layer) as extractor:
-                    (cam,) = extractor(classes, model(inputs))
-                drawn[name] = resize(cam, list(inputs.shape[-2:])).detach().cpu().numpy()
-        return drawn
-
-    return draw
+    with getattr(methods, TORCH_CAM[name])(model, layer) as extractor:
+        (cam,) = extractor(classes, model(inputs))
+    return resize(cam, list(inputs.shape[-2:])).detach().cpu().numpy()  # type: ignore[no-any-return]
 
 
 def tf_keras_vis(network: Network, device: str, precision: str) -> Draw:
-    """tf-keras-vis as the lab calls it."""
-    from benchmarks import keras_contender
+    """tf-keras-vis as the lab calls it: all photographs in one call of each method.
 
-    return keras_contender.make(network)
+    Each method's object is made once, as in the lab, where a cell that is run again uses it again.
+    """
+    from keras_ref import model as keras_model
 
+    keras_model.load_frameworks("fp32")
+    from keras.applications.vgg16 import preprocess_input
+    from tf_keras_vis.gradcam import Gradcam
+    from tf_keras_vis.gradcam_plus_plus import GradcamPlusPlus
+    from tf_keras_vis.layercam import Layercam
+    from tf_keras_vis.saliency import Saliency
+    from tf_keras_vis.scorecam import Scorecam
+    from tf_keras_vis.utils.model_modifiers import ReplaceToLinear
+    from tf_keras_vis.utils.scores import CategoricalScore
 
-def _plain_network(network: Network, device: str) -> tuple[nn.Module, nn.Module]:
-    """torchvision's network as it comes, contiguous, its parameters with gradients; and the CAMs' layer."""
-    from torch.nn import ReLU
+    model = keras_model.build(network.table)
+    keras_model.load(model, network)
 
-    from torch_impl.network import build
+    def drawer(kind: Any, **options: Any) -> Callable[..., Any]:
+        return partial(kind(model, model_modifier=ReplaceToLinear(), clone=False), **options)
 
-    model = build(network).to(device).requires_grad_(True)
-    for module in model.modules():
-        if isinstance(module, ReLU):
-            module.inplace = False  # as the libraries' READMEs advise
-    return model, model.get_submodule(network.table.modules[network.table.target])
+    drawers = {
+        "vanilla": drawer(Saliency),
+        "smoothgrad": drawer(Saliency, smooth_noise=0.2),
+        "gradcam": drawer(Gradcam, penultimate_layer=-1),
+        "gradcam_plus_plus": drawer(GradcamPlusPlus, penultimate_layer=-1),
+        "layercam": drawer(Layercam, penultimate_layer=-1),
+        "scorecam": drawer(Scorecam, penultimate_layer=-1),
+        "faster_scorecam": drawer(Scorecam, penultimate_layer=-1, max_N=FASTER_CHANNELS),
+    }
 
+    def draw(photographs: Photographs, classes: list[int], maps: Sequence[str], samples: int) -> Maps:
+        inputs = preprocess_input(np.stack([p.pixels for p in photographs]).astype(np.float32))
+        np.random.seed(0)  # one photograph's noise is then the port's
+        drawn = {}
+        for name in maps:
+            copies = {"smooth_samples": samples} if name == "smoothgrad" else {}
+            drawn[name] = np.asarray(drawers[name](CategoricalScore(classes), inputs, **copies))
+        return drawn
 
-def _inputs(photographs: list[Photograph], network: Network, device: str) -> Tensor:
-    from torch_impl.preprocess import preprocess
-
-    return preprocess(np.stack([p.pixels for p in photographs]), input=network.input, device=device)
+    return draw
 
 
 @dataclass(frozen=True)
@@ -212,8 +238,8 @@ _ALL, _FLOAT32 = tuple(PRECISIONS), ("fp32", "tf32")
 CONTENDERS = {
     "shared": Contender(partial(ours, "shared"), REFERENCE, _ALL, exact=True),
     "library": Contender(partial(ours, "library"), REFERENCE, _ALL, exact=True),
-    "stock": Contender(stock, REFERENCE, _FLOAT32),
-    "torch-cam": Contender(torch_cam, tuple(TORCH_CAM), _FLOAT32, package="torchcam"),
+    "stock": Contender(partial(plain, stock), REFERENCE, _FLOAT32),
+    "torch-cam": Contender(partial(plain, torch_cam), tuple(TORCH_CAM), _FLOAT32, package="torchcam"),
     "tf-keras-vis": Contender(tf_keras_vis, REFERENCE, ("fp32",), package="tf_keras_vis", kinds=("cpu",)),
     "decoded": Contender(decoded, REFERENCE, _ALL, usual=False),
 }

@@ -25,6 +25,15 @@ Row = dict[str, Any]
 median of one call; `chosen`: the operation that `by_input_gradient` chooses."""
 
 
+def shapes_of(table: LayerTable) -> Iterator[tuple[int, int, int, int]]:
+    """(channels in, channels out, height, width) of every convolution, and of its input gradient."""
+    for layer in (layer for layer in table.layers if layer.kind == "conv"):
+        height, width, channels = layer.shape
+        before = table[layer.inbound[0]].shape[-1]
+        yield before, channels, height, width
+        yield channels, before, height, width
+
+
 def time_layers(table: LayerTable, batch: int, bench: Bench) -> Iterator[Row]:
     """Time every convolution of a network, and every input gradient, which is one with its channels exchanged.
 
@@ -36,12 +45,7 @@ def time_layers(table: LayerTable, batch: int, bench: Bench) -> Iterator[Row]:
     Returns:
         A row for each shape, as soon as it is timed.
     """
-    shapes = list[tuple[int, int, int, int]]()
-    for layer in (layer for layer in table.layers if layer.kind == "conv"):
-        height, width, channels = layer.shape
-        before = table[layer.inbound[0]].shape[-1]
-        shapes += [(before, channels, height, width), (channels, before, height, width)]
-    for before, channels, height, width in dict.fromkeys(shapes):
+    for before, channels, height, width in dict.fromkeys(shapes_of(table)):
         x, kernel = bench.random(batch, before, height, width), bench.random(channels, before, 3, 3)
         with numerics(bench.precision), torch.no_grad():
             seconds = {

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.convolutions import time_layers
+from benchmarks.convolutions import shapes_of, time_layers
 from benchmarks.timing import Bench
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.methods import FASTER_CHANNELS, METHODS, Method
@@ -74,13 +74,9 @@ def rate(bench: Bench, batch: int, table: LayerTable = VGG16) -> float:
 
 def convolutions(bench: Bench, batch: int, table: LayerTable) -> float:
     """Seconds a photograph of a network's own convolutions, forward and to the input, each alone and by its faster operation."""
+    best: dict[tuple[int, ...], float]
     best = {(*row["channels"], *row["size"]): min(row["seconds"].values()) for row in time_layers(table, batch, bench)}
-    seconds = 0.0
-    for layer in (layer for layer in table.layers if layer.kind == "conv"):
-        height, width, channels = layer.shape
-        before = table[layer.inbound[0]].shape[-1]
-        seconds += best[before, channels, height, width] + best[channels, before, height, width]
-    return seconds / batch
+    return sum(best[shape] for shape in shapes_of(table)) / batch
 
 
 def passes(bench: Bench, network: Network, batches: Sequence[int]) -> dict[int, tuple[float, float]]:

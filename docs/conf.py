@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ project_copyright = f"2026, {author}"
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-language = "en"
 default_role = "code"  # `x` in a docstring
 
 # A reference that leads nowhere, within these packages, is an error; other projects' inventories would need the internet.
@@ -30,15 +30,11 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!(torch_impl|parity|keras_ref)\.).*"), (r
 
 myst_enable_extensions = ["dollarmath", "attrs_block", "attrs_inline", "colon_fence", "deflist"]
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
 
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Yields", "returns_style")]
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"
@@ -55,7 +51,7 @@ html_theme_options = {
 }
 
 
-def _mathml(translator: HTML5Translator, node: nodes.Element, display: str) -> None:
+def _mathml(translator: HTML5Translator, node: nodes.Element, *, display: str) -> None:
     """A formula as MathML, which browsers draw by themselves; its LaTeX stays as the text for copying and for old readers."""
     source = node.astext()
     markup = latex2mathml.converter.convert(source, display=display)
@@ -64,14 +60,6 @@ def _mathml(translator: HTML5Translator, node: nodes.Element, display: str) -> N
         markup = f'<div class="math" role="math" aria-label="{label}">{markup}</div>'
     translator.body.append(markup)
     raise nodes.SkipNode
-
-
-def _inline(translator: HTML5Translator, node: nodes.Element) -> None:
-    _mathml(translator, node, "inline")
-
-
-def _block(translator: HTML5Translator, node: nodes.Element) -> None:
-    _mathml(translator, node, "block")
 
 
 _CODE_OR_SIGN = re.compile(r"(?P<code>``[^`]+``|`[^`]+`)(?P<ending>\w?)|(?P<sign>[|*])")
@@ -137,6 +125,8 @@ def _cell(cell: dict[str, Any]) -> Iterator[str]:
 def setup(app: Sphinx) -> None:
     """Register the renderer of formulas, the reading of docstrings and of notebooks."""
     app.connect("source-read", _notebook)
-    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.add_html_math_renderer(
+        "mathml", (partial(_mathml, display="inline"), None), (partial(_mathml, display="block"), None)
+    )
     app.connect("autodoc-process-docstring", _docstring, priority=10)  # before napoleon, so that sections are untouched
     app.connect("autodoc-process-docstring", _attribute, priority=900)  # after it

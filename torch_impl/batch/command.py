@@ -122,7 +122,7 @@ class _Progress:
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self.hidden = quiet or not sys.stderr.isatty()
+        self.hidden = True if quiet else None  # None: where it is no terminal
         self.bar: tqdm[Any] | None = None
         self.done = self.errors = self.total = 0
 
@@ -195,26 +195,17 @@ def _explain(arguments: argparse.Namespace, run: Run, progress: _Progress) -> in
             survey = run.begin(plan, about, file, redo_changed=arguments.redo_changed, strict=arguments.strict)
             for remark in survey.remarks:
                 print(f"attention-maps: {printable(remark)}", file=sys.stderr)
-            errors, started = survey.errors, time.perf_counter()
+            errors, fresh, started = survey.errors, total - survey.done, time.perf_counter()
             if survey.todo:
                 if not arguments.quiet:
                     _head(plan, about["remark"], total, survey.done)
                 progress.begin(total, survey.done, errors.total())
-                if arguments.runner == "ray":
-                    errors = errors + _on_ray(arguments, network, run, survey.todo, progress)
-                else:
-                    errors = errors + _here(arguments, network, explainer, run, survey.todo, progress)
+                errors = errors + _computed(arguments, network, explainer, run, survey.todo, progress)
                 progress.close()
-                seconds, fresh = round(time.perf_counter() - started, 3), total - survey.done
-                said = {
-                    "rows": total,
-                    "errors": dict(errors.most_common()),
-                    "seconds": seconds,
-                    "rows_of_last_start": fresh,
-                }
-                run.finish(said)
+                counts = {"rows": total, "errors": dict(errors.most_common())}
+                run.finish(counts | {"seconds": round(time.perf_counter() - started, 3), "rows_of_last_start": fresh})
             if not arguments.quiet:
-                _tail(run, total, errors, total - survey.done, time.perf_counter() - started)
+                _tail(run, total, errors, fresh, time.perf_counter() - started)
     return options.IN_PART if errors else DONE
 
 
@@ -238,17 +229,13 @@ def _planned(arguments: argparse.Namespace) -> tuple[Network | None, Explainer |
         decided |= {name: getattr(arguments, name) for name in ("precision", "engine")}
         decided["input"] = arguments.input or network.input
         decided["resize"] = arguments.resize or usual_resize(decided["input"])
+    decided |= {name: getattr(arguments, name) for name in ("methods", "seed", "resolution", "part_rows", "channels")}
     plan = Plan(
-        methods=arguments.methods,
+        **decided,
         n_samples=arguments.samples,
         noise_level=arguments.noise,
-        seed=arguments.seed,
-        resolution=arguments.resolution,
-        part_rows=arguments.part_rows,
-        channels=arguments.channels,
         explainer=arguments.explainer or "",
         labels=options.labels_of(arguments.labels),
-        **decided,
     )
     given = {name: getattr(arguments, name) for name in ("inputs", "classes", "root")}
     remark = network.remark if network else ""
@@ -277,7 +264,7 @@ def _decided(name: str, explainer: Explainer) -> dict[str, Any]:
     }
 
 
-def _here(
+def _computed(
     arguments: argparse.Namespace,
     network: Network | None,
     explainer: Explainer | None,
@@ -285,6 +272,17 @@ def _here(
     numbers: list[int],
     progress: _Progress,
 ) -> Counter[str]:
+    """Explain parts by the runner that was asked for; kinds of errors, counted."""
+    if arguments.runner == "ray":
+        from torch_impl.batch.on_ray import Cluster, run_ray
+
+        cluster = Cluster(
+            workers=arguments.workers,
+            cpus=arguments.cpus_per_worker,
+            gpus=arguments.gpus_per_worker,
+            **{name: getattr(arguments, name) for name in ("device", "batch_size", "compile", "loaders", "strict")},
+        )
+        return run_ray(run, numbers, network, cluster, address=arguments.address, report=progress)
     from torch_impl.batch.loading import automatic
     from torch_impl.batch.worker import Worker, explainer_of, run_local
 
@@ -294,24 +292,6 @@ def _here(
     worker = Worker(make, run.plan, strict=arguments.strict)
     loaders = automatic(os.cpu_count()) if arguments.loaders == "auto" else arguments.loaders
     return run_local(run, worker, numbers, loaders, report=progress)
-
-
-def _on_ray(
-    arguments: argparse.Namespace, network: Network | None, run: Run, numbers: list[int], progress: _Progress
-) -> Counter[str]:
-    from torch_impl.batch.on_ray import Cluster, run_ray
-
-    cluster = Cluster(
-        workers=arguments.workers,
-        cpus=arguments.cpus_per_worker,
-        gpus=arguments.gpus_per_worker,
-        device=arguments.device,
-        batch_size=arguments.batch_size,
-        compile=arguments.compile,
-        loaders=arguments.loaders,
-        strict=arguments.strict,
-    )
-    return run_ray(run, numbers, network, cluster, address=arguments.address, report=progress)
 
 
 def _head(plan: Plan, remark: str, total: int, done: int) -> None:

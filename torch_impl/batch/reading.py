@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
@@ -103,7 +102,7 @@ def stored_maps(
 def rows_where(
     run: Run, methods: Sequence[str], where: str | None, *, limit: int | None = None, explained: bool = False
 ) -> Iterator[pa.Table]:
-    """A run's rows, part by part, in the order of the listing; at least one table, which may be empty.
+    """A run's rows in the order of the listing: first the columns alone, without a row, then a table a part.
 
     Args:
         run: the run.
@@ -120,26 +119,25 @@ def rows_where(
         raise RunError(f"{run.shown}: no rows yet")
     conditions = ([] if where is None else [where]) + ["error IS NULL"] * explained
     try:
-        unwanted = set(plan.methods) - set(methods)
-        columns = [name for name in pq.read_schema(run.part_path(numbers[0])).names if name not in unwanted]
-        chosen = _chosen(run, conditions, limit) if conditions else None
-        if chosen is not None:
-            numbers = sorted(set((chosen // plan.part_rows).tolist())) or numbers[:1]
-        left = limit
-        for number in numbers:
+        unwanted, schema = set(plan.methods) - set(methods), pq.read_schema(run.part_path(numbers[0]))
+        columns = [name for name in schema.names if name not in unwanted]
+        yield schema.empty_table().select(columns)
+        chosen = _chosen(run, conditions, limit) if conditions else islice(_all(run), limit)
+        for number, indices in groupby(chosen, lambda index: index // plan.part_rows):
             with pq.ParquetFile(run.part_path(number)) as file:
-                rows = file.read(columns)
-            if chosen is not None:
-                rows = rows.filter(pc.is_in(rows["index"], pa.array(chosen)))
-            yield rows.slice(0, left)
-            left = None if left is None else left - min(left, rows.num_rows)
-            if left == 0:
-                return
+                yield file.read(columns).take([index % plan.part_rows for index in indices])
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{ascii(str(run.folder / ROWS))}: rows cannot be read ({one_line(error)})") from None
 
 
-def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarray:
+def _all(run: Run) -> Iterator[int]:
+    """The indices of all rows that are there, in order."""
+    for number in run.part_numbers():
+        first = number * run.plan.part_rows
+        yield from range(first, first + pq.read_metadata(run.part_path(number)).num_rows)
+
+
+def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> list[int]:
     """The indices of the rows for which all conditions hold, in order.
 
     An expression sees the rows and nothing else: no file, no network, no variable of Python's.
@@ -151,8 +149,6 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarra
 
     files = [str(run.part_path(number)) for number in run.part_numbers()]
     plain = pa.schema([column for column in pq.read_schema(files[0]) if column.name not in run.plan.methods])
-    if (sql := in_sql(conditions[0], plain.names)) is not None:
-        raise WhereError(f"--where {conditions[0]!r}: write it in SQL: {sql}")
     with duckdb.connect(config={"enable_external_access": "false"}) as database:
         database.register("rows", pyarrow.dataset.dataset(files, schema=plain, format="parquet"))
         database.execute("SET lock_configuration = true")
@@ -163,47 +159,11 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> np.ndarra
             selected = selected.project('"index"').order('"index"')
             if limit is not None:
                 selected = selected.limit(limit)
-            return np.asarray(selected.fetchnumpy()["index"], np.int64)
+            return [index for (index,) in selected.fetchall()]
         except (duckdb.Error, ValueError, RuntimeError) as error:
             raise WhereError(
                 f"--where {conditions[0]!r}: {one_line(str(error).partition('LINE 1')[0])}; such as: {EXAMPLE}"
             ) from None
-
-
-_PYTHON = re.compile(
-    r"""(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]*)"|(?P<none>(?:\bis\s+not\s|\bis\s|==|!=)\s*None)\b"""
-    r"""|\bin\s*\[(?P<list>[^\]]*)\]|(?P<equal>==)|(?P<sign>&&?|(?<!\|)\|(?!\|))|\b(?P<word>and|or|not)\b"""
-)
-"""What an expression of the dialect that was, Python's, has and SQL has not; and the words that SQL writes large."""
-
-
-def in_sql(condition: str, columns: Collection[str]) -> str | None:
-    """An expression in the dialect that was, Python's, as SQL; None: it is none.
-
-    Args:
-        condition: an expression.
-        columns: names that may stand in double quotes.
-    """
-    was_python = False
-
-    def translated(match: re.Match[str]) -> str:
-        nonlocal was_python
-        kind, text = match.lastgroup, match[0]
-        if kind == "text" or (kind == "quoted" and match["quoted"] in columns):
-            return text
-        if kind == "word":
-            return text.upper()
-        was_python = True
-        if kind == "quoted":
-            return "'" + match["quoted"].replace("'", "''") + "'"
-        if kind == "list":
-            return f"IN ({_PYTHON.sub(translated, match['list'])})"
-        if kind == "none":
-            return "IS NOT NULL" if "not" in text or "!" in text else "IS NULL"
-        return {"=": "=", "&": "AND", "|": "OR"}[text[0]]
-
-    sql = _PYTHON.sub(translated, condition)
-    return sql if was_python else None
 
 
 def _values(rows: pa.Table, method: str, plan: Plan) -> np.ndarray:

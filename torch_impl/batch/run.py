@@ -34,6 +34,7 @@ from parity.contract.files import whole
 from parity.contract.text import one_line
 from torch_impl.batch.listing import Listing
 from torch_impl.batch.plan import Plan
+from torch_impl.output import check_output
 
 FORMAT = "attention-maps batch 2"
 """Of `run.json`. Counted up when a file or a column changes its meaning."""
@@ -140,13 +141,12 @@ class Run:
         """Leave somebody else's files alone; asked before the work, so that nobody waits in vain.
 
         Raises:
-            RunError: no folder, or one with files that are no run of ours.
+            OutputError: no folder.
+            RunError: one with files that are no run of ours.
         """
-        existing = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
-        if not existing.is_dir():
-            raise RunError(f"output folder {self.shown}: {ascii(str(existing))} is not a folder; choose another name")
-        names = {name for name in os.listdir(existing) if not name.startswith(".part-")} - {LOCK}
-        if existing == self.folder and names and RUN not in names:
+        check_output(self.folder, overwrite=True)
+        names = {path.name for path in self.folder.glob("*") if not path.name.startswith(".part-")} - {LOCK}
+        if names and RUN not in names:
             raise RunError(
                 f"output folder {self.shown} holds files that are no run of this program ({RUN} is missing): give another --out"
             )
@@ -160,7 +160,6 @@ class Run:
         """
         import fcntl
 
-        self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / LOCK, "wb") as file:
             try:

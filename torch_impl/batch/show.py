@@ -14,13 +14,14 @@ import torch
 from parity.contract.files import whole
 from parity.contract.samples import credit_of
 from parity.contract.text import one_line, printable
+from torch_impl import images
 from torch_impl.batch.listing import Listing
 from torch_impl.batch.loading import Reader, decoded
 from torch_impl.batch.plan import Plan
 from torch_impl.batch.reading import StoredMaps, rows_where
 from torch_impl.batch.run import Run
 from torch_impl.explanation import Explanation
-from torch_impl.framing import AS_IT_IS, Size, seen
+from torch_impl.framing import AS_IT_IS, Size
 from torch_impl.images import ImageError, Photograph
 from torch_impl.manifest import program_versions
 from torch_impl.maps.postprocess import finish
@@ -40,34 +41,27 @@ def explained(stored: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
     Returns:
         The explanation, and a line for each photograph that is not there any more, or not the same; grey in its place.
     """
-    plan = stored.plan
-    rows = stored.rows.to_pylist()
-    size = plan.sides
-    finished = plan.resolution == "full"
-    maps = {
-        method: values if finished else finish(torch.from_numpy(values), size).numpy()
-        for method, values in stored.maps.items()
-    }
-    pixels = np.full((len(rows), *size, 3), _GREY, np.uint8)
-    framings: list[dict[str, Any]] = []
-    missing: dict[int, str] = {}
+    plan, size, rows = stored.plan, stored.plan.sides, stored.rows.to_pylist()
+    maps = stored.maps
+    if plan.resolution == "raw":
+        maps = {method: finish(torch.from_numpy(values), size).numpy() for method, values in maps.items()}
     listing, reader = Listing(run.listing), Reader()
-    for i, row in enumerate(rows):
-        shown: tuple[int, int] = size[::-1]
-        box = seen(shown, size, AS_IT_IS)
+    grey = images.load(np.full((*size, 3), _GREY, np.uint8), size=size, resize=AS_IT_IS)
+    photographs, missing = list[Photograph](), list[str]()
+    for row in rows:
         try:
-            photograph = _photograph(row, listing, reader, plan, plan.size, plan.resize)
-            pixels[i], shown, box = photograph.pixels, photograph.original_size, photograph.seen
+            photographs.append(_photograph(row, listing, reader, plan, plan.size, plan.resize))
         except ImageError as error:
-            missing[i] = f"{row['path']!r}: {error.problem}; drawn without it"
-        framings.append({"size": list(shown), "seen": list(box)})
+            photographs.append(grey)
+            missing.append(f"{row['path']!r}: {error.problem}; drawn without it")
 
     def reread(i: int) -> np.ndarray:
-        return pixels[i] if i in missing else _photograph(rows[i], listing, reader, plan, 1, AS_IT_IS).pixels
+        again = grey if photographs[i] is grey else _photograph(rows[i], listing, reader, plan, 1, AS_IT_IS)
+        return again.pixels
 
     manifest = {
         "format": FORMAT,
-        "photographs": [_said(row, stored) | framing for row, framing in zip(rows, framings, strict=True)],
+        "photographs": [_said(*pair, list(maps)) for pair in zip(rows, photographs, strict=True)],
         "methods": list(maps),
         "weights": {"source": plan.weights, "remark": run.said.get("remark", ""), "fingerprint": plan.fingerprint},
         "resize": plan.resize,
@@ -75,7 +69,8 @@ def explained(stored: StoredMaps, run: Run) -> tuple[Explanation, list[str]]:
         "versions": program_versions(),
         "outputs": "logits",
     }
-    return Explanation(maps, pixels, np.zeros((len(rows), 0), np.float32), manifest, None, reread), [*missing.values()]
+    pixels = np.stack([photograph.pixels for photograph in photographs])
+    return Explanation(maps, pixels, np.zeros((len(rows), 0), np.float32), manifest, None, reread), missing
 
 
 def _photograph(
@@ -90,26 +85,26 @@ def _photograph(
     try:
         (item,) = listing.items(number, start, start + 1)
         photograph = decoded(item, reader.read(item), size, resize)
-    except ImageError as error:
-        raise ImageError(row["path"], one_line(error.problem)) from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise ImageError(row["path"], one_line(getattr(error, "strerror", None) or error)) from None
+        why = getattr(error, "problem", None) or getattr(error, "strerror", None) or error
+        raise ImageError(row["path"], one_line(why)) from None
     if photograph.sha256 != row["sha256"]:
         raise ImageError(row["path"], "has changed since")
     return photograph
 
 
-def _said(row: Mapping[str, Any], stored: StoredMaps) -> dict[str, Any]:
+def _said(row: Mapping[str, Any], photograph: Photograph, methods: list[str]) -> dict[str, Any]:
     """What a manifest says of a photograph."""
-    name = row["path"].rpartition("/")[2] or row["path"]
     columns = ("path", "sha256", "notes", "class", "label", "logit", "probability", "top5")
-    constant = [method for method in stored.maps if row[f"{method}_low"] == row[f"{method}_high"]]
+    constant = [method for method in methods if row[f"{method}_low"] == row[f"{method}_high"]]
     return {
-        "name": name,
+        "name": row["path"].rpartition("/")[2] or row["path"],
         **{column: row[column] for column in columns},
         "credit": credit_of(row["path"]),
         "constant_maps": constant,
         "constant_reasons": dict.fromkeys(constant, "the same everywhere"),
+        "size": list(photograph.original_size),
+        "seen": list(photograph.seen),
     }
 
 

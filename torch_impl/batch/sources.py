@@ -83,18 +83,14 @@ def items(given: str, *, root: str | None = None, with_classes: bool = True) -> 
     if "://" in given:
         raise SourceError(f"{given!r}: a URL; nothing is fetched: download it first")
     path = _clean(given)
-    if given and os.path.isdir(path):
-        yield from _folder(path)
-    elif given and os.path.lexists(path):
-        yield from _file_items(path, root, with_classes)
-    elif glob.has_magic(path):
-        for match in map(_clean, _matches(path)):
-            if os.path.isdir(match):
-                yield from _folder(match)
-            elif _suffix(match) in images.SUFFIXES or _suffix(match) == _suffix(path):
-                yield from _file_items(match, root, with_classes)
-    else:
+    there = bool(given) and os.path.lexists(path)
+    if not there and not glob.has_magic(path):
         raise SourceError(f"{given!r}: no such file or folder")
+    for match in [path] if there else map(_clean, _matches(path)):
+        if os.path.isdir(match):
+            yield from _folder(match)
+        elif there or _suffix(match) in (*images.SUFFIXES, _suffix(path)):
+            yield from _file_items(match, root, with_classes)
 
 
 def readable(text: str) -> str:
@@ -219,7 +215,7 @@ def _table(path: str, root: str | None) -> Iterator[Item]:
 def _cells(path: str) -> Iterator[Item]:
     stamp = stamp_of(os.stat(path))
     for number, cell in enumerate(tables.cells(path)):
-        yield _item(path, str(number), stamp, **cell._asdict())
+        yield _item(path, str(number), stamp, **cell)
 
 
 # Archives
@@ -231,6 +227,7 @@ def _archive(path: str, with_classes: bool) -> Iterator[Item]:
         stamp = stamp_of(os.fstat(file.fileno()))
         names: set[int] = set()
         key, photographs, classes = "", list[dict[str, Any]](), dict[str, tuple[int, int]]()
+        rest = list[Item]()
 
         def of_this_key() -> Iterator[Item]:
             given = _class_of(classes, file) if with_classes and photographs else {}
@@ -258,11 +255,9 @@ def _archive(path: str, with_classes: bool) -> Iterator[Item]:
                     where = {"offset": member.offset_data, "length": member.size}
                     photographs.append({"inner": inner} | ({"problem": problem} if problem else where))
         except BROKEN as error:
-            yield from of_this_key()
             problem = f"the archive is cut off or damaged from here on, and not read further: {one_line(error)}"
-            yield _item(path, f"byte {archive.offset}", stamp, problem=problem)
-        else:
-            yield from of_this_key()
+            rest = [_item(path, f"byte {archive.offset}", stamp, problem=problem)]
+        yield from (*of_this_key(), *rest)
 
 
 def _members(archive: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,24 +32,6 @@ class Columns(NamedTuple):
     asked: str | None
 
 
-class Cell(NamedTuple):
-    """One photograph in a Parquet table; its bytes are not read.
-
-    Attributes:
-        row_group: from 0.
-        row: within the row group, from 0.
-        column: of the bytes, as in `Columns`.
-        name: the photograph's own, where the table has one.
-        asked: the class as it is written; None where there is none.
-    """
-
-    row_group: int
-    row: int
-    column: str
-    name: str | None
-    asked: str | None
-
-
 def rows(path: str) -> Iterator[tuple[str, str | None]]:
     """(path, class) as a table's rows have them; "" and None where there is none.
 
@@ -70,8 +51,12 @@ def holds_photographs(path: str) -> bool:
     return _columns(pq.read_schema(path)).image is not None
 
 
-def cells(path: str) -> Iterator[Cell]:
-    """The photographs that a Parquet table holds.
+def cells(path: str) -> Iterator[dict[str, Any]]:
+    """The photographs that a Parquet table holds; their bytes are not read.
+
+    Yields:
+        `row_group`, and `row` within it, both from 0; `column` of the bytes, as in `Columns`; `name`, the photograph's own, where the
+        table has one; `asked`, the class as it is written, None where there is none.
 
     Raises:
         ValueError, OSError, ArrowException: it is broken.
@@ -80,7 +65,8 @@ def cells(path: str) -> Iterator[Cell]:
     assert columns.image is not None
     for group, rows in _row_groups(path, columns[1:]):
         for row, (name, asked) in enumerate(rows):
-            yield Cell(group, row, columns.image, name, _class(asked))
+            place = {"row_group": group, "row": row, "column": columns.image}
+            yield place | {"name": name, "asked": _class(asked)}
 
 
 def column(batch: pa.RecordBatch, name: str) -> pa.Array:
@@ -111,10 +97,7 @@ def _row_groups(path: str, names: Sequence[str | None]) -> Iterator[tuple[int, I
     wanted = [name for name in names if name is not None]
     with pq.ParquetFile(path) as table:
         for group in range(table.num_row_groups):
-            if wanted:
-                yield group, _values(table.iter_batches(256, [group], wanted, use_threads=False), names)
-            else:
-                yield group, itertools.repeat((None,) * len(names), table.metadata.row_group(group).num_rows)
+            yield group, _values(table.iter_batches(256, [group], wanted, use_threads=False), names)
 
 
 def _values(batches: Iterable[pa.RecordBatch], names: Sequence[str | None]) -> Iterator[tuple[Any, ...]]:

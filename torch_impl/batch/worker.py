@@ -112,18 +112,9 @@ def explainer_of(
     Raises:
         ValueError, RuntimeError: see `options.make`.
     """
-    return make(
-        plan.explainer,
-        plan.labels,
-        weights=network,
-        input=plan.input,
-        resize=plan.resize,
-        device=device,
-        precision=plan.precision,
-        batch_size=batch_size,
-        engine=plan.engine,
-        compile=compile,
-    )
+    settings = {name: getattr(plan, name) for name in ("input", "resize", "precision", "engine")}
+    settings |= {"device": device, "batch_size": batch_size, "compile": compile}
+    return make(plan.explainer, plan.labels, weights=network, **settings)
 
 
 class Worker:
@@ -164,23 +155,14 @@ class Worker:
         """
         return self._drawn(np.zeros((1, *self.plan.sides, 3), np.uint8), [0], n_samples=1)
 
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Method → (h, w) of its column."""
-        size, full = self.plan.sides, self.plan.resolution == "full"
-        return {name: size if full else tuple(maps.shape[1:]) for name, maps in self._blank.raw.items()}
-
-    @property
-    def n_classes(self) -> int:
-        """How many classes the network has."""
-        assert self._blank.logits is not None
-        return self._blank.logits.shape[1]
-
     @cached_property
     def labels(self) -> pa.Array:
-        """Of every class."""
-        names = [imagenet.label(category, self.n_classes, self.explainer.labels) for category in range(self.n_classes)]
-        return pa.array(names, pa.string())
+        """Of every class of the network."""
+        assert self._blank.logits is not None
+        count = self._blank.logits.shape[1]
+        return pa.array(
+            [imagenet.label(category, count, self.explainer.labels) for category in range(count)], pa.string()
+        )
 
     @cached_property
     def about(self) -> dict[str, Any]:
@@ -270,7 +252,7 @@ class Worker:
         columns["notes"] = [photograph.notes for photograph in photographs]
         columns["seconds"] = [photograph.seconds + spent * (photograph.error is None) for photograph in photographs]
         columns["error"] = errors
-        return pa.record_batch([_array(columns[field.name], field.type) for field in self.schema], schema=self.schema)
+        return _record_batch(columns, self.schema)
 
     def _target(self, asked: Sequence[str | None], errors: list[str | None]) -> list[int | None]:
         """The class of each row, None for the top-1; what is no class is noted down."""
@@ -278,7 +260,7 @@ class Worker:
         for place, category in enumerate(asked):
             if category is not None and errors[place] is None:
                 try:
-                    target[place] = class_index(category, self.n_classes, self.explainer.labels)
+                    target[place] = class_index(category, len(self.labels), self.explainer.labels)
                 except imagenet.ClassError as error:
                     errors[place] = one_line(error)
         return target
@@ -305,7 +287,7 @@ class Worker:
         logits, chosen = drawn.logits.double().cpu(), drawn.target.cpu()[:, None]
         seen = self.explainer.outputs or ("probabilities" if are_probabilities(logits) else "logits")
         probabilities = probabilities_of(logits, single=drawn.single, outputs=seen)
-        best = logits.topk(min(5, self.n_classes)).indices
+        best = logits.topk(min(5, len(self.labels))).indices
         columns: dict[str, Any] = {
             "class": chosen[:, 0].numpy(),
             "label": self.labels.take(pa.array(chosen[:, 0].numpy())),
@@ -315,9 +297,7 @@ class Worker:
         }
         for name, maps in drawn.raw.items():
             columns |= self._kept(name, maps.double())
-        return pa.record_batch(
-            [_array(columns[field.name], field.type) for field in self.computed], schema=self.computed
-        )
+        return _record_batch(columns, self.computed)
 
     @cached_property
     def nothing(self) -> pa.RecordBatch:
@@ -351,22 +331,15 @@ class Worker:
 
     def _drawn(self, pixels: np.ndarray, target: Sequence[int | None], n_samples: int) -> Drawn:
         """Logits, the explained classes, and every method's raw maps."""
-        plan = self.plan
-        return self.explainer.compute(
-            pixels,
-            target,
-            plan.methods,
-            n_samples=n_samples,
-            noise_level=plan.noise_level,
-            seed=plan.seed,
-            channels=plan.channels,
-        )
+        settings = {name: getattr(self.plan, name) for name in ("noise_level", "seed", "channels")}
+        return self.explainer.compute(pixels, target, self.plan.methods, n_samples=n_samples, **settings)
 
     @cached_property
     def computed(self) -> pa.Schema:
         """The columns that are computed."""
         maps: list[tuple[str, pa.DataType]] = []
-        for method, shape in self.shapes.items():
+        for method, raw in self._blank.raw.items():
+            shape = self.plan.sides if self.plan.resolution == "full" else tuple(raw.shape[1:])
             maps.append((method, pa.fixed_shape_tensor(pa.float16(), shape)))
             maps += [(f"{method}_{end}", pa.float64()) for end in ("low", "high")]
         return pa.schema([*_EXPLAINED, *maps])
@@ -375,6 +348,10 @@ class Worker:
     def schema(self) -> pa.Schema:
         """The columns of a run."""
         return pa.schema([*_BEFORE, *self.computed, *_AFTER])
+
+
+def _record_batch(columns: dict[str, Any], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.record_batch([_array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from torch_impl.faithfulness.baselines import BASELINES
-from torch_impl.faithfulness.metrics import COMPARED, METRICS
+from torch_impl.faithfulness.metrics import METRICS
 
 CONFIDENCE = 0.95
 """Of the intervals."""
@@ -79,11 +79,6 @@ def pairs_of(methods: Sequence[str]) -> list[tuple[str, str]]:
     """Every map with every baseline, then every later map with every earlier one."""
     others = [(first, second) for i, first in enumerate(methods) for second in methods[:i]]
     return [(method, baseline) for method in methods for baseline in BASELINES] + others
-
-
-def comparisons(pair: tuple[str, str], values: Mapping[str, Mapping[str, np.ndarray]]) -> list[Comparison]:
-    """Two maps by every metric that has a direction; `values`: metric → map → (N,)."""
-    return [compared(metric, *pair, values[metric]) for metric in COMPARED]
 
 
 def sentence(pair: Sequence[Comparison]) -> str:

@@ -12,7 +12,7 @@ from torch_impl.capture.draw import opened
 from torch_impl.faithfulness.baselines import BASELINES, baseline_maps
 from torch_impl.faithfulness.metrics import metrics_of
 from torch_impl.faithfulness.passes import confidences
-from torch_impl.faithfulness.randomized import likenesses, stages_of, weighted_layers, with_random_layers
+from torch_impl.faithfulness.randomized import likeness, stages_of, weighted_layers, with_random_layers
 from torch_impl.faithfulness.removals import RANDOM_LAYERS, Removals
 from torch_impl.faithfulness.result import Faithfulness
 from torch_impl.precision import numerics
@@ -74,10 +74,13 @@ def measured(
     by_map = {name: metrics_of(told[name], maps[name], removals.steps) for name in maps}
     values = {metric: {name: by_map[name][metric] for name in maps} for metric in by_map[methods[0]]}
     layers = len(weighted_layers(explainer.model))
-    likeness = likenesses(explanation.maps, _drawn_again(origin, methods, stages, removals.seed, progress))
+    alike = {
+        count: {name: likeness(explanation.maps[name], others[name]) for name in methods}
+        for count, others in _drawn_again(origin, methods, stages, removals.seed, progress)
+    }
     settings = {"shares": list(removals.shares), "steps": removals.steps, "seed": removals.seed}
     settings["random_layers"] = stages_of(layers, stages)
-    return Faithfulness(methods, values, likeness, layers, settings, explanation.manifest)
+    return Faithfulness(methods, values, alike, layers, settings, explanation.manifest)
 
 
 def _drawn_again(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,10 +64,3 @@ def likeness(maps: np.ndarray, others: np.ndarray) -> np.ndarray:
         else:
             values.append(float(spearmanr(one, other, axis=None).statistic))
     return np.array(values)
-
-
-def likenesses(
-    maps: Mapping[str, np.ndarray], drawn: Iterator[tuple[int, Mapping[str, np.ndarray]]]
-) -> dict[int, dict[str, np.ndarray]]:
-    """Layers drawn anew → map → likeness (N,)."""
-    return {count: {name: likeness(maps[name], others[name]) for name in maps} for count, others in drawn}

@@ -17,8 +17,8 @@ import numpy as np
 
 from parity.contract.text import aligned
 from torch_impl.faithfulness.baselines import BASELINES
-from torch_impl.faithfulness.comparison import CONFIDENCE, Comparison, comparisons, pairs_of, sentence
-from torch_impl.faithfulness.metrics import METRICS
+from torch_impl.faithfulness.comparison import CONFIDENCE, Comparison, compared, pairs_of, sentence
+from torch_impl.faithfulness.metrics import COMPARED, METRICS
 
 WIDTH = 120
 """Of printed prose, in characters."""
@@ -59,7 +59,8 @@ class Faithfulness:
     @cached_property
     def comparisons(self) -> list[list[Comparison]]:
         """Every map with every baseline and every other map: for each pair one by every metric that has a direction."""
-        return [comparisons(pair, self.values) for pair in pairs_of(self.methods)]
+        pairs = pairs_of(self.methods)
+        return [[compared(metric, *pair, self.values[metric]) for metric in COMPARED] for pair in pairs]
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: a row a map and metric, with mean and standard deviation over the photographs."""
@@ -177,8 +178,7 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 def _table(corner: str, names: list[str], heads: Mapping[str, str], cells: Mapping[tuple[str, str], str]) -> list[str]:
     """Lines of a table: a row a name, a column a head."""
-    rows = [[corner, *heads.values()], *([name, *(cells[name, head] for head in heads)] for name in names)]
-    return aligned(rows)
+    return aligned([[corner, *heads.values()], *([name, *(cells[name, head] for head in heads)] for name in names)])
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
