@@ -21,7 +21,7 @@ from tolerances import FLOAT16_KEPT
 from torch_impl import read_maps
 from torch_impl.__main__ import main
 from torch_impl.batch import command
-from torch_impl.batch.reading import WhereError, _values
+from torch_impl.batch.reading import WhereError, _values, in_sql
 from torch_impl.batch.run import RunError
 from torch_impl.batch.show import cell
 from torch_impl.batch.worker import Worker
@@ -182,7 +182,6 @@ def test_sql_selects(finished):
         row["index"] for row in rows if row["index"] < 2 or (row["probability"] or 0) > middle
     ]
     assert _selected(finished, "index BETWEEN 2 AND 4") == [2, 3, 4]
-    assert _selected(finished, "index == 2 or index in [7, 3]") == [2, 3, 7]  # Python's words that DuckDB knows, too
     assert _selected(finished, "index NOT IN (1, 7) and 3 > index") == [0, 2]
     assert _selected(finished, "path LIKE '%4b%'") == _selected(finished, "error IS NOT NULL") == [5]
     assert _selected(finished, f"label = 'class {category}'") == expected(lambda row: row["class"] == category)
@@ -192,16 +191,32 @@ def test_sql_selects(finished):
     )
 
 
+@pytest.mark.parametrize(
+    ("python", "sql"),
+    [
+        ('label == "tabby" and probability > 0.5', "label = 'tabby' AND probability > 0.5"),
+        ("class == 282", "class = 282"),
+        ("label in ['tabby', \"tiger cat\"] or not class != 3", "label IN ('tabby', 'tiger cat') OR NOT class != 3"),
+        ("error is None", "error IS NULL"),
+        ("error is not None and asked == None", "error IS NOT NULL AND asked IS NULL"),
+        ("(class == 1) & (index > 2) | (index == 7)", "(class = 1) AND (index > 2) OR (index = 7)"),
+        ('path == "it\'s" and label != \'a and "b" == c\'', "path = 'it''s' AND label != 'a and \"b\" == c'"),
+    ],
+)
+def test_the_dialect_that_was_is_refused_with_the_same_in_sql(finished, python, sql):
+    with pytest.raises(WhereError) as caught:
+        _selected(finished, python)
+    assert str(caught.value) == f"--where {python!r}: write it in SQL: {sql}"
+    assert in_sql(sql, ["index", "class"]) is None
+    _selected(finished, sql)  # and it is SQL
+
+
 NO_SQL_EXPRESSION = r"""class =
 colour = 'red'
 label > 3
 gradcam = 0
 sum(class) > 1
 error is None
-asked == None
-label == "tabby"
-(index == 1) & (index > 2) | (index == 7)
-index == 1 & index > 2
 true, false
 true; DROP TABLE rows
 true) UNION SELECT 1 FROM rows WHERE (true

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 
@@ -149,6 +150,8 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> list[int]
 
     files = [str(run.part_path(number)) for number in run.part_numbers()]
     plain = pa.schema([column for column in pq.read_schema(files[0]) if column.name not in run.plan.methods])
+    if (sql := in_sql(conditions[0], plain.names)) is not None:
+        raise WhereError(f"--where {conditions[0]!r}: write it in SQL: {sql}")
     with duckdb.connect(config={"enable_external_access": "false"}) as database:
         database.register("rows", pyarrow.dataset.dataset(files, schema=plain, format="parquet"))
         database.execute("SET lock_configuration = true")
@@ -164,6 +167,42 @@ def _chosen(run: Run, conditions: Sequence[str], limit: int | None) -> list[int]
             raise WhereError(
                 f"--where {conditions[0]!r}: {one_line(str(error).partition('LINE 1')[0])}; such as: {EXAMPLE}"
             ) from None
+
+
+_PYTHON = re.compile(
+    r"""(?P<text>'(?:[^']|'')*')|"(?P<quoted>[^"]*)"|(?P<none>(?:\bis\s+not\s|\bis\s|==|!=)\s*None)\b"""
+    r"""|\bin\s*\[(?P<list>[^\]]*)\]|(?P<equal>==)|(?P<sign>&&?|(?<!\|)\|(?!\|))|\b(?P<word>and|or|not)\b"""
+)
+"""What an expression of the dialect that was, Python's, has and SQL has not; and the words that SQL writes large."""
+
+
+def in_sql(condition: str, columns: Collection[str]) -> str | None:
+    """An expression in the dialect that was, Python's, as SQL; None: it is none.
+
+    Args:
+        condition: an expression.
+        columns: names that may stand in double quotes.
+    """
+    was_python = False
+
+    def translated(match: re.Match[str]) -> str:
+        nonlocal was_python
+        kind, text = match.lastgroup, match[0]
+        if kind == "text" or (kind == "quoted" and match["quoted"] in columns):
+            return text
+        if kind == "word":
+            return text.upper()
+        was_python = True
+        if kind == "quoted":
+            return "'" + match["quoted"].replace("'", "''") + "'"
+        if kind == "list":
+            return f"IN ({_PYTHON.sub(translated, match['list'])})"
+        if kind == "none":
+            return "IS NOT NULL" if "not" in text or "!" in text else "IS NULL"
+        return {"=": "=", "&": "AND", "|": "OR"}[text[0]]
+
+    sql = _PYTHON.sub(translated, condition)
+    return sql if was_python else None
 
 
 def _values(rows: pa.Table, method: str, plan: Plan) -> np.ndarray:
