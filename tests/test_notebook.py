@@ -1,4 +1,4 @@
-"""The lab as a notebook: the same code in both languages, stored with its figures, and the whole of it runs."""
+"""The lab as a notebook: one source for both languages, stored with its figures, and the whole of it runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def make(monkeypatch):
     return importlib.import_module("make")
 
 
-def test_the_code_of_both_is_the_same():
+def test_both_come_from_the_same_cells(make):
+    assert make.main(["--check"]) == 0
     english, russian = map(loaded, NAMES)
     assert [*map(untold, code(english))] == [*map(untold, code(russian))]
     assert [cell.cell_type for cell in english.cells] == [cell.cell_type for cell in russian.cells]
@@ -58,6 +59,15 @@ def test_the_code_of_both_is_the_same():
             )
         else:  # comments are Russian there
             assert all(re.search("[а-яё]", comment) for comment in re.findall(r"  # (.+)", other.source))
+
+
+def test_a_notebook_that_was_edited_by_hand_is_noticed(make, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(make, "FOLDER", tmp_path)
+    texts = [(FOLDER / name).read_text(encoding="utf-8") for name in NAMES]
+    for name, text in zip(NAMES, (texts[0].replace("gradcam++", "gradcam"), texts[1]), strict=True):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert make.main(["--check"]) == 1
+    assert capsys.readouterr().err == f"{tmp_path / NAMES[0]}: not up to date: run python notebooks/make.py\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
