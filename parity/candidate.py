@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from parity.contract import network as networks
-from parity.contract.artifact import Artifact, ArtifactError, Weights
+from parity.contract.artifact import Artifact, ArtifactError, JobSettings, Photograph, Weights
 from parity.contract.layers import Layer, LayerTable
 from parity.contract.lookup import LookupFailedError, lookup
 from parity.contract.methods import Options
@@ -162,57 +162,61 @@ def load(name: str) -> Candidate:
         raise CandidateError(str(error)) from error
 
 
-def record(candidate: Candidate, job: Job, reference: Artifact) -> Artifact:
+def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], settings: JobSettings) -> Artifact:
     """Run a candidate and keep of it what an artifact keeps.
 
     Args:
         candidate: see the module.
         job: what to do.
-        reference: whose job it is.
+        photographs: as the reference names them.
+        settings: the reference's.
 
     Raises:
         CandidateError: it gave a stage that is unknown or laid out otherwise, or not the raw maps. One of another height
             and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
     return recorded(
-        reference,
         _triples(candidate, job),
         _of_another_size,
         program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
         weights=Weights.of(job.network),
-        methods=job.methods,
+        settings=replace(settings, methods=job.methods),
+        pixels=job.pixels,
+        photographs=photographs,
         precision=job.precision,
         device=job.device,
     )
 
 
 def recorded(
-    reference: Artifact,
     triples: Iterable[tuple[int, str, np.ndarray]],
     differs: Callable[[tuple[int, ...], Stage], bool],
     *,
     program: str,
     weights: Weights,
-    methods: tuple[str, ...],
+    settings: JobSettings,
+    pixels: np.ndarray,
+    photographs: tuple[Photograph, ...],
     precision: str,
     device: str,
 ) -> Artifact:
     """The artifact of what a candidate gives.
 
     Args:
-        reference: whose job it is.
         triples: (photograph, stage, array), computed one after the other.
         differs: whether an array's shape, (shape, stage), is another than the stage's, and a difference, not a mistake.
         program: who gives it.
-        weights: of the candidate.
-        methods: what it draws.
+        weights: see `Artifact`.
+        settings: likewise.
+        pixels: likewise.
+        photographs: likewise.
         precision: in which it computes.
         device: on which.
 
     Raises:
         CandidateError: see `record`.
     """
-    recorder = Recorder(weights, replace(reference.settings, methods=methods), reference.pixels)
+    recorder = Recorder(weights, settings, pixels)
     started = time.perf_counter()
     known = {stage.name: stage for stage in recorder.stages}
     flags: dict[str, str | int | bool] = {"device": device, "precision": precision}
@@ -225,11 +229,11 @@ def recorded(
                 array = np.full(known[stage].shape, np.nan)
             recorder.add(precision, photograph, stage, array)
             given[stage] += 1
-        for method in methods:
-            if given[f"{method}/raw"] < len(reference.pixels):
+        for method in settings.methods:
+            if given[f"{method}/raw"] < len(pixels):
                 raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
         return recorder.artifact(
-            reference.photographs,
+            photographs,
             program=program,
             versions=versions("attention-maps", "numpy", "torch", "torchvision", "captum", "grad-cam"),
             flags=flags,

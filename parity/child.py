@@ -54,7 +54,7 @@ def answer(
     artifact = Artifact.read(reference)
     network = artifact.network or port.candidate().load_weights(weights, artifact.settings.input)
     job = candidates.job_of(artifact, network, precision=precision, device=device, methods=methods)
-    given = candidates.record(candidates.load(candidate), job, artifact)
+    given = candidates.record(candidates.load(candidate), job, artifact.photographs, artifact.settings)
     drawn: Drawn = {}
     if "ladder" in rows:
         drawn["ladder"] = list(context.ladder(job, artifact))

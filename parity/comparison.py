@@ -135,7 +135,7 @@ def _answer(candidate: Candidate, reference: Artifact, network: Network | None, 
     if weights is None:
         raise CandidateError("the reference's weights are too large to be in its artifact: give network=…")
     job = candidates.job_of(reference, weights, **how)
-    return candidates.record(candidate, job, reference)
+    return candidates.record(candidate, job, reference.photographs, reference.settings)
 
 
 def _check_same_job(reference: Artifact, answer: Artifact, precision: str) -> None:

@@ -73,12 +73,13 @@ def answer(
     wanted = methods_of(reference, methods)
     twin, inputs, remark = _paired(reference, module)
     made = recorded(
-        reference,
         twin.rows(wanted, precision, device, engine),
         lambda shape, stage: shape != stage.shape,  # then its output is another
         program=module.name,
         weights=replace(reference.weights, tensors={}, prints={}),
-        methods=wanted,
+        settings=replace(reference.settings, methods=wanted),
+        pixels=reference.pixels,
+        photographs=reference.photographs,
         precision=precision,
         device=device,
     )

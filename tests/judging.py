@@ -30,7 +30,7 @@ def recorded(
 ) -> Artifact:
     """The candidate's answer."""
     job = job_of(reference, precision, methods)
-    return candidates.record(candidate, job, reference)
+    return candidates.record(candidate, job, reference.photographs, reference.settings)
 
 
 def compared(reference: Artifact, candidate: Candidate, *precisions: str) -> ParityReport:

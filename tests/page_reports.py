@@ -46,7 +46,7 @@ def report_of(run: Any) -> ParityReport:
     jobs = {p: job_of(reference, reference.network, precision=p, device="cpu") for p in ("fp64", "fp32")}
     return compare(
         reference,
-        {p: record(run, job, reference) for p, job in jobs.items()},
+        {p: record(run, job, reference.photographs, reference.settings) for p, job in jobs.items()},
         pixels_rows=(PixelsRow(0, 0.0, (), True, True), PixelsRow(1, 0.034, ("turned by EXIF",), False, False)),
         ladder=(OtherMap("gradcam", "plain", (0.31, 0.52)), OtherMap("gradcam", "the port", (1.0, NAN))),
         context=(
