@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from batch_runs import bits, identity, run, table
+from batch_runs import METHODS, batch, bits, identity, run, table
 from weight_files import a_full_disk
 
 from parity.contract.network import write
@@ -43,7 +43,7 @@ def refusal(capsys, weights, *more, out="out"):
     return said
 
 
-def test_the_same_command_goes_on_where_it_stopped(weights, monkeypatch):
+def test_the_same_command_goes_on_where_it_stopped(weights, monkeypatch, capsys):
     expected = run(weights, "expected", "--batch-size", "2")
     out = run(weights, "out", "--batch-size", "2", "--limit", "10")
     assert table(out).num_rows == 10
@@ -55,6 +55,9 @@ def test_the_same_command_goes_on_where_it_stopped(weights, monkeypatch):
     monkeypatch.setattr(worker.Worker, "parts", None)  # a finished run does nothing
     run(weights, "out", "--batch-size", "2")
     run(weights, "out", inputs=["./photographs/"])  # nor does the same listing by another name
+    given = ["photographs", "--out", "out", "--methods", METHODS, "--part-rows", 4, "--batch-size", 2]
+    assert batch(weights, *given, quiet=False) == 3
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["kept", "out/rows"]
 
 
 def damaged_page(part: Path) -> bytes:

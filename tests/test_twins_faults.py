@@ -183,6 +183,19 @@ def test_another_relu_whose_limit_is_reached_is_a_fault():
     )
 
 
+def test_what_hardly_changes_anything_is_no_cause():
+    """Weights off by some 2e-7, in front of a variance of 1e5: another epsilon is as near, and explains a fiftieth of it."""
+    builder, target = network("inverted")
+    builder.tensors["inverted_expand_bn.running_var"] += 1e5
+    noise = 3e-7 * torch.rand(
+        builder.tensors["inverted_expand_bn.weight"].shape, generator=torch.Generator().manual_seed(0)
+    )
+    wrong = weight("inverted_expand_bn.weight", lambda values: values * (1 + noise.double()))
+    stage, cause = parting(compared(builder.reference(target), TableNet(builder, wrong)), "fp64")
+    assert stage == A + "inverted_expand_bn"
+    assert "epsilon" not in cause
+
+
 def caffe(pixels: Any) -> Any:
     """Another preprocessing, without a fault of the network's."""
     return pixels.transpose(0, 3, 1, 2)[:, ::-1] - torch.tensor([103.939, 116.779, 123.68]).numpy().reshape(1, 3, 1, 1)

@@ -308,7 +308,7 @@ def _tail(run: Run, total: int, errors: Counter[str], fresh: int, seconds: float
         print(f"          {count:,} {printable(kind)}")
     if fresh:
         print(f"rate      {fresh / seconds:.3g}/s ({fresh:,} rows in {seconds:.1f} s)")
-    print(f"wrote     {printable(str(run.part_path(0).parent))}")
+    print(f"{'wrote' if fresh else 'kept ':<9} {printable(str(run.part_path(0).parent))}")
 
 
 def _show(arguments: argparse.Namespace) -> int:
