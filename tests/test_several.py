@@ -63,3 +63,9 @@ def test_layers_by_keras_name_module_and_twice(tiny, pictures):
     again = Explainer(explainer.model, modules, precision="fp32")  # on a copy
     assert [again.target_layer, *again.more_layers] == LAYERS
     assert "layer" not in explainer(pictures, 2, "vanilla").manifest["photographs"][0], "nothing is drawn on a layer"
+
+
+def test_a_name_of_no_layer_is_told_with_keras_s_nearest(tiny):
+    with pytest.raises(LayerError, match=r"no layer 'block5_conv4'; nearest: block5_conv\d, "):
+        explainer_of(tiny, target_layer=["block5_conv3", "block5_conv4"])
+    assert explainer_of(tiny, target_layer="avgpool").target_layer == "avgpool"  # torchvision's names as they are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 Layers = Any
 """One layer, or a list of them: modules, or their names."""
+
+PARTS = ("features", "avgpool", "classifier")
+"""Of torchvision's VGG16."""
 
 
 def found(model: nn.Module, layers: Layers) -> list[nn.Module]:
@@ -31,10 +35,20 @@ def found(model: nn.Module, layers: Layers) -> list[nn.Module]:
 
 
 def torchvision_names(table: LayerTable, layers: Layers) -> Layers:
-    """Layers of VGG16, also by Keras's names (`block5_conv3`: its ReLU); None: the table's own target layer."""
+    """Layers of VGG16, also by Keras's names (`block5_conv3`: its ReLU); None: the table's own target layer.
+
+    Raises:
+        LayerError: neither Keras nor torchvision has such a name; the message lists Keras's nearest.
+    """
     if layers is None:
         return table.modules[table.target]
     listed = layers if isinstance(layers, (list, tuple)) else [layers]
+    for layer in listed:
+        if isinstance(layer, str) and layer not in table.modules and layer.partition(".")[0] not in PARTS:
+            nearest = difflib.get_close_matches(layer, table.modules, n=5, cutoff=0.0)
+            raise LayerError(
+                f"the model has no layer {layer!r}; nearest: {', '.join(nearest)}, or features.0 and so on"
+            )
     return [table.modules.get(layer, layer) if isinstance(layer, str) else layer for layer in listed]
 
 
