@@ -176,62 +176,55 @@ def record(candidate: Candidate, job: Job, photographs: tuple[Photograph, ...], 
             and width (a map of the pool, say) is kept as NaN: then the program differs.
     """
     return recorded(
+        Recorder(Weights.of(job.network), replace(settings, methods=job.methods), job.pixels),
+        photographs,
         _triples(candidate, job),
         _of_another_size,
         program=f"{getattr(candidate, '__module__', '?')}:{getattr(candidate, '__qualname__', '?')}",
-        weights=Weights.of(job.network),
-        settings=replace(settings, methods=job.methods),
-        pixels=job.pixels,
-        photographs=photographs,
         precision=job.precision,
         device=job.device,
     )
 
 
 def recorded(
+    recorder: Recorder,
+    photographs: tuple[Photograph, ...],
     triples: Iterable[tuple[int, str, np.ndarray]],
     differs: Callable[[tuple[int, ...], Stage], bool],
     *,
     program: str,
-    weights: Weights,
-    settings: JobSettings,
-    pixels: np.ndarray,
-    photographs: tuple[Photograph, ...],
     precision: str,
     device: str,
 ) -> Artifact:
     """The artifact of what a candidate gives.
 
     Args:
+        recorder: of the job, empty.
+        photographs: as the reference names them.
         triples: (photograph, stage, array), computed one after the other.
         differs: whether an array's shape, (shape, stage), is another than the stage's, and a difference, not a mistake.
         program: who gives it.
-        weights: see `Artifact`.
-        settings: likewise.
-        pixels: likewise.
-        photographs: likewise.
         precision: in which it computes.
         device: on which.
 
     Raises:
         CandidateError: see `record`.
     """
-    recorder = Recorder(weights, settings, pixels)
     started = time.perf_counter()
     known = {stage.name: stage for stage in recorder.stages}
     flags: dict[str, str | int | bool] = {"device": device, "precision": precision}
     given: Counter[str] = Counter()
     try:
-        for photograph, stage, array in triples:
+        for photograph, name, array in triples:
             array = np.asarray(array)
-            if stage in known and differs(array.shape, known[stage]):
-                flags[f"{SHAPE}{stage}"] = "×".join(map(str, array.shape))
-                array = np.full(known[stage].shape, np.nan)
-            recorder.add(precision, photograph, stage, array)
-            given[stage] += 1
-        for method in settings.methods:
-            if given[f"{method}/raw"] < len(pixels):
-                raise CandidateError(f"the candidate gave no {method}/raw for every photograph: raw maps are required")
+            if name in known and differs(array.shape, known[name]):
+                flags[f"{SHAPE}{name}"] = "×".join(map(str, array.shape))
+                array = np.full(known[name].shape, np.nan)
+            recorder.add(precision, photograph, name, array)
+            given[name] += 1
+        for stage in recorder.stages:
+            if stage.quantity == "raw" and given[stage.name] < len(photographs):
+                raise CandidateError(f"the candidate gave no {stage.name} for every photograph: raw maps are required")
         return recorder.artifact(
             photographs,
             program=program,

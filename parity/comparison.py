@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,7 @@ def compare(
         rows = criterion.figures(reference, answer, precision)
         figures += rows
         verdicts += criterion.verdicts(reference, answer, precision, rows, probable_cause)
-        drawn, alike = _maps(reference, answer, precision)
-        pictures |= drawn
-        map_figures += alike
+        map_figures += _maps(reference, answer, precision, pictures)
     roundings = _roundings(reference, answers["fp64"]) if "fp64" in answers else []
     return ParityReport(
         photographs=reference.photographs,
@@ -205,18 +203,17 @@ def _roundings(reference: Artifact, answer: Artifact) -> list[str]:
 
 
 def _maps(
-    reference: Artifact, answer: Artifact, precision: str
-) -> tuple[dict[tuple[str, int, str], Pictures], list[MapFigures]]:
-    """Both sides' final maps, drawn from the raw ones; and how alike every raw and final map is."""
-    size, pictures, rows = reference.table.size, {}, []
+    reference: Artifact, answer: Artifact, precision: str, pictures: dict[tuple[str, int, str], Pictures]
+) -> Iterator[MapFigures]:
+    """How alike every raw and final map is; both sides' final ones, drawn from the raw ones, go into `pictures`."""
+    size = reference.table.size
     for method in answer.settings.methods:
         raw = zip(reference.whole(f"{method}/raw", "fp64"), answer.whole(f"{method}/raw", precision), strict=True)
         for i, (ours, theirs) in enumerate(raw):
             drawn = Pictures(formulas.finish(ours, size), _drawn(theirs, size))
             pictures[method, i, precision] = drawn
-            rows.append(_alike(method, i, precision, "raw", theirs, ours))
-            rows.append(_alike(method, i, precision, "final", drawn.candidate, drawn.reference))
-    return pictures, rows
+            yield _alike(method, i, precision, "raw", theirs, ours)
+            yield _alike(method, i, precision, "final", drawn.candidate, drawn.reference)
 
 
 def _alike(

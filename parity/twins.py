@@ -17,6 +17,7 @@ from parity.candidate import CAUSE, CandidateError, methods_of, recorded
 from parity.contract.artifact import Artifact
 from parity.contract.files import whole
 from parity.contract.network import EXPORT
+from parity.contract.recorder import Recorder
 from parity.contract.text import aligned, one_line
 from parity.similarity import relative_l2
 
@@ -73,13 +74,15 @@ def answer(
     wanted = methods_of(reference, methods)
     twin, inputs, remark = _paired(reference, module)
     made = recorded(
+        Recorder(
+            replace(reference.weights, tensors={}, prints={}),
+            replace(reference.settings, methods=wanted),
+            reference.pixels,
+        ),
+        reference.photographs,
         twin.rows(wanted, precision, device, engine),
         lambda shape, stage: shape != stage.shape,  # then its output is another
         program=module.name,
-        weights=replace(reference.weights, tensors={}, prints={}),
-        settings=replace(reference.settings, methods=wanted),
-        pixels=reference.pixels,
-        photographs=reference.photographs,
         precision=precision,
         device=device,
     )
