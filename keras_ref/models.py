@@ -36,9 +36,9 @@ def seed_of(weights: str | None) -> int | None:
     Raises:
         KerasRefError: no such seed.
     """
-    kind, _, seed = (weights or "").partition(":")
-    if kind != "random":
+    if weights is None or not weights.startswith("random:"):
         return None
+    seed = weights.removeprefix("random:")
     if not re.fullmatch(r"\d{1,10}", seed) or int(seed) >= 2**32:
         raise KerasRefError(f"--weights {weights!r}: the seed must be 0 to 4294967295, as in random:0")
     return int(seed)

@@ -17,8 +17,8 @@ from parity.criterion import DESCRIBED, DIFFERENT, Figure, Verdict
 
 FORMAT = "attention-maps parity report 1"
 
-Key = TypeVar("Key")
-Value = TypeVar("Value")
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,9 @@ class ParityReport:
         return printable(self.photographs[photograph].name)
 
 
-def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
+def grouped(pairs: Iterable[tuple[_Key, _Value]]) -> dict[_Key, list[_Value]]:
     """Key → its values, each once, in the order in which they come."""
-    groups: dict[Key, list[Value]] = {}
+    groups: dict[_Key, list[_Value]] = {}
     for key, value in pairs:
         if value not in groups.setdefault(key, []):
             groups[key].append(value)

@@ -211,7 +211,7 @@ def test_a_map_that_is_not_finite_is_refused(model, inputs, target, name, engine
 @every_engine
 def test_an_index_error_is_not_swallowed(model, inputs, engine):
     """pytorch-grad-cam's own `with` prints it and goes on. On the CPU: on a GPU it would end all work of this process there."""
-    with pytest.raises(ClassError, match="class 10 does not exist: give 0 to 9"):
+    with pytest.raises(ClassError, match="class 10 does not exist: the network has 10, 0 to 9"):
         drawn("gradcam", model, inputs, [0, 1, 10], engine=engine)
     with pytest.raises((IndexError, RuntimeError, ModelError), match="out of bounds"):
         draw_by(engine, model.cpu(), inputs.cpu(), torch.tensor([0, 1, 10]), ["gradcam"])

@@ -65,7 +65,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
             images.load(path)
         assert (str(caught.value), caught.value.path) == (f"{path!r}: {problem}", path)
     for path, problem in (("", "no such file"), ("https://example.org/a.jpg", "a URL; nothing is fetched: download")):
-        for call in (images.load, lambda path: images.load_all(images.find([path]))):
+        for call in (images.load, images.find, lambda path: images.find([path], skip_bad=True)):
             with pytest.raises(ImageError, match=f"^{path!r}: {problem}"):
                 call(path)
 
@@ -77,7 +77,7 @@ def test_pipes_and_devices_are_never_opened(tmp_path: Path, monkeypatch: pytest.
         server.bind("socket.jpg")
     monkeypatch.setattr(Path, "read_bytes", lambda *_: pytest.fail("opened"))
     for path in ("pipe.jpg", "socket.jpg", "/dev/zero"):
-        for call in (images.load, lambda path: images.load_all(images.find([path]))):
+        for call in (images.load, images.find):
             with pytest.raises(ImageError, match="a pipe, socket or device, not a photograph"):
                 call(path)
 
@@ -164,11 +164,10 @@ def test_find_lists_a_folder_and_its_sub_folders_in_natural_order(tmp_path: Path
         (top / name).touch()
     (top / "sub2" / "circle").symlink_to(top)
     (top / "sub10" / "link").symlink_to(tmp_path / "elsewhere")
-    assert images.find([top]) == [top / name for name in (*shown, "sub10/link/e.jpg")]
+    assert images.find(top) == [top / name for name in (*shown, "sub10/link/e.jpg")]
     twice = images.find([str(top / "notes.txt"), top / "Alpha", top / "notes.txt"])
     assert [path.name for path in twice] == ["notes.txt", "z.jpg", "notes.txt"]  # named files need no suffix
-    with pytest.raises(ImageError, match="a folder, not a photograph"):
-        images.load_all(str(top / "Alpha"))  # not letter by letter
+    assert images.find(str(top / "Alpha")) == [top / "Alpha" / "z.jpg"]  # not letter by letter
 
 
 def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,11 +189,11 @@ def test_find_lists_everything_that_is_bad(tmp_path: Path, monkeypatch: pytest.M
     empty = "no photographs in it (.jpg, .png, .webp, .tif and so on; sub-folders included)"
     problems = {"empty": empty, "locked": "may not be read: permission denied", "missing.jpg": "no such file"}
     with pytest.raises(ImagesError) as caught:
-        images.load_all(images.find([path for path in paths if path != "folder"]))
+        images.find(paths)
     assert {error.path: error.problem for error in caught.value.errors} == problems
     assert len(str(caught.value).splitlines()) == 3
 
-    photographs, errors = images.load_all(images.find(paths), skip_bad=True)
+    photographs, errors = images.load_all(images.find(paths, skip_bad=True), skip_bad=True)
     assert [each.name for each in photographs] == ["good.jpg"]
     assert {error.path: error.problem for error in errors} == problems | {
         "folder/dangling.jpg": "a link to a file that is not there",
@@ -217,7 +216,7 @@ def test_load_all_finds_every_bad_one_before_it_complains(tmp_path: Path) -> Non
     assert list(map(str, errors)) == list(map(str, caught.value.errors))
     with pytest.raises(ImagesError):  # nothing would be left
         images.load_all([sources[0], sources[3]], skip_bad=True)
-    assert (images.find([]), images.load_all([])[0]) == (images.defaults(), [])
+    assert images.find([]) == images.load_all([])[0] == []
 
 
 def test_bad_photographs_are_not_kept_in_memory(tmp_path: Path) -> None:

@@ -283,9 +283,9 @@ NO_CLASSES = [1.0, True, {1, 2}, {1: 2}, [[1], [2]], [1, 2, 3], [], -1, 5, 10**3
 
 
 def test_targets():
-    typed = [torch.tensor([True, False]), np.array(["cat", "dog"]), torch.tensor([1.0, 2.0])]
-    lists = [[1.0, 2.0], [True, False], [-1, 0], [0, 5], [None, 1], [[1, 2], [3]], [[1, 2]]]
-    for target in [*(given for given in NO_CLASSES if given != [[1], [2]]), *typed, *lists, "cat"]:
+    typed = [torch.tensor([[1], [2]]), torch.tensor([True, False]), np.array(["1", "2"])]
+    lists = [[1.0, 2.0], [True, False], [1], [-1, 0], [0, 5], [None, 1]]
+    for target in [*NO_CLASSES, *typed, *lists, "1"]:
         refused(ClassError, "class", methods.gradcam, net(), pictures(), target, target_layer=LAYER)
 
 

@@ -51,7 +51,8 @@ def photographs(paths: Sequence[str], size: tuple[int, int], resize: str) -> lis
     Raises:
         ValueError: one cannot be read; the message names each that cannot.
     """
-    return images.load_all(images.find(paths), size=size, resize=resize)[0]
+    files = images.find(paths, skip_bad=True) if paths else images.defaults()
+    return images.load_all(files, size=size, resize=resize)[0]
 
 
 def load_weights(source: str, input: str | None) -> Network:

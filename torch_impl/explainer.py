@@ -129,10 +129,14 @@ class Explainer:
         *,
         input: str | None = None,
         target_layer: str | nn.Module | Sequence[str | nn.Module] | None = None,
+        resize: str | None = None,
         device: str | torch.device = "auto",
         precision: str = "fp32",
+        batch_size: BatchSize = "auto",
+        engine: str = "library",
+        compile: bool = False,
+        labels: str | Sequence[str] | None = None,
         progress: bool = False,
-        **settings: Any,
     ) -> Explainer:
         """torchvision's VGG16.
 
@@ -140,10 +144,14 @@ class Explainer:
             weights: `auto`, `imagenet`, `keras`, `offline`, `offline-random:N`, `seeded:N`, a path, or a `Network`.
             input: `caffe` or `torchvision`; None: the preprocessing that these weights were trained with.
             target_layer: by Keras's name or torchvision's; None: the last convolution's ReLU. See `Explainer`.
+            resize: `lab` or `torchvision`; see `Explainer`.
             device: `auto`, `cpu`, `cuda`, `cuda:1`.
             precision: see `Explainer`.
+            batch_size: images in one pass; "auto" or a number.
+            engine: `library` or `shared`; see `Explainer`.
+            compile: see `Explainer`.
+            labels: see `Explainer`.
             progress: show a download's bar.
-            settings: `resize`, `batch_size`, `engine`, `compile`, `labels`, `score`, …: see `Explainer`.
 
         Raises:
             WeightsError, DeviceError: the weights cannot be had or used; there is no such device.
@@ -159,9 +167,13 @@ class Explainer:
             several.torchvision_names(network.table, target_layer),
             preprocess=input or network.input,
             size=network.table.size[0],
+            resize=resize,
             precision=precision,
+            batch_size=batch_size,
+            engine=engine,
+            compile=compile,
+            labels=labels,
             weights=network,
-            **settings,
         )
 
     def __call__(
@@ -233,7 +245,11 @@ class Explainer:
         pixels: np.ndarray,
         target: Sequence[int | None] | None = None,
         methods: str | Sequence[str] = DEFAULT,
-        **options: Any,
+        *,
+        n_samples: int = 20,
+        noise_level: float = 0.2,
+        seed: int = 0,
+        channels: int | None = None,
     ) -> Drawn:
         """Logits and raw maps of decoded photographs: for those who finish and keep them themselves.
 
@@ -241,7 +257,10 @@ class Explainer:
             pixels: uint8 (N, H, W, 3), RGB, of the network's size.
             target: the class of each; None: its top-1.
             methods: as of a call; none: logits alone.
-            options: as of a call: `n_samples`, `noise_level`, `seed`, `channels`, `relu`.
+            n_samples: SmoothGrad's noisy copies.
+            noise_level: SmoothGrad's σ as a fraction of each image's range.
+            seed: of SmoothGrad's noise.
+            channels: feature maps that Faster-ScoreCAM takes.
 
         Returns:
             Tensors on the device; `methods.finish(raw, (H, W))` makes a raw map one in [0, 1] of the photograph's size.
@@ -252,13 +271,14 @@ class Explainer:
             MapError: a value is not finite.
         """
         names = canonical_names(methods) if len(methods) else ()
+        options = Options(n_samples, noise_level, seed, channels)
         several.check_one(self)
         if len(pixels) == 0:
             raise ValueError("no photograph was given")
         with numerics(self.precision):
             inputs = self._inputs(list(pixels), range(len(pixels)))
             chosen = choose(target, len(pixels), self.labels)
-            return self._drawn(inputs, chosen, names, Options(**options), {}, None)[1][0]
+            return self._drawn(inputs, chosen, names, options, {}, None)[1][0]
 
     def _drawn(
         self,

@@ -100,8 +100,7 @@ class Explanation:
     def captions(self) -> list[str]:
         """`label probability`, photograph by photograph; with a score of one's own, its value."""
         rows = self.manifest["photographs"]
-        values = [p["logit"] if p["probability"] is None else p["probability"] for p in rows]
-        return [f"{p['label']} {value:.2f}\n{p['name']}" for p, value in zip(rows, values, strict=True)]
+        return [f"{p['label']} {_number(p):.2f}\n{p['name']}" for p in rows]
 
     @property
     def footer(self) -> str:
@@ -135,15 +134,13 @@ class Explanation:
 
         if self.reread is not None:
             return self.reread(i)
+        if self.origin is not None:
+            return self.origin.photographs[i].again().pixels
         row = self.manifest["photographs"][i]
-        given = row["path"] if self.origin is None else self.origin.photographs[i].source
-        name = row["path"] or f"<{row['name']}>"
-        if given is None:
-            raise images.ImageError(name, "an array is not kept with the maps: draw them again")
-        photograph = images.load(given, resize=framing.AS_IT_IS)
-        if photograph.sha256 != row["sha256"]:
-            raise images.ImageError(name, "has changed since its maps were drawn: draw them again")
-        return photograph.pixels
+        if row["path"] is None:
+            raise images.ImageError(f"<{row['name']}>", "an array is not kept with the maps: draw them again")
+        kept = images.Photograph(self.pixels[i], row["name"], row["path"], row["sha256"], row["size"], (), row["seen"])
+        return kept.again().pixels
 
     def at_photograph(self, i: int, method: str, shape: tuple[int, int] | None = None) -> np.ndarray:
         """Map `i` at its photograph's own size and shape, pixel for pixel: (H, W) in [0, 1]; NaN where a crop left it out.
@@ -157,11 +154,15 @@ class Explanation:
             KeyError: this method was not asked for.
             FramingError: nobody knows what the network saw of the photograph.
         """
-        if self.manifest.get("resize") is None:
-            raise framing.FramingError(framing.UNKNOWN)
+        self._check_framing()
         row = self.manifest["photographs"][i]
         width, height = row["size"]
         return framing.laid_over(self[method][i], row["seen"], (width, height), shape or (height, width))
+
+    def _check_framing(self) -> None:
+        """Refuse what nobody can lay over its photograph."""
+        if self.manifest.get("resize") is None:
+            raise framing.FramingError(framing.UNKNOWN)
 
     def overlay(
         self, i: int, method: str, *, at: str = "input", alpha: float | None = 0.5, colormap: str = "jet"
@@ -233,6 +234,7 @@ class Explanation:
             return self.pixels, {name: self[name] for name in names}
         pixels: list[np.ndarray] = []
         maps: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        self._check_framing()
         for i in range(len(self.pixels)):
             picture = Image.fromarray(self.photograph(i))
             picture.thumbnail((SHOWN, SHOWN))
@@ -317,10 +319,8 @@ class Explanation:
             for name, (i, method) in overlays.items():
                 _write_png(self.overlay(i, method, at=at, alpha=alpha, colormap=colormap), staging / name)
             np.savez_compressed(staging / "maps.npz", pixels=self.pixels, **self.maps)  # type: ignore[arg-type]
-            said = json.dumps(
-                {**self.manifest, "files": names, "colormap": colormap, "at": at}, indent=2, ensure_ascii=False
-            )
-            Path(staging, output.MANIFEST).write_text(said, encoding="utf-8")
+            said = {**self.manifest, "files": names, "colormap": colormap, "at": at}
+            _write_json(said, staging / output.MANIFEST)
 
         output.replace(Path(folder), names, write, overwrite=overwrite)
         return [Path(folder, name) for name in names]
@@ -367,7 +367,17 @@ class Explanation:
         return [p["constant_reasons"].get(name, "") for p in self.manifest["photographs"]]
 
 
+def _write_json(said: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
 def _write_png(pixels: np.ndarray, path: Path) -> None:
     about = PngInfo()
     about.add_text("Software", SOFTWARE)
     Image.fromarray(pixels).save(path, pnginfo=about)
+
+
+def _number(photograph: Mapping[str, Any]) -> float:
+    """What stands behind a label: the class's probability, or a score of one's own."""
+    probability = photograph["probability"]
+    return float(photograph["logit"] if probability is None else probability)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -87,7 +88,7 @@ class Photograph:
         original_size: (width, height) as a viewer shows it, that is after the EXIF turn.
         notes: What was done on purpose that Keras's ``load_img`` would not do; empty for a plain photograph.
         seen: Which part of it `pixels` show, in pixels of ``original_size``.
-        source: The file, array or Pillow image that it was given as; None for mere bytes.
+        source: The array or Pillow image that it was given as; None for files.
     """
 
     pixels: NDArray[np.uint8]
@@ -99,30 +100,52 @@ class Photograph:
     seen: Box
     source: Source | None = field(default=None, repr=False)
 
+    def again(self) -> Photograph:
+        """The same photograph at its own size.
+
+        Raises:
+            ImageError: It cannot be read any more, or is another one by now.
+        """
+        given = self.path if self.source is None else self.source
+        if given is None:
+            raise ImageError(f"<{self.name}>", "was read from bytes, which are not kept: give its file")
+        photograph = load(given, resize=AS_IT_IS)
+        if photograph.sha256 != self.sha256:
+            raise ImageError(self.path or f"<{self.name}>", "has changed since its maps were drawn: draw them again")
+        return photograph
+
 
 # Which files
 
 
-def find(paths: Iterable[str | os.PathLike[str]]) -> list[str | Path]:
+def find(paths: Iterable[str | os.PathLike[str]], *, skip_bad: bool = False) -> list[Path]:
     """Lists photographs: files as they are, folders as the photographs in them and in their sub-folders.
 
     A folder's photographs are told by suffix, in natural order (``2.jpg`` before ``10.jpg``), without what is hidden.
 
     Args:
-        paths: Files and folders; none: the `defaults`.
+        paths: Files and folders.
+        skip_bad: Keep what cannot be read in the list instead of raising, so that `load_all` reports it together with
+            the files that turn out to be bad inside. (Not a URL, which is no path.)
 
     Returns:
-        The files, in the order given. What cannot be read is among them, as it was given, so that `load_all` reports it
-        together with the files that turn out to be bad inside.
+        The files, in the order given.
+
+    Raises:
+        ImagesError: Something is missing, is no file, or is a folder without photographs; lists all of them.
     """
-    files: list[str | Path] = []
-    for given in paths:
-        path = os.fspath(given)
+    files: list[Path] = []
+    errors: list[ImageError] = []
+    for path in map(os.fspath, _several(paths)):
         try:
             files += _listed(path)
-        except ImageError:
-            files.append(path)
-    return files or [*defaults()]
+        except ImageError as error:
+            files.append(Path(path))
+            errors.append(error)
+    changed = any("://" in error.path or not error.path for error in errors)  # by Path: `load_all` would misquote it
+    if errors and (changed or not skip_bad):
+        raise ImagesError(errors)
+    return files
 
 
 def defaults() -> list[Path]:
@@ -158,7 +181,8 @@ def read_file(path: str) -> bytes:
 
 def unreadable(path: str, error: Exception) -> ImageError:
     """What is raised where a file could not be looked at or opened."""
-    if isinstance(error, FileNotFoundError) and "://" in path:
+    if isinstance(error, FileNotFoundError) and re.match(r"[a-z]+:/", path):
+        path = re.sub("^([a-z]+):/+", r"\1://", path)  # a Path has lost a slash
         problem = "a URL; nothing is fetched: download it first"
     elif isinstance(error, FileNotFoundError):
         problem = "a link to a file that is not there" if os.path.islink(path) else "no such file"
@@ -167,6 +191,11 @@ def unreadable(path: str, error: Exception) -> ImageError:
     else:
         problem = f"cannot be read: {_reason(error)}"
     return ImageError(path, problem)
+
+
+def _several(sources: Iterable[Any]) -> Iterable[Any]:
+    """Takes one file for a list of one: a string is iterable too, and would be read letter by letter."""
+    return [sources] if isinstance(sources, str | os.PathLike | Image.Image) else sources
 
 
 def _listed(path: str) -> list[Path]:
@@ -209,7 +238,7 @@ def check_length(path: str, length: int) -> None:
 # Loading
 
 
-def load(source: Source, *, size: Size = 224, resize: str = "lab", place: str = "") -> Photograph:
+def load(source: Source, *, size: Size = 224, resize: str = "lab") -> Photograph:
     """Reads one photograph as a viewer would show it, and resizes it for the network.
 
     Args:
@@ -217,7 +246,6 @@ def load(source: Source, *, size: Size = 224, resize: str = "lab", place: str = 
             image, which is taken at its current frame.
         size: Of the result, in pixels: a square's side, or (height, width).
         resize: One of `framing.RESIZES`, or `AS_IT_IS`.
-        place: Of an array or a Pillow image among several, for its name.
 
     Returns:
         The photograph, its pixels (height, width, 3).
@@ -226,20 +254,7 @@ def load(source: Source, *, size: Size = 224, resize: str = "lab", place: str = 
         ImageError: The picture cannot be used.
         ValueError: ``size`` or ``resize`` is wrong.
     """
-    _check_options(size, resize)
-    if isinstance(source, np.ndarray | Image.Image):
-        name = ("array" if isinstance(source, np.ndarray) else "image") + place
-        notes: list[str] = []
-        with _refusing(f"<{name}>"):
-            image = source if isinstance(source, Image.Image) else decoding.from_array(source, notes)
-            sha256 = hashlib.sha256(source.tobytes()).hexdigest()  # decodes an image, where that is still to be done
-            return replace(_photograph(image, name, None, sha256, size, resize, notes), source=source)
-    path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-    if not isinstance(path, str):
-        raise ImageError(f"<{type(source).__name__}{place}>", "not a file, a NumPy array or a Pillow image")
-    # A name that is not UTF-8 holds lone surrogates, which no file or figure can be written with.
-    name = os.fsencode(os.path.basename(path)).decode("utf-8", "replace") or path
-    return load_bytes(read_file(path), name=name, path=path, size=size, resize=resize)
+    return _load(source, size, resize, "")
 
 
 def load_bytes(data: bytes, *, name: str, path: str | None = None, size: Size = 224, resize: str = "lab") -> Photograph:
@@ -288,13 +303,9 @@ def load_all(
     """
     photographs: list[Photograph] = []
     errors: list[ImageError] = []
-    if isinstance(
-        sources, str | os.PathLike | Image.Image
-    ):  # a string is iterable too, and would be read letter by letter
-        sources = [sources]
-    for number, source in enumerate(sources, start=1):
+    for number, source in enumerate(_several(sources), start=1):
         try:
-            photographs.append(load(source, size=size, resize=resize, place=f" {number}"))
+            photographs.append(_load(source, size, resize, f" {number}"))
         except ImageError as error:
             # Its traceback would keep each bad file's bytes and half-decoded pixels alive.
             error.__traceback__ = error.__context__ = error.__cause__ = None
@@ -310,6 +321,23 @@ def _check_options(size: Size, resize: str) -> None:
     framing.sides(size)
 
 
+def _load(source: Source, size: Size, resize: str, place: str) -> Photograph:
+    _check_options(size, resize)
+    if isinstance(source, np.ndarray | Image.Image):
+        name = ("array" if isinstance(source, np.ndarray) else "image") + place
+        notes: list[str] = []
+        with _refusing(f"<{name}>"):
+            image = source if isinstance(source, Image.Image) else decoding.from_array(source, notes)
+            sha256 = hashlib.sha256(source.tobytes()).hexdigest()  # decodes an image, where that is still to be done
+            return replace(_photograph(image, name, None, sha256, size, resize, notes), source=source)
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(path, str):
+        raise ImageError(f"<{type(source).__name__}{place}>", "not a file, a NumPy array or a Pillow image")
+    # A name that is not UTF-8 holds lone surrogates, which no file or figure can be written with.
+    name = os.fsencode(os.path.basename(path)).decode("utf-8", "replace") or path
+    return load_bytes(read_file(path), name=name, path=path, size=size, resize=resize)
+
+
 def _photograph(
     image: Image.Image, name: str, path: str | None, sha256: str, size: Size, resize: str, notes: list[str]
 ) -> Photograph:
@@ -318,7 +346,7 @@ def _photograph(
     height_and_width = framing.sides(size)
     pixels = np.array(framing.resized(image, height_and_width, resize))
     seen = framing.seen(image.size, height_and_width, resize)
-    return Photograph(pixels, name, path, sha256, image.size, tuple(notes), seen, source=path)
+    return Photograph(pixels, name, path, sha256, image.size, tuple(notes), seen)
 
 
 @contextlib.contextmanager

@@ -16,19 +16,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parity.contract.classes import ClassError
 from parity.contract.methods import METHODS, REFERENCE, Options, canonical_name
 from torch_impl import maps  # noqa: F401  (fills the registry)
 from torch_impl.arrays import Images, Maps
 from torch_impl.batching import BatchSize
-from torch_impl.capture.draw import draw, opened
+from torch_impl.capture.draw import ChooseRows, draw, opened
 from torch_impl.capture.layout import FeatureLayout, checked_layout
 from torch_impl.capture.target_layer import find_layer
 from torch_impl.maps.postprocess import finish
 from torch_impl.maps.registry import DRAWN
 from torch_impl.precision import name_of, numerics
-from torch_impl.question import choose, expanded
-from torch_impl.score import PROBABILITIES, Score, are_probabilities, checked_inputs
+from torch_impl.score import PROBABILITIES, Score, are_probabilities, checked_inputs, checked_target, within
 
 __all__ = ["finish", "raw_maps"]
 
@@ -81,16 +79,24 @@ def raw_maps(
     capture = opened(
         model, layer, engine=engine, batch_size=batch_size, score=score, feature_layout=checked_layout(feature_layout)
     )
-    rows, classes = expanded(len(pictures), None if score else target)
-    if rows != list(range(len(pictures))):
-        raise ClassError(
-            f"several classes of a photograph: give one class index, or one for each of the {len(pictures)}"
-        )
+    chosen = chooser(None if score else target, len(pictures))
     with numerics(name_of(pictures.dtype)):
-        drawn = draw(capture, pictures, choose(classes, len(rows), ()), [name], Options(**options), others=others)
+        drawn = draw(capture, pictures, chosen, [name], Options(**options), others=others)
     if score is None and drawn.logits is not None and are_probabilities(drawn.logits):
         warnings.warn(PROBABILITIES, stacklevel=3)
     return drawn.raw[name]
+
+
+def chooser(target: Any, count: int) -> ChooseRows:
+    """How a target as people write it becomes a class for each photograph, once the logits say how many there are.
+
+    Raises:
+        ClassError: not one class for all, or one for each.
+    """
+    if target is None:
+        return lambda logits, rows: logits.argmax(dim=1)
+    indices = checked_target(target, count)
+    return lambda logits, rows: within([indices[row] for row in rows], logits)
 
 
 @lru_cache

@@ -158,7 +158,7 @@ def asked_of(
     """The explainer, the photographs as it reads them, their classes; with `--skip-bad` the errors of those that cannot be read."""
     from torch_impl import images, question
 
-    paths = images.find(arguments.photographs)
+    paths = images.find(arguments.photographs, skip_bad=True) if arguments.photographs else images.defaults()
     classes = question.classes_for(arguments.classes, paths)
     explainer = explainer_of(arguments)
     photographs, refused = images.load_all(

@@ -93,7 +93,7 @@ def _class(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
 
 
-def classes_for(option: list[str] | None, paths: Sequence[str | Path]) -> list[str] | None:
+def classes_for(option: list[str] | None, paths: Sequence[Path]) -> list[str] | None:
     """The option `--classes`: one class for all photographs, or one for each; None: their top-1.
 
     Args:
@@ -129,7 +129,7 @@ def folder_of(path: str | os.PathLike[str]) -> str:
     return os.path.basename(os.path.dirname(os.path.abspath(path)))
 
 
-def without(classes: list[str] | None, paths: Sequence[str | Path], refused: Sequence[ImageError]) -> list[str] | None:
+def without(classes: list[str] | None, paths: Sequence[Path], refused: Sequence[ImageError]) -> list[str] | None:
     """Classes of the photographs that are left where some were refused."""
     if classes is None or len(classes) == 1:
         return classes
@@ -200,7 +200,7 @@ def names_for(labels: str | Sequence[str] | None, weights: Network | None) -> Se
     if labels is None:
         known = weights is not None and weights.source.partition(":")[0] in IMAGENET_SOURCES
         return imagenet.labels() if known else ()
-    if labels == "imagenet":
+    if isinstance(labels, str) and labels == "imagenet":
         return imagenet.labels()
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise ValueError(f'labels {labels!r}: give "imagenet", or a list with a label for each class')

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from parity.contract.classes import ClassError
 from parity.contract.text import one_line
-from torch_impl.arrays import Images, Logits
+from torch_impl.arrays import Images, Logits, Target
+from torch_impl.precision import sent
 from torch_impl.preserve import ModelError
 
 TOGETHER = (
@@ -179,3 +182,45 @@ def are_probabilities(logits: Logits) -> bool:
     """Whether outputs (N, classes) are probabilities already: none negative, each photograph's sum 1."""
     wide = logits.detach().cpu().double()
     return wide.shape[1] > 1 and bool((wide >= 0).all()) and bool(((wide.sum(dim=1) - 1).abs() < SUM_TOLERANCE).all())
+
+
+def checked_target(target: Any, count: int) -> list[int]:
+    """A target as people write it → the class of each photograph.
+
+    Args:
+        target: one index, or one for each photograph: an int, a list, an array or a tensor of integers.
+        count: photographs.
+
+    Raises:
+        ClassError: anything else.
+    """
+    wanted = f"give one class index, or one for each of the {count} photographs"
+    if isinstance(target, (Tensor, np.ndarray)):
+        target = target.tolist()
+    values = target if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    values = [v.item() if isinstance(v, (Tensor, np.ndarray)) and v.shape == () else v for v in values]
+    if not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in values):
+        raise ClassError(f"target {_short(target)}: {wanted}")
+    if any(v < 0 for v in values):
+        raise ClassError(f"target {_short(target)}: a class index is 0 or more; {wanted}")
+    if len(values) not in (1, count) or (len(values) == 1 != count and isinstance(target, Sequence)):
+        raise ClassError(f"target {_short(target)} holds {len(values)} classes: {wanted}")
+    return [int(v) for v in values] * (count if len(values) == 1 else 1)
+
+
+def within(indices: list[int], logits: Logits) -> Target:
+    """Class indices as a tensor beside the logits.
+
+    Raises:
+        ClassError: the network has no such class.
+    """
+    if max(indices) >= logits.shape[1]:
+        raise ClassError(
+            f"class {max(indices)} does not exist: the network has {logits.shape[1]}, 0 to {logits.shape[1] - 1}"
+        )
+    return sent(torch.tensor(indices), logits.device)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

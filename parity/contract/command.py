@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
 
 from parity.contract.methods import FASTER_CHANNELS, METHODS, Options, canonical_names
@@ -50,11 +52,11 @@ def run(body: Callable[[], int], program: str, *, memory: str = "close other pro
     for stream in (sys.stdout, sys.stderr):  # a label or a file name must not fail on a terminal of another encoding
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no child or temporary file stays
     try:
-        status = body()
-        sys.stdout.flush()
-        return status
+        with _terminated_like_interrupted():
+            status = body()
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         print(f"{program}: interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
@@ -67,6 +69,17 @@ def run(body: Callable[[], int], program: str, *, memory: str = "close other pro
         for line in _words(error, memory).splitlines():
             print(f"{program}: error: {printable(line)}", file=sys.stderr)
         return FAILED
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C: `finally` blocks run, children end, no temporary file stays behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 

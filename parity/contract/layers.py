@@ -129,10 +129,10 @@ class LayerTable:
         """
         layers = []
         for row in plain["layers"]:
-            tensors = {name: tuple(shape) for name, shape in row["tensors"].items()}
-            lists = {"shape": tuple(row["shape"]), "inbound": tuple(row["inbound"])}
-            layers.append(Layer(**{**row, **lists, "tensors": tensors}))
-        table = cls(tuple(layers), plain["target"], plain["modules"])
+            tensors = {name: tuple(map(int, shape)) for name, shape in row["tensors"].items()}
+            lists = {"shape": tuple(map(int, row["shape"])), "inbound": tuple(row["inbound"])}
+            layers.append(Layer(**{**row, **lists, "tensors": tensors, "config": dict(row["config"])}))
+        table = cls(tuple(layers), plain["target"], dict(plain["modules"]))
         if table.target not in table._by_name:
             raise ValueError(f"there is no layer {table.target!r} to be the target")
         return table

@@ -262,7 +262,12 @@ def write(network: Network, path: str | os.PathLike[str]) -> None:
 
 def _embedded() -> dict[str, np.ndarray]:
     with resources.as_file(resources.files("parity.contract").joinpath("data/vgg16_offline.safetensors")) as path:
-        return load_file(path)
+        try:
+            return load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise WeightsError(
+                f"the embedded weights are damaged ({one_line(error)}): install the package again"
+            ) from None
 
 
 def _convolutions(packed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

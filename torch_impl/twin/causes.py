@@ -312,17 +312,31 @@ class _Layer:
         return f"{change.words} (layer {row.name})" if epsilon > 0 and self._off(row.name, change) < EXPLAINS else ""
 
     def _normalized_again(self) -> str:
-        """What the module does to the channels of its inputs, told by what the modules in it are given."""
-        said: list[str] = []
+        """Whether the module scales, shifts or exchanges the channels of its inputs first: told by least squares."""
+        captured, theirs = self._captured
+        x = captured[self._input]
+        linear = Change("", {"activation": "linear"}) if self.layer.config.get("activation") else None
 
-        def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if given and not said:
-                said.extend(filter(None, [_channels_between(given[0], self.twin)]))
-            return output.clone()
+        def of(inputs: Tensor) -> Tensor:
+            values = self._values(self.layer.name if linear else "", linear, {**captured, self._input: inputs})
+            return values[self.layer.name].flatten()
 
-        with suppress(RuntimeError):  # as in `_captured`
-            Watch(self.model).run(self.twin.photograph(0), see)
-        return "".join(said)
+        open_places = (theirs > 0 if linear else torch.ones_like(theirs, dtype=torch.bool)).flatten()
+        nothing = of(torch.zeros_like(x))
+        if nothing.shape != open_places.shape:
+            return ""
+        columns = []
+        for channel in range(x.shape[1]):
+            for values in (*x[0], torch.ones_like(x[0, 0])):
+                alone = torch.zeros_like(x)
+                alone[:, channel] = values
+                columns.append((of(alone) - nothing)[open_places])
+        matrix, wanted = torch.stack(columns, 1), (theirs.flatten() - nothing)[open_places]
+        solution = torch.linalg.lstsq(matrix, wanted[:, None]).solution[:, 0]
+        if _between(matrix @ solution, wanted) > EXPLAINS:
+            return ""
+        mixed = solution.reshape(x.shape[1], -1)
+        return _channels_words(mixed[:, :-1], mixed[:, -1])
 
 
 def _channels_words(factors: Tensor, offsets: Tensor) -> str:

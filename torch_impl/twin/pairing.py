@@ -162,7 +162,7 @@ class _Seen:
 
 
 def relative(values: np.ndarray, expected: np.ndarray) -> float:
-    """Relative L2 between values and those expected; infinite where these are all 0."""
+    """Relative L2 between values and those expected; infinite where these alone are all 0."""
     scale, off = float(np.linalg.norm(expected)), float(np.linalg.norm(values - expected))
     return off / scale if scale > 0 else (0.0 if off == 0 else float("inf"))
 

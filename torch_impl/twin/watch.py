@@ -127,13 +127,16 @@ class Watch:
 
     @contextmanager
     def keeping(self, keys: Container[str]) -> Iterator[dict[str, Tensor]]:
-        """Within, the outputs of the calls of these keys are kept, and stay what they are where what follows works in place."""
+        """Within, the outputs of the calls of these keys are kept, and stay what they are where what follows works in place.
+
+        Without gradients they are copies, since what follows gets the very tensors where a module returns several.
+        """
         kept: dict[str, Tensor] = {}
 
         def see(call: Call, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if call.key not in keys:
                 return None
-            kept[call.key] = output
+            kept[call.key] = output if torch.is_grad_enabled() else output.clone()
             return output.clone()
 
         with self.watching(see):
