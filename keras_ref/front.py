@@ -22,6 +22,7 @@ class Front:
         corner: (top, left) of what is kept of the picture.
         scale, offset: of each channel, float64.
         layers: names of those layers.
+        taken: those layers, until they are let go.
         resized: whether a layer that resizes is among them.
     """
 
@@ -31,6 +32,7 @@ class Front:
     scale: np.ndarray = field(default_factory=lambda: np.ones(1))
     offset: np.ndarray = field(default_factory=lambda: np.zeros(1))
     layers: list[str] = field(default_factory=list)
+    taken: list[Any] = field(default_factory=list)
     resized: bool = False
 
     def takes(self, layer: Any, name: str) -> bool:
@@ -57,6 +59,7 @@ class Front:
         else:
             return kind_of(layer)[0] in ("identity", "dropout")
         self.layers.append(name)
+        self.taken.append(layer)
         return True
 
     def _crop(self, top: int, left: int, height: int, width: int) -> None:

@@ -6,6 +6,7 @@ format is that of the process, and given its weights; the layers at the input th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -127,7 +128,7 @@ class Flattener:
         """The outputs of one call of one layer, operation or model."""
         operation = node.operation
         name = prefix + operation.name
-        if node.arguments.kwargs.get("training"):
+        if node.arguments.kwargs.get("training") and not _trains_by_default(operation):
             raise KerasRefError(f"--model: layer {name} is called with training=True: its output is random")
         if (inner := self._function(operation, tensors)) is not None and len(inner._inputs) == len(given):
             return self._walk(inner, given, f"{name}/")
@@ -323,6 +324,12 @@ def _called(node: Any, tensors: list[Any], values: Any) -> Any:
     given = values if isinstance(values, (list, tuple)) else [values]
     args, kwargs = node.arguments.fill_in(dict(zip(map(id, tensors), given, strict=True)))
     return node.operation.call(*args, **kwargs)
+
+
+def _trains_by_default(operation: Any) -> bool:
+    """Whether a layer's `training` is True where nobody says (Keras's layers of pictures): a model's False takes its place."""
+    parameter = inspect.signature(operation.call).parameters.get("training")
+    return parameter is not None and parameter.default is True
 
 
 def _operation(node: Any) -> tuple[str, Config]:

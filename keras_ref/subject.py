@@ -147,13 +147,16 @@ def _any_model(options: argparse.Namespace, precision: str) -> Subject:
     scale, offset = front.affine
 
     kept = [function] if precision == "fp32" else []  # let go once it is seen to be the same network
+    if not kept:
+        front.taken.clear()  # they lead to it too
     del function, original
     gc.collect()  # the original is full of cycles, and holds every weight once more
 
     def built(probe: np.ndarray, picture: np.ndarray) -> Models:
         layered = _layered(flat, table, cam_options, probe)
         if kept:
-            _check_same(kept.pop(), flat, prepare(picture), probe)
+            _check_same(kept.pop(), flat, prepare, picture, probe)
+        front.taken.clear()
         return layered
 
     def preprocess(pixels: np.ndarray) -> np.ndarray:
@@ -186,20 +189,31 @@ def _layered(flat: Flat, table: LayerTable, cam_options: CamOptions, probe: np.n
     return Models(flat.model, layered, table, cam_options, binary=table.classes == 1)
 
 
-def _check_same(original: Any, flat: Flat, given: np.ndarray, inputs: np.ndarray) -> None:
+def _check_same(original: Any, flat: Flat, prepare: Preprocess, picture: np.ndarray, inputs: np.ndarray) -> None:
     """Whether the flat model is the user's.
 
     Args:
         original: the user's, functional.
         flat: what is explained.
-        given: what the original reads.
-        inputs: what the flat model reads.
+        prepare: makes of a picture what the original reads.
+        picture: uint8 (H, W, 3), as the flat model's inputs begin.
+        inputs: what the flat model reads of it. Where the original resizes, it reads a larger or smaller one, and its own layers
+            give the flat model's inputs.
 
     Raises:
         KerasRefError: they differ, or give what is no number.
     """
     import keras
 
+    if flat.front.resized:
+        rows, columns = (
+            np.arange(wanted) * had // wanted
+            for wanted, had in zip(original.inputs[0].shape[1:3], picture.shape[:2], strict=True)
+        )
+        given = prepare(picture[rows][:, columns])
+        inputs = keras.Sequential(flat.front.taken)(given, training=False)
+    else:
+        given = prepare(picture)
     before = np.asarray(original(given, training=False), np.float64)
     logits = flat.model(inputs, training=False)
     after = np.asarray(getattr(keras.ops, flat.ended)(logits) if flat.ended else logits, np.float64)

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from parity.contract.text import aligned, printable
 from parity.criterion import DESCRIBED, DIFFERENT, Figure, Verdict
 
 FORMAT = "attention-maps parity report 1"
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -242,9 +239,9 @@ class ParityReport:
         return printable(self.photographs[photograph].name)
 
 
-def grouped(pairs: Iterable[tuple[_Key, _Value]]) -> dict[_Key, list[_Value]]:
+def grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
     """Key → its values, each once, in the order in which they come."""
-    groups: dict[_Key, list[_Value]] = {}
+    groups: dict[Any, list[Any]] = {}
     for key, value in pairs:
         if value not in groups.setdefault(key, []):
             groups[key].append(value)

@@ -154,6 +154,13 @@ def nested() -> Any:
     return _head(outer, keras.Sequential([L.Conv2D(6, 3), L.ReLU()], name="top")(x))
 
 
+def resized() -> Any:
+    """Pictures are made smaller by the model itself; so are feature maps, where `training` is True by default and means nothing."""
+    inputs = keras.Input((32, 24, 3))
+    x = L.Conv2D(4, 3, activation="relu")(L.Rescaling(1 / 255)(L.Resizing(16, 16)(inputs)))
+    return _head(inputs, L.Conv2D(5, 3, activation="relu")(L.CenterCrop(6, 6)(L.Resizing(8, 8)(x))))
+
+
 class Subclassed(keras.Model):
     """A model that is a class."""
 

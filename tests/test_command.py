@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_the_status_is_the_bodys() -> None:
 
 
 PROGRAM = "import sys, time; from parity.contract.command import run; sys.exit(run(lambda: {}, 'p'))"
+
+
+def test_in_a_thread(capsys: Any) -> None:
+    """Where no signal may be set: a server, a window."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(command.run, lambda: 3, "p").result() == 3
+        assert pool.submit(command.run, raising(ValueError("no such class")), "p").result() == 2
+    assert capsys.readouterr().err == "p: error: no such class\n"
 
 
 def test_a_reader_that_has_gone(tmp_path: Path) -> None:

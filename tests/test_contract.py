@@ -122,6 +122,18 @@ def test_the_embedded_networks_are_what_their_words_say() -> None:
     assert all(np.all(drawn[f"classifier.{i}.bias"] != 0) for i in (0, 3, 6))
 
 
+@pytest.mark.parametrize("damage", ["absent", "damaged"])
+def test_damaged_embedded_weights_are_the_installation_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    if damage == "damaged":
+        (tmp_path / "data/vgg16_offline.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    monkeypatch.setattr(network.resources, "files", lambda _: tmp_path)
+    with pytest.raises(WeightsError, match=r"the embedded weights are damaged \(.*\): install the package again"):
+        network.offline()
+
+
 def test_sources_by_name(tmp_path: Path, tiny: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "seeded", lambda seed: f"seeded {seed}")
     monkeypatch.setattr(network, "offline_random", lambda seed: f"random {seed}")

@@ -268,6 +268,8 @@ def test_errors_name_what_is_wrong(tiny, pictures, explanation):
         (lambda: explainer(pictures, methods="vanilla")["gradcam"], KeyError, "gradcam was not drawn"),
         (lambda: Explainer(explainer.model, preprocess="tf"), ValueError, "preprocessing 'tf' is unknown"),
         (lambda: Explainer(explainer.model, preprocess=5), ValueError, "preprocessing 5 is unknown"),
+        (lambda: Explainer(explainer.model, labels="cat"), ValueError, 'give "imagenet", or a list with a label'),
+        (lambda: Explainer(explainer.model, labels=np.array(["cat", "dog"])), ValueError, "or a list with a label"),
         (lambda: Explainer(explainer.model, outputs="odds"), ValueError, "outputs 'odds' is unknown; known: logits"),
         (lambda: explainer_of(tiny, resize="crop"), ValueError, "resize 'crop' is unknown"),
         (lambda: explainer_of(tiny, engine="fast"), ValueError, "engine 'fast' is unknown; known: library, shared"),

@@ -69,6 +69,7 @@ DONE = (
     "--model own.h5",
     "--model lambda.keras --trust",
     "--model lambda.h5 --trust",
+    "--model keras_nets:resized --precision fp32",
     "--model own.keras --labels five.txt --classes c --target-layer add",
 )
 

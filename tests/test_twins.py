@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from table_blocks import BLOCKS, network, of, random_network
-from table_twins import Style, TableNet, compared
+from table_networks import Builder
+from table_twins import Style, TableNet, compared, parting, weight
 from torch import Tensor, nn
 
 from parity import assert_parity
@@ -202,3 +204,79 @@ def test_the_scaling_that_the_model_begins_with_may_be_inside_or_outside_but_onc
     assert report.holds == holds, report.as_table()
     if not holds:
         assert "mean and std" in report.as_table()
+
+
+def test_a_scaling_that_is_right_is_not_blamed_for_what_follows():
+    builder, target = network("residual")
+    reference = builder.reference(target, affine=AFFINE)
+    noise = 1 + 0.1 * torch.rand(8, generator=torch.Generator().manual_seed(0)).double()
+    wrong = weight("stem.weight", lambda kernel: kernel * noise[:, None, None, None])
+    for model in (TableNet(builder, wrong), Inside(TableNet(builder, wrong))):
+        stage, cause = parting(compared(reference, model), "fp64")
+        assert stage == "activations/stem"
+        assert "mean and std" not in cause
+
+
+class Tupled(nn.Module):
+    """Its layers return tuples, on which the next one works in place."""
+
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 6, 3, padding=padding), nn.Conv2d(6, 8, 3), nn.Linear(8, 5)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        (x,) = self.first(x)
+        (x,) = self.second(F.relu_(x))
+        return self.head(self.relu(x).mean((2, 3)))
+
+
+def test_a_layer_that_returns_a_tuple_is_seen_as_it_was():
+    """Not as what works in place on it has left it."""
+    builder = Builder((16, 16, 3))
+    builder.conv("first", 6)
+    builder.act("first_relu")
+    builder.conv("second", 8, padding="valid")
+    builder.act("second_relu")
+    builder.add("gap", "globalpool", pool="average")
+    builder.dense("head", 5)
+    module = Tupled(2)
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in builder.tensors.items()})
+    for layer in (module.first, module.second):
+        layer.register_forward_hook(lambda module, given, output: (output,))
+    stage, cause = parting(compared(builder.reference("second_relu"), module), "fp64")
+    assert stage == "activations/first"
+    assert "padding: (2, 2) in the port, (1, 1) in the reference" in cause
+
+
+class NormalizedByHand(nn.Module):
+    """A batch norm's numbers are the model's own, and no module does its work."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        super().__init__()
+        self.conv, self.relu, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Linear(6, 5)
+        for role in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(role, torch.from_numpy(tensors[f"norm.{role}"]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-3)
+        return self.head(self.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_numbers_that_are_the_model_s_own_are_no_layer(right):
+    builder = Builder((16, 16, 3))
+    builder.norm("norm")
+    builder.conv("conv", 6, activation="relu")
+    builder.add("gap", "globalpool", pool="average")
+    builder.dense("head", 5)
+    module = NormalizedByHand(builder.tensors)
+    own = {name: torch.from_numpy(array) for name, array in builder.tensors.items() if "norm" not in name}
+    module.load_state_dict(own, strict=False)
+    if not right:
+        module.conv.weight.data = module.conv.weight.data.flip(0) * 1.01
+    reference = builder.reference("conv")
+    report = compared(reference, module)
+    assert report.holds == right
+    if not right:
+        assert parting(report, "fp64")[0] in ("activations/conv", "activations/gap", "logits")

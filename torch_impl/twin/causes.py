@@ -298,6 +298,8 @@ class _Layer:
         if row.kind != "batchnorm":
             return ""
         t, theirs, x = self.tensors[row.name], self._captured[1], self._computed[row.inbound[0]]
+        if theirs.shape != x.shape:
+            return ""
         scale = t.get("weight", torch.ones_like(t["running_var"]))
         bias = t.get("bias", torch.zeros_like(t["running_var"]))
         shape = (1, -1, *[1] * (x.ndim - 2))

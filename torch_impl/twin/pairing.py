@@ -179,7 +179,8 @@ def _by_weights(layer: Layer, weights: Weighted, calls: Sequence[Call], layers: 
 
 def _is_leaf(call: Call, calls: Sequence[Call]) -> bool:
     """Whether no other module ran within: a layer of the user's own making."""
-    return not any(other.name.startswith(f"{call.name}.") for other in calls)
+    within = f"{call.name}." if call.name else ""  # all of them are within the model itself
+    return not any(other.name.startswith(within) for other in calls if other.name != call.name)
 
 
 def _with_activation(layer: Layer, call: Call, calls: Sequence[Call]) -> Call | None:
