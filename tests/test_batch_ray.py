@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import util
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +22,19 @@ from torch_impl.batch.run import Run, RunError
 from torch_impl.weights import load_network
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-ray = pytest.importorskip("ray")
-pytest.importorskip("ray.data")
-from ray.cluster_utils import Cluster  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(util.find_spec("ray") is None, reason="no Ray here"),
+]
 
 
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one CPU each, in processes of their own, and this process connected to them."""
+    import ray
+    from ray.cluster_utils import Cluster
+
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)
@@ -70,6 +74,8 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_two_nodes_go_on_with_a_run_of_this_process_and_a_killed_worker_loses_nothing(cluster, weights, here):
+    import ray.data
+
     slow = ["--batch-size", "1", "--methods", "gradcam,smoothgrad", "--samples", "40"]
     expected = run(weights, "expected", *slow, runner="local")
     out = run(weights, "out", *slow, "--limit", "4", runner="local")

@@ -147,6 +147,7 @@ def test_convolutions_from_end_to_end(weights, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.keras
+@pytest.mark.slow
 def test_speed_from_end_to_end(tmp_path, weights, capsys):
     arguments = ["--rounds", "1", "--samples", "1", "--photographs", "1", "--jobs", "all", "--weights", weights]
     assert main([*arguments, "--contenders", "shared,tf-keras-vis", "--json", str(tmp_path / "all.json")]) == 0
