@@ -134,10 +134,10 @@ class Transfer:
             choices = Counter({i: choices[i] for i in range(more[-1])} | {more[-1]: choices[more[-1]] + 1})
             attempt = self._forward(choices)
         if attempt.stopped:
-            chosen = enumerate(zip(self.best.fitting, self.best.layers.values(), strict=False))
+            best = enumerate(zip(self.best.fitting, self.best.layers.values(), strict=False))
             self._forward(
-                Counter({i: fits.index(name) for i, (fits, name) in chosen})
-            )  # as the best attempt left the copy
+                Counter({i: fits.index(name) for i, (fits, name) in best})
+            )  # the copy is left as by that attempt
             raise TransferError(self.best.stopped)
         self._check_told_apart(attempt, choices)
         kept = self._complete(attempt)
